@@ -1,0 +1,115 @@
+"""`python -m components STAGE --INPUT PATH ... --out PATH [--params FILE] [--set section.key=value ...]`."""
+
+from components.common import interrupt
+
+interrupt.install()  # before the imports below and in the stages, which take seconds
+
+import argparse  # noqa: E402
+import importlib  # noqa: E402
+import importlib.util  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import NamedTuple, NoReturn  # noqa: E402
+
+
+class Option(NamedTuple):
+    """An input of a stage."""
+
+    name: str
+    help: str
+    many: bool = False
+    required: bool = True
+
+
+class StageCommand(NamedTuple):
+    """What the command line knows of a stage."""
+
+    help: str
+    inputs: tuple[Option, ...] = ()
+
+
+SHARDS = Option("shards", "output folders of preprocess", many=True)
+BACKBONE = Option("backbone", "output folder of pretrain; without it training starts from scratch", required=False)
+
+STAGES = {
+    "simulate": StageCommand("make a cohort of phantom DICOM files"),
+    "preprocess": StageCommand(
+        "turn a folder of DICOM files into Parquet shards",
+        (Option("raw", "folder of DICOM files; labels.csv and boxes.csv at its top are read"),),
+    ),
+    "pretrain": StageCommand("pretrain a backbone with MoCo v2 and the IFA loss", (SHARDS,)),
+    "classify": StageCommand("fine-tune a classifier of findings", (SHARDS, BACKBONE)),
+    "evaluate": StageCommand(
+        "compute metrics with confidence intervals, and a report",
+        (Option("predictions", "output folders of classify", many=True),),
+    ),
+    "register": StageCommand(
+        "register a model in MLflow and decide on its alias",
+        (Option("model", "output folder of classify"), Option("evaluation", "output folder of evaluate")),
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one stage and returns the exit code: 0 done, 2 the user's mistake, 75 stopped and saved."""
+    options = vars(_parser().parse_args(arguments))
+    _use_environment()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        return _run(**options)
+    except interrupt.Interrupted:
+        print(f"{options['stage']}: stopped; run the same command to continue", file=sys.stderr)
+        return interrupt.EXIT_CODE
+
+
+def _run(stage: str, params: str, set: list[str], **paths: object) -> int:
+    from components.common.errors import UserError
+    from components.common.params import load
+
+    try:
+        importlib.import_module(f"components.{stage}.run").run(**paths, params=load(params, set))
+    except UserError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m components", description=__doc__)
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, command in STAGES.items():
+        stage = stages.add_parser(name, help=command.help, description=command.help)
+        for option in command.inputs:
+            stage.add_argument(
+                f"--{option.name}", nargs="+" if option.many else None, required=option.required, metavar="PATH", help=option.help
+            )
+        stage.add_argument("--out", required=True, metavar="PATH", help="output folder")
+        stage.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters (default: params.yaml)")
+        stage.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
+    return parser
+
+
+def _use_environment() -> None:
+    """Continues in .venv when started by a Python that lacks the packages, as `.venv/bin/dvc repro` does."""
+    if importlib.util.find_spec("pydantic"):
+        return
+    root = Path(__file__).parents[1]
+    python = root / ".venv" / "bin" / "python"
+    if not python.exists() or Path(sys.prefix) == root / ".venv":
+        print(f"{sys.executable} lacks this project's packages: run `make .venv` and `. .venv/bin/activate`", file=sys.stderr)
+        sys.exit(2)
+    os.execv(python, [str(python), "-m", "components", *sys.argv[1:]])  # noqa: S606
+
+
+if __name__ == "__main__":
+    sys.exit(main())

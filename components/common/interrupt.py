@@ -1,0 +1,60 @@
+"""SIGTERM and SIGINT: stop at a safe point, save, exit with 75.
+
+Standard library only: the command line installs the handlers before the imports that take seconds.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 75
+
+
+class Interrupted(BaseException):
+    """The process was asked to stop. What was done so far is saved; the same command continues."""
+
+
+_stop = threading.Event()
+_deferrals = 0
+
+
+def install() -> None:
+    """Handles SIGTERM and SIGINT from now on."""
+    signal.signal(signal.SIGTERM, _handle)
+    signal.signal(signal.SIGINT, _handle)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    # Whoever signals twice does not want to wait for a checkpoint.
+    impatient = _stop.is_set()
+    _stop.set()
+    if impatient or not _deferrals:
+        raise Interrupted(signal.Signals(number).name)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within this block a first signal only sets the flag that `check` looks at."""
+    global _deferrals
+    _deferrals += 1
+    try:
+        yield
+    finally:
+        _deferrals -= 1
+
+
+def requested() -> bool:
+    """Whether a signal has arrived: time to save."""
+    return _stop.is_set()
+
+
+def check() -> None:
+    """Raises Interrupted if a signal has arrived. Call it where everything is saved.
+
+    Raises:
+        Interrupted: a signal has arrived.
+    """
+    if requested():
+        raise Interrupted("stopped on request")

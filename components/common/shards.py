@@ -1,0 +1,177 @@
+"""Shards: Parquet files with one row an image, their manifest, and how pixels are packed into a row.
+
+`part-*.parquet` hold rows in the schema below, in row groups small enough to stream; `manifest.json` describes them.
+Nothing here needs torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.common import storage
+from components.common.errors import UserError
+from components.common.job import read_input, upstream_run_id
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+ROWS_PER_GROUP = 100
+SPLITS = ("train", "val", "test")
+CODEC = "delta-zstd"
+
+BOX = pa.struct([("label", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("width", pa.float32()), ("height", pa.float32())])
+SCHEMA = pa.schema([
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("patient_id", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("pixels", pa.binary(), nullable=False),
+    pa.field("codec", pa.string(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("bits", pa.int32(), nullable=False),
+    pa.field("labels", pa.list_(pa.float32()), nullable=False),
+    pa.field("boxes", pa.list_(BOX), nullable=False),
+    pa.field("view", pa.string()),
+    pa.field("sex", pa.string()),
+    pa.field("age", pa.float32()),
+    pa.field("manufacturer", pa.string()),
+    pa.field("photometric", pa.string()),
+    pa.field("transfer_syntax", pa.string()),
+    pa.field("source_height", pa.int32()),
+    pa.field("source_width", pa.int32()),
+], metadata={"cxr_schema_version": str(SCHEMA_VERSION)})  # fmt: skip
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+_zstd = pa.Codec("zstd", compression_level=3)
+
+
+def encode(image: Pixels) -> dict[str, Any]:
+    """The pixel columns of a row: horizontal differences (modulo the type's range), then zstd.
+
+    Neighbours in a radiograph are alike, so that differences take half the space and zstd is quick on them.
+
+    Args:
+        image: (H, W), uint8 or uint16.
+
+    Returns:
+        pixels, codec, height, width and bits.
+    """
+    differences = image.copy()
+    differences[:, 1:] -= image[:, :-1]
+    height, width = image.shape
+    packed = _zstd.compress(differences.astype(image.dtype.newbyteorder("<"), copy=False).tobytes(), asbytes=True)
+    return {"pixels": packed, "codec": CODEC, "height": height, "width": width, "bits": 8 * image.itemsize}
+
+
+def decode(row: dict[str, Any]) -> Pixels:
+    """The image of a row.
+
+    Args:
+        row: at least pixels, codec, height, width and bits.
+
+    Returns:
+        (H, W), uint8 or uint16, bright = dense tissue (MONOCHROME2 sense).
+
+    Raises:
+        UserError: the codec is not known: the shards were made by another version.
+    """
+    if row["codec"] != CODEC:
+        raise UserError(f"codec {row['codec']!r} of image {row['image_id']} is not known; run preprocess again")
+    dtype = np.dtype("<u1" if row["bits"] == 8 else "<u2")
+    height, width = row["height"], row["width"]
+    raw = _zstd.decompress(row["pixels"], decompressed_size=height * width * dtype.itemsize)
+    differences = np.frombuffer(raw, dtype).reshape(height, width)
+    image: Pixels = np.cumsum(differences, axis=1, dtype=dtype.newbyteorder("="))
+    return image
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One or more folders of shards with the same findings, opened for reading."""
+
+    folders: tuple[str, ...]
+    manifests: tuple[dict[str, Any], ...]
+    digests: tuple[str, ...]
+    """SHA-256 of each manifest.json."""
+
+    @property
+    def findings(self) -> list[str]:
+        """Names of the label columns, in order."""
+        return list(self.manifests[0]["findings"])
+
+    @property
+    def size(self) -> int:
+        """Longer side of the images, in pixels."""
+        return int(max(manifest["size"] for manifest in self.manifests))
+
+    @property
+    def mean_std(self) -> tuple[float, float]:
+        """Mean and standard deviation of the train split's pixels, as fractions of the full range."""
+        weights = np.array([max(m["train_pixels"]["count"], 1) for m in self.manifests], float)
+        means = np.array([m["train_pixels"]["mean"] for m in self.manifests])
+        squares = np.array([m["train_pixels"]["std"] ** 2 for m in self.manifests]) + means**2
+        mean = float(np.average(means, weights=weights))
+        return mean, float(max(np.average(squares, weights=weights) - mean**2, 0.0) ** 0.5)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 by name of input, for a job."""
+        if len(self.digests) == 1:
+            return {"shards": self.digests[0]}
+        return {f"shards.{index}": value for index, value in enumerate(self.digests)}
+
+    @property
+    def upstream(self) -> dict[str, str]:
+        """MLflow run id by name of input, where preprocess had one."""
+        found = zip(self.inputs, map(upstream_run_id, self.folders), strict=True)
+        return {name: run_id for name, run_id in found if run_id}
+
+    def parts(self) -> list[str]:
+        """URIs of all parts, in order."""
+        pairs = zip(self.folders, self.manifests, strict=True)
+        return [storage.join(folder, part["name"]) for folder, manifest in pairs for part in manifest["parts"]]
+
+    def table(self, columns: list[str]) -> pa.Table:
+        """Some columns of all rows, in order: for the small ones."""
+        tables = [pq.read_table(open_part(uri), columns=columns) for uri in self.parts()]
+        return pa.concat_tables(tables)
+
+
+def open_shards(folders: list[str] | str) -> Shards:
+    """Opens the output folders of preprocess.
+
+    Raises:
+        UserError: a folder is not there, is incomplete, of another schema version, or has other findings.
+    """
+    folders = [folders] if isinstance(folders, str) else folders
+    read = [read_input(folder, MANIFEST, "preprocess") for folder in folders]
+    for folder, (manifest, _) in zip(folders, read, strict=True):
+        version = manifest.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{folder}: shards of schema version {version}, this code reads {SCHEMA_VERSION}; run preprocess again")
+        if manifest["findings"] != read[0][0]["findings"]:
+            raise UserError(f"{folder}: other findings than in {folders[0]}; preprocess both with the same label columns")
+    return Shards(tuple(folders), tuple(manifest for manifest, _ in read), tuple(digest for _, digest in read))
+
+
+def open_part(uri: str) -> Any:
+    """A part as pyarrow reads it: a path, or an object's bytes in memory."""
+    return pa.BufferReader(storage.read(uri)) if storage.is_s3(uri) else uri
+
+
+def square(image: Pixels, size: int) -> Pixels:
+    """The image in the middle of a (size, size) square of zeros; an image that is larger is an error.
+
+    Args:
+        image: (H, W) with H and W at most `size`.
+        size: side of the square, in pixels.
+    """
+    height, width = image.shape
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas = np.zeros((size, size), image.dtype)
+    canvas[top : top + height, left : left + width] = image
+    return canvas

@@ -1,0 +1,1 @@
+"""MoCo v2 with the IFA loss: shards to a backbone."""

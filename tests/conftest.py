@@ -1,0 +1,90 @@
+"""Shards for tests of what reads them: written by hand, without preprocess, so that each stage is tested alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from components.common import storage
+from components.common.params import Params
+from components.common.shards import SCHEMA, SCHEMA_VERSION, encode
+
+FINDINGS = ["Left", "Right"]
+MakeShards = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _own_tracking(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> None:
+    """No test writes into the repository's MLflow database."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One database for all tests: creating its tables takes seconds."""
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> MakeShards:
+    """Writes shards whose findings are bright spots: `Left` and `Right`. An image is 32 by 24 pixels."""
+
+    def make(name: str = "shards", images: int = 60, parts: int = 2, group: int = 7, seed: int = 0, bits: int = 8) -> str:
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [_row(rng, index, bits) for index in range(images)]
+        described = []
+        for part in range(parts):
+            path = folder / f"part-{part:05d}.parquet"
+            pq.write_table(pa.Table.from_pylist(rows[part::parts], schema=SCHEMA), path, row_group_size=group)
+            described.append({"name": path.name, "rows": len(rows[part::parts]), "sha256": storage.digest_file(path)})
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "findings": FINDINGS,
+            "size": 32,
+            "bits": bits,
+            "train_pixels": {"count": 1000, "mean": 0.4, "std": 0.2},
+            "parts": described,
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "run.json").write_text(json.dumps({"stage": "preprocess", "mlflow_run_id": "upstream-run"}))
+        return str(folder)
+
+    return make
+
+
+def _row(rng: np.random.Generator, index: int, bits: int) -> dict[str, object]:
+    labels = rng.integers(0, 2, 2).astype(float)
+    full = 2**bits - 1
+    image = rng.uniform(0.2, 0.5, (32, 24))
+    image[8:20, 2:9] += 0.4 * labels[0]
+    image[8:20, 14:21] += 0.4 * labels[1]
+    patient = index // 2
+    return {
+        **encode(np.round(image * full).astype(f"uint{bits}")),
+        "image_id": f"image{index:04d}",
+        "patient_id": f"patient{patient:04d}",
+        "split": "test" if patient % 5 == 0 else "val" if patient % 5 == 1 else "train",
+        "labels": [float("nan") if index % 11 == 3 else labels[0], labels[1]],
+        "boxes": [],
+        "view": "PA",
+        "sex": "F",
+        "age": 50.0,
+        "manufacturer": "MAKER",
+    }
+
+
+@pytest.fixture
+def tiny() -> Params:
+    """Parameters for a few seconds of training on the shards above."""
+    return Params.model_validate(
+        {
+            "pretrain": {"arch": "resnet18", "epochs": 2, "batch_size": 8, "queue_size": 16, "dim": 16, "checkpoint_minutes": 0},
+            "classify": {"arch": "resnet18", "epochs": 2, "batch_size": 8, "lr": 0.001},
+        }
+    )
