@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightly.loss import NTXentLoss
+
+from components.pretrain.losses import ifa, info_nce, similarity_map
+
+
+def unit(*shape: int, seed: int = 0, dim: int = 1) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=dim)
+
+
+def test_info_nce_is_the_formula_written_out() -> None:
+    q, k, queue, temperature = unit(3, 5), unit(3, 5, seed=1), unit(5, 7, seed=2, dim=0), 0.2
+
+    expected = 0.0
+    for i in range(3):
+        positive = math.exp(float(q[i] @ k[i]) / temperature)
+        negatives = sum(math.exp(float(q[i] @ queue[:, j]) / temperature) for j in range(7))
+        expected -= math.log(positive / (positive + negatives)) / 3
+    assert float(info_nce(q, k, queue, temperature)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_info_nce_agrees_with_lightly() -> None:
+    q, k, queue = unit(8, 16).float(), unit(8, 16, seed=1).float(), unit(16, 32, seed=2, dim=0).float()
+    peer = NTXentLoss(temperature=0.2, memory_bank_size=(32, 16))
+    peer.memory_bank.bank = queue.T.clone()
+    peer.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
+
+    assert float(info_nce(q, k, queue, 0.2)) == pytest.approx(float(peer(q, k)), rel=1e-5)
+
+
+def test_info_nce_moves_the_query_only() -> None:
+    q, k, queue = (tensor.requires_grad_() for tensor in (unit(2, 4), unit(2, 4, seed=1), unit(4, 6, seed=2, dim=0)))
+    info_nce(q, k, queue, 0.2).backward()
+    assert q.grad is not None
+    assert q.grad.abs().sum() > 0
+    assert k.grad is None
+    assert queue.grad is None
+
+
+def maps(seed: int) -> torch.Tensor:
+    """Post-ReLU maps, in double precision, with a position where all channels are zero."""
+    x = torch.randn(2, 6, 4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).relu()
+    x[0, :, 1, 1] = 0
+    return x
+
+
+@pytest.mark.parametrize("target", [0.3, 1.0])
+def test_ifa_is_the_formula_written_out(target: float) -> None:
+    query, key = maps(0), maps(1)
+    terms = []
+    for b in range(2):
+        for y in range(4):
+            for x in range(3):
+                a, c = query[b, :, y, x].tolist(), key[b, :, y, x].tolist()
+                norms = math.sqrt(sum(v * v for v in a)) * math.sqrt(sum(v * v for v in c))
+                cosine = sum(v * w for v, w in zip(a, c, strict=True)) / norms if norms else 0.0
+                terms.append(abs(target - cosine))
+    assert float(ifa(query, key, target)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_gradient_of_ifa_agrees_with_torch_cosine_similarity() -> None:
+    query, key = (maps(2) + 0.1).float().requires_grad_(), (maps(3) + 0.1).float()
+    ifa(query, key, 1.0).backward()
+    peer = query.detach().clone().requires_grad_()
+    (1.0 - F.cosine_similarity(peer, key, dim=1)).abs().mean().backward()
+    assert query.grad is not None
+    torch.testing.assert_close(query.grad, peer.grad)
+
+
+def test_no_gradient_reaches_the_key_and_zeros_give_finite_ones() -> None:
+    query, key = maps(0).requires_grad_(), maps(1).requires_grad_()
+    ifa(query, key, 1.0).backward()
+    assert key.grad is None
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
+
+
+def test_identical_maps_are_similar_everywhere() -> None:
+    x = maps(0) + 0.01
+    torch.testing.assert_close(similarity_map(x, 5 * x), torch.ones(2, 4, 3))
