@@ -126,7 +126,7 @@ def open_job(stage: str, out: str, params: "Section", inputs: dict[str, str], ex
     """
     _refuse_foreign(stage, out)
     values = params.model_dump(mode="json")
-    depends = {"stage": stage, "params": values, "inputs": inputs, "threads": threads(), **(extra or {})}
+    depends = {"stage": stage, "params": params.defining(), "inputs": inputs, "threads": threads(), **(extra or {})}
     fingerprint = storage.digest(json.dumps(depends, sort_keys=True).encode())[:16]
     partial = Path(".partial", quote(out, safe="")) if storage.is_s3(out) else Path(f"{out.rstrip('/')}.partial")
     work = partial / fingerprint

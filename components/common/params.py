@@ -6,7 +6,7 @@ params.yaml holds the demo's.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that change how the work is done and not what comes out."""
+
+    def defining(self) -> dict[str, Any]:
+        """The parameters that the output depends on, as plain values."""
+        return self.model_dump(mode="json", exclude=set(self.operational))
+
 
 class Simulate(Section):
     """The phantom cohort."""
@@ -38,6 +45,8 @@ class Simulate(Section):
 
 class Preprocess(Section):
     """Raw files to shards."""
+
+    operational = frozenset({"workers", "max_quarantined"})
 
     layout: Literal["table"] = "table"
     """How the raw folder is laid out; `table`: labels.csv and boxes.csv at its top, both optional."""
@@ -71,6 +80,8 @@ class Preprocess(Section):
 
 class Pretrain(Section):
     """MoCo v2 with the IFA loss (components/pretrain)."""
+
+    operational = frozenset({"checkpoint_minutes"})
 
     arch: Arch = "resnet50"
     """Backbone, with one input channel."""
@@ -116,6 +127,8 @@ class Pretrain(Section):
 
 class Classify(Section):
     """Multi-label fine-tuning."""
+
+    operational = frozenset({"checkpoint_minutes"})
 
     arch: Arch = "resnet50"
     """Backbone when training from scratch; with --backbone it must be the same."""
