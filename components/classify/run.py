@@ -111,7 +111,7 @@ class Classification(loop.Task):
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
-        return {"loss": float(loss)}
+        return {"loss": float(loss.detach())}
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Predicts the validation split, and keeps the weights if they are the best so far."""

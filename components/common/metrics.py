@@ -52,34 +52,34 @@ class Samples(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Positives and negatives above each score, in each of B resamples; S places of negatives, G of positives."""
+    """Positives and negatives by score, in each of B resamples; S places of negatives, G of positives."""
 
-    positives_GB: Weights
-    """Drawn positives at each distinct score of a positive, ascending."""
-    detected_GB: Weights
-    """Drawn positives at that score or above; a last row of zeros."""
-    negatives_SB: Weights
-    """Drawn negatives at each place, ascending."""
-    alarms_SB: Weights
-    """Drawn negatives at that place or above; a last row of zeros."""
-    places_S: Integers
-    """2 g: right below the g-th score of a positive; 2 g + 1: tied with it."""
+    positives: Weights
+    """(G, B): drawn positives at each distinct score of a positive, ascending."""
+    detected: Weights
+    """(G + 1, B): drawn positives at that score or above; a last row of zeros."""
+    negatives: Weights
+    """(S, B): drawn negatives at each place, ascending."""
+    places: Integers
+    """(S,), 2 g: right below the g-th score of a positive; 2 g + 1: tied with it."""
 
     def auroc(self) -> Floats:
         """(B,): the share of pairs of a positive and a negative in which the positive scores higher; ties count half."""
-        above = _dot(self.negatives_SB, self.detected_GB[(self.places_S + 1) // 2])
-        above_or_tied = _dot(self.negatives_SB, self.detected_GB[self.places_S // 2])
+        above = _dot(self.negatives, self.detected[(self.places + 1) // 2])
+        above_or_tied = _dot(self.negatives, self.detected[self.places // 2])
         return _divide((above + above_or_tied) / 2, self._pairs(), self._pairs() > 0)
 
     def average_precision(self) -> Floats:
         """(B,): the sum of precision times step in recall."""
-        groups = len(self.positives_GB)
-        called = self.alarms_SB[np.searchsorted(self.places_S, 2 * np.arange(groups) + 1)] + self.detected_GB[:-1]
-        precision = self.detected_GB[:-1] / np.maximum(called, 1)
-        return _divide(_dot(self.positives_GB, precision), self.detected_GB[0].astype(float), self._pairs() > 0)
+        groups = len(self.positives)
+        alarms = _from_above(self.negatives)
+        called = alarms[np.searchsorted(self.places, 2 * np.arange(groups) + 1)] + self.detected[:-1]
+        precision = self.detected[:-1] / np.maximum(called, 1)
+        return _divide(_dot(self.positives, precision), self.detected[0].astype(np.float64), self._pairs() > 0)
 
     def _pairs(self) -> Floats:
-        return self.detected_GB[0].astype(float) * self.alarms_SB[0]
+        pairs: Floats = self.detected[0].astype(np.float64) * self.negatives.sum(axis=0)
+        return pairs
 
 
 class Ranking:
@@ -102,7 +102,7 @@ class Ranking:
     def tally(self, weights: Weights) -> Tally:
         """Counts for resamples that draw the patients `weights` (P, B) times."""
         positives, negatives = self._positives.sums(weights), self._negatives.sums(weights)
-        return Tally(positives, _from_above(positives), negatives, _from_above(negatives), self._negatives.names)
+        return Tally(positives, _from_above(positives), negatives, self._negatives.names)
 
 
 class _Segments:
@@ -110,15 +110,18 @@ class _Segments:
 
     def __init__(self, segment: Integers, patients: Integers):
         order = np.argsort(segment, kind="stable")
-        self._patients = patients[order]
+        patients = patients[order]
         self.names, starts = np.unique(segment[order], return_index=True)
-        self._bounds = [*starts.tolist(), len(order)]
+        self._first = patients[starts]
+        bounds = [*starts.tolist(), len(order)]
+        # Most segments are a single image: one look-up serves them all, the loop below the others.
+        self._longer = [(row, patients[bounds[row] : bounds[row + 1]]) for row in np.flatnonzero(np.diff(bounds) > 1)]
 
     def sums(self, weights: Weights) -> Weights:
         """The summed weights of each segment, (S, B) for weights (P, B)."""
-        out = np.empty((len(self.names), weights.shape[1]), weights.dtype)
-        for row, start, stop in zip(out, self._bounds, self._bounds[1:], strict=False):
-            np.add.reduce(weights[self._patients[start:stop]], axis=0, out=row)
+        out = weights[self._first]
+        for row, patients in self._longer:
+            np.add.reduce(weights[patients], axis=0, out=out[row])
         return out
 
 
@@ -308,7 +311,8 @@ def _plain(targets: Floats, scores: Floats) -> Tally:
 def _from_above(counts: Weights) -> Weights:
     """Sums along the first axis from the end, with a row of zeros after the last."""
     out = np.zeros((len(counts) + 1, counts.shape[1]), counts.dtype)
-    np.cumsum(counts[::-1], axis=0, out=out[:-1][::-1])
+    for row in range(len(counts) - 1, -1, -1):  # numpy's cumsum over the first axis takes three times as long
+        np.add(out[row + 1], counts[row], out=out[row])
     return out
 
 
