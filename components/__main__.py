@@ -112,4 +112,6 @@ def _use_environment() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    interrupt.ignore()
+    sys.exit(code)

@@ -12,8 +12,14 @@ from types import FrameType
 EXIT_CODE = 75
 
 
-class Interrupted(BaseException):
-    """The process was asked to stop. What was done so far is saved; the same command continues."""
+class Interrupted(SystemExit):
+    """The process was asked to stop. What was done so far is saved; the same command continues.
+
+    A SystemExit, so that the exit code is right even where nobody catches it, such as in the first imports.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
 
 
 _stop = threading.Event()
@@ -22,8 +28,14 @@ _deferrals = 0
 
 def install() -> None:
     """Handles SIGTERM and SIGINT from now on."""
-    signal.signal(signal.SIGTERM, _handle)
     signal.signal(signal.SIGINT, _handle)
+    signal.signal(signal.SIGTERM, _handle)
+
+
+def ignore() -> None:
+    """Ignores SIGTERM and SIGINT from now on: all is done, and Python, as it ends, would let itself be killed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -31,7 +43,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     impatient = _stop.is_set()
     _stop.set()
     if impatient or not _deferrals:
-        raise Interrupted(signal.Signals(number).name)
+        raise Interrupted
 
 
 @contextmanager
@@ -57,4 +69,4 @@ def check() -> None:
         Interrupted: a signal has arrived.
     """
     if requested():
-        raise Interrupted("stopped on request")
+        raise Interrupted

@@ -109,8 +109,14 @@ class Job:
         }
 
 
-def open_job(stage: str, out: str, params: "Section", inputs: dict[str, str], extra: Mapping[str, Any] | None = None,
-             upstream: dict[str, str] | None = None) -> Job:
+def open_job(
+    stage: str,
+    out: str,
+    params: "Section",
+    inputs: dict[str, str],
+    extra: Mapping[str, Any] | None = None,
+    upstream: dict[str, str] | None = None,
+) -> Job:
     """Prepares the work folder of a stage's run.
 
     Args:
@@ -179,7 +185,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def threads() -> int:
-    """Threads that numerical libraries use here: torch's rule, without importing torch."""
+    """Threads to compute with: OMP_NUM_THREADS, else the cores that this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 

@@ -22,7 +22,7 @@ Stage = Literal["layer1", "layer2", "layer3", "layer4"]
 class Section(BaseModel):
     """A section of params.yaml: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     operational: ClassVar[frozenset[str]] = frozenset()
     """Parameters that change how the work is done and not what comes out."""

@@ -4,7 +4,11 @@
 Nothing here needs torch.
 """
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +50,16 @@ SCHEMA = pa.schema([
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-_zstd = pa.Codec("zstd", compression_level=3)
+# On differences of radiographs level 1 is twice as fast as 3, both ways, and packs as tightly.
+_zstd = pa.Codec("zstd", compression_level=1)
+
+# Pixels are compressed already, and neither a dictionary nor minima and maxima of them are of use.
+_SMALL = [name for name in SCHEMA.names if name not in ("pixels", "labels", "boxes")]
+_WRITER_OPTIONS: dict[str, Any] = {
+    "compression": {name: "none" if name == "pixels" else "zstd" for name in SCHEMA.names},
+    "use_dictionary": _SMALL,
+    "write_statistics": _SMALL,
+}
 
 
 def encode(image: Pixels) -> dict[str, Any]:
@@ -63,7 +76,7 @@ def encode(image: Pixels) -> dict[str, Any]:
     differences = image.copy()
     differences[:, 1:] -= image[:, :-1]
     height, width = image.shape
-    packed = _zstd.compress(differences.astype(image.dtype.newbyteorder("<"), copy=False).tobytes(), asbytes=True)
+    packed = _zstd.compress(differences.astype(image.dtype.newbyteorder("<"), copy=False), asbytes=True)
     return {"pixels": packed, "codec": CODEC, "height": height, "width": width, "bits": 8 * image.itemsize}
 
 
@@ -87,6 +100,33 @@ def decode(row: dict[str, Any]) -> Pixels:
     differences = np.frombuffer(raw, dtype).reshape(height, width)
     image: Pixels = np.cumsum(differences, axis=1, dtype=dtype.newbyteorder("="))
     return image
+
+
+def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Writes the rows of a part, a row group at a time, whole or not at all: no rows, no file.
+
+    The bytes depend on the rows and their order only.
+
+    Args:
+        path: of the part, on local disk.
+        rows: dictionaries with the columns of `SCHEMA`.
+
+    Returns:
+        The number of rows.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    written = 0
+    remaining = iter(rows)
+    try:
+        with pq.ParquetWriter(scratch, SCHEMA, **_WRITER_OPTIONS) as writer:
+            while group := list(islice(remaining, ROWS_PER_GROUP)):
+                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+                written += len(group)
+        if written:
+            scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return written
 
 
 @dataclass(frozen=True)

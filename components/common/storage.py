@@ -86,13 +86,13 @@ def write(uri: str, content: bytes) -> None:
 
 
 def listing(uri: str) -> Iterator[Entry]:
-    """All files below the folder `uri`, sorted by path (on S3: by key, as the server sorts).
+    """All files below the folder `uri`, sorted by path; S3 servers differ in how they sort.
 
     Raises:
         UserError: the folder does not exist, or the server cannot be reached.
     """
     if is_s3(uri):
-        yield from _list_s3(uri)
+        yield from sorted(_list_s3(uri))
         return
     if not Path(uri).is_dir():
         raise UserError(f"{uri}: no such folder")
@@ -100,6 +100,16 @@ def listing(uri: str) -> Iterator[Entry]:
     for path in sorted(found, key=lambda path: path.relative_to(uri).as_posix()):
         info = path.stat()
         yield Entry(path.relative_to(uri).as_posix(), info.st_size, str(info.st_mtime_ns))
+
+
+def is_empty(uri: str) -> bool:
+    """Whether there is no file below the folder `uri`; it need not exist."""
+    if not is_s3(uri):
+        return not any(path.is_file() for path in Path(uri).rglob("*"))
+    bucket, key = _split(uri)
+    with _explained(uri):
+        page = _client().list_objects_v2(Bucket=bucket, Prefix=f"{key.rstrip('/')}/" if key else "", MaxKeys=1)
+    return not page.get("Contents")
 
 
 def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ()) -> None:
@@ -161,7 +171,7 @@ def _client_of(process: int) -> "S3Client":
     from botocore.config import Config
 
     config = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60)
-    return boto3.client("s3", config=config)
+    return boto3.session.Session().client("s3", config=config)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from components.common.job import Job, git_state
 # One attempt and a few seconds are enough to say that a server is not there.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # Nothing about a hospital's runs is reported to MLflow's makers.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -102,7 +103,7 @@ def reachable() -> Iterator[None]:
     """Turns what MLflow raises when its server, database or artifact store fails into a UserError."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no driver for this database
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"MLflow at {uri()} cannot be used ({reason}); start it or set MLFLOW_TRACKING_URI") from None
 

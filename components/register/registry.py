@@ -1,0 +1,129 @@
+"""The MLflow model registry, as register uses it: versions, aliases, and the champion's predictions.
+
+Every step can be repeated: a run that was killed between any two of them finds what it made and goes on.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import MLMODEL_FILE_NAME, Model
+
+from components.common import tracking
+from components.register.packing import ENTRY
+
+PREDICTIONS = "test_predictions.parquet"
+
+
+class Version(NamedTuple):
+    """A version of a registered model."""
+
+    name: str
+    number: str
+
+    @property
+    def uri(self) -> str:
+        """Where mlflow.pyfunc.load_model finds it."""
+        return f"models:/{self.name}/{self.number}"
+
+
+class Registry:
+    """One registered model."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._client = tracking.client()
+        # The registry resolves models:/ addresses through MLflow's global setting.
+        mlflow.set_tracking_uri(tracking.uri())
+
+    def find(self, tags: dict[str, str]) -> Version | None:
+        """The newest version that carries these tags."""
+        conditions = [f"name = '{self.name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
+        with tracking.reachable():
+            found = self._client.search_model_versions(" AND ".join(conditions))
+        numbers = [int(version.version) for version in found]
+        return Version(self.name, str(max(numbers))) if numbers else None
+
+    def holder(self, alias: str) -> str | None:
+        """The number of the version that has an alias."""
+        return self._aliases().get(alias)
+
+    def add(self, packed: Path, run_id: str, tags: dict[str, str], description: str) -> Version:
+        """Logs a packed model to a run, unless that was done before, and makes it a new version."""
+        with tracking.reachable():
+            model = self._logged(run_id) or self._log(packed, run_id, tags)
+            self._create()
+            made = self._client.create_model_version(
+                self.name, model.model_uri, run_id, tags=tags, description=description, model_id=model.model_id
+            )
+        return Version(self.name, str(made.version))
+
+    def assign(self, alias: str, version: str, reason: str, instead_of: tuple[str, ...]) -> None:
+        """Gives a version an alias, notes why, and takes from it the other aliases named."""
+        aliases = self._aliases()
+        with tracking.reachable():
+            self._client.set_model_version_tag(self.name, version, f"{alias}.reason", reason)
+            self._client.set_registered_model_alias(self.name, alias, version)
+            for other in instead_of:
+                if other != alias and aliases.get(other) == version:
+                    self._client.delete_registered_model_alias(self.name, other)
+
+    def reason(self, version: str, alias: str) -> str | None:
+        """Why a version was given an alias; None when it was not this stage that gave it."""
+        return self._version(version).tags.get(f"{alias}.reason")
+
+    def predictions(self, version: str, folder: Path) -> Path | None:
+        """A version's test predictions, downloaded into a folder; None if its run does not hold any."""
+        run_id = self._version(version).run_id
+        if not run_id:
+            return None
+        with tracking.reachable():
+            if PREDICTIONS not in [item.path for item in self._client.list_artifacts(run_id)]:
+                return None
+            return Path(self._client.download_artifacts(run_id, PREDICTIONS, str(folder)))
+
+    def _version(self, version: str) -> ModelVersion:
+        with tracking.reachable():
+            return self._client.get_model_version(self.name, version)
+
+    def _aliases(self) -> dict[str, str]:
+        """Version by alias; none while the model is not registered."""
+        with tracking.reachable():
+            found = self._client.search_registered_models(f"name = '{self.name}'")
+        return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
+
+    def _create(self) -> None:
+        """Makes the registered model, unless it is there."""
+        try:
+            self._client.create_registered_model(self.name, description="Findings on chest radiographs; see the versions' descriptions.")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _logged(self, run_id: str) -> LoggedModel | None:
+        """The model that an earlier attempt of this run logged; what it left half uploaded is deleted."""
+        experiment = self._client.get_run(run_id).info.experiment_id
+        for model in self._client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+            if model.status == LoggedModelStatus.READY:
+                return model
+            self._client.delete_logged_model(model.model_id)
+        return None
+
+    def _log(self, packed: Path, run_id: str, tags: dict[str, str]) -> LoggedModel:
+        experiment = self._client.get_run(run_id).info.experiment_id
+        model = self._client.create_logged_model(experiment, self.name, run_id, tags, model_type="classifier")
+        _sign(packed, model)
+        self._client.log_model_artifacts(model.model_id, str(packed))
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _sign(packed: Path, model: LoggedModel) -> None:
+    """Writes into a packed model which logged model it is, and that its code is in it, not where it was packed from."""
+    description = Model.load(packed)
+    description.run_id, description.model_id, description.artifact_path = model.source_run_id, model.model_id, model.artifact_location
+    description.flavors["python_function"]["model_code_path"] = ENTRY.name
+    description.save(str(packed / MLMODEL_FILE_NAME))

@@ -1,0 +1,133 @@
+"""Registers a classifier in MLflow and gives it an alias: champion or challenger."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from components.common import storage, tracking
+from components.common.job import Job, open_job, write_json
+from components.common.params import Params, Register
+from components.register import gate
+from components.register.candidate import METRIC, REPORT, Candidate, read_candidate
+from components.register.packing import pack
+from components.register.registry import PREDICTIONS, Registry, Version
+
+REGISTRATION = "registration.json"
+ALIASES = ("champion", "challenger")
+
+log = logging.getLogger(__name__)
+
+
+def run(*, model: str, evaluation: str, out: str, params: Params) -> None:
+    """Packs and registers a model, decides on its alias, and writes registration.json.
+
+    A model that is registered already, with the same predictions and evaluation, keeps its version; its alias is
+    decided anew, against the champion of the day.
+
+    Args:
+        model: output folder of classify.
+        evaluation: output folder of evaluate, which read that model's predictions.
+        out: output folder.
+        params: all parameters; the section register is used.
+
+    Raises:
+        UserError: inputs that are not what they should be or do not belong together; MLflow cannot be reached.
+    """
+    settings = params.register_
+    candidate = read_candidate(model, evaluation)
+    job = open_job("register", out, settings, inputs=candidate.inputs, upstream=candidate.upstream)
+    with tracking.run(job) as tracker:
+        registry = Registry(settings.name)
+        known = registry.find(_identity(job))
+        version = known or _add(registry, candidate, job, tracker)
+        decision, champion = _settle(registry, candidate, version, settings)
+        registration = _registration(version, candidate, settings, champion, decision) | {"reused": known is not None}
+        _tell(registration)
+        write_json(job.work / REGISTRATION, registration)
+        tracker.attach(job.work / REGISTRATION)
+        tracker.tag({f"registered.{name}": str(registration[name]) for name in ("name", "version", "alias")})
+        metrics = _metrics(version, candidate, decision)
+        tracker.log(metrics)
+        job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
+
+
+def _identity(job: Job) -> dict[str, str]:
+    """Tags that make a version the same: of model, predictions and evaluation; not of when, where or with which floor."""
+    return {f"input.{name}.sha256": value for name, value in job.inputs.items()}
+
+
+def _add(registry: Registry, candidate: Candidate, job: Job, tracker: tracking.Tracker) -> Version:
+    """A new version. What later ones are compared with is attached first: without it a version could not be judged."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        pack(*candidate.copy_files(folder), candidate.description, folder / "packed")
+        pq.write_table(candidate.test_predictions, folder / PREDICTIONS)
+        (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
+        tracker.attach(folder / PREDICTIONS)
+        tracker.attach(folder / REPORT)
+        return registry.add(folder / "packed", tracker.run_id, tracking.lineage(job) | candidate.tags, candidate.summary)
+
+
+def _settle(registry: Registry, candidate: Candidate, version: Version, settings: Register) -> tuple[gate.Decision, str | None]:
+    """Decides and sets the alias; decides again when another process made a champion meanwhile.
+
+    Returns:
+        The decision and the version that was champion until then.
+    """
+    while True:
+        champion = registry.holder("champion")
+        decision = _decide(registry, candidate, version, champion, settings)
+        if registry.holder("champion") == champion:
+            registry.assign(decision.alias, version.number, decision.reason, instead_of=ALIASES)
+            return decision, champion
+        log.info("register: the champion changed meanwhile; comparing again")
+
+
+def _decide(registry: Registry, candidate: Candidate, version: Version, champion: str | None, settings: Register) -> gate.Decision:
+    if champion is None:
+        return gate.first(candidate.auroc, settings.min_auroc)
+    if champion == version.number:
+        return gate.Decision("champion", registry.reason(champion, "champion") or f"version {champion} was made the champion by hand")
+    with tempfile.TemporaryDirectory() as folder:
+        path = registry.predictions(champion, Path(folder))
+        theirs = pq.read_table(path) if path else None
+    if theirs is None:
+        return gate.Decision("challenger", f"champion version {champion} has no {PREDICTIONS} in MLflow to be compared with")
+    try:
+        difference = gate.compare(candidate.test_predictions, theirs, settings.resamples, settings.seed, candidate.min_positives)
+    except gate.NotComparable as refusal:
+        return gate.Decision("challenger", str(refusal))
+    return gate.against(champion, difference)
+
+
+def _registration(
+    version: Version, candidate: Candidate, settings: Register, champion: str | None, decision: gate.Decision
+) -> dict[str, Any]:
+    difference = decision.difference
+    return {
+        "name": version.name,
+        "version": version.number,
+        "model_uri": version.uri,
+        "alias": decision.alias,
+        "reason": decision.reason,
+        "metric": METRIC,
+        "value": candidate.metrics[METRIC],
+        "min_auroc": settings.min_auroc,
+        "champion_before": champion,
+        "difference": {"estimate": difference.estimate, "low": difference.low, "high": difference.high} if difference else None,
+    }
+
+
+def _tell(registration: dict[str, Any]) -> None:
+    known = " (registered before)" if registration["reused"] else ""
+    log.info("register: %(name)s version %(version)s" + known + ": %(alias)s, since %(reason)s", registration)
+
+
+def _metrics(version: Version, candidate: Candidate, decision: gate.Decision) -> dict[str, float]:
+    metrics = {"version": float(version.number), "champion": float(decision.alias == "champion"), METRIC: candidate.auroc}
+    if decision.difference:
+        metrics |= {f"difference_{name}": getattr(decision.difference, name) for name in ("estimate", "low", "high")}
+    return metrics

@@ -1,0 +1,69 @@
+"""From attenuation to a radiograph: transmission, scatter, quantum noise, and the film's response."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from components.simulate.draws import Draws, Map
+from components.simulate.geometry import blur
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How an image was taken."""
+
+    scatter: float
+    """Share of the detected photons that were scattered."""
+    noise: float
+    """Standard deviation of the quantum noise behind no attenuation, relative to the signal."""
+    heel: float
+    """Relative change of the beam from one side of the image to the other (the anode's heel effect)."""
+    midpoint: float
+    """Transmission that is shown half bright."""
+
+
+def draw_exposure(draws: Draws) -> Exposure:
+    """A random exposure."""
+    return Exposure(draws.uniform(0.15, 0.35), draws.uniform(0.006, 0.016), draws.uniform(-0.2, 0.2), draws.uniform(0.17, 0.23))
+
+
+def radiograph(attenuation: Map, exposure: Exposure, draws: Draws) -> Map:
+    """The image of an attenuation map.
+
+    Args:
+        attenuation: (H, W).
+        exposure: how it is taken.
+        draws: the noise.
+
+    Returns:
+        (H, W) in [0, 1], bright = dense.
+    """
+    height, width = attenuation.shape
+    beam = 1 + exposure.heel * ((np.arange(width) + 0.5) / width - 0.5)
+    primary = _transmission(attenuation) * beam
+    scattered = blur(primary, max(1, round(0.06 * width)))
+    signal = (1 - exposure.scatter) * primary + exposure.scatter * scattered
+    signal = signal + exposure.noise * np.sqrt(signal) * draws.noise(height, width)
+    return _film(_unsharp(np.clip(signal, 0.0, None)), exposure.midpoint)
+
+
+def _transmission(attenuation: Map) -> Map:
+    """exp(-a) as (1 - a/256)^256, which squaring computes alike everywhere."""
+    result = 1 - np.minimum(attenuation, 8.0) / 256
+    for _ in range(8):
+        result = result * result
+    return result
+
+
+def _film(signal: Map, midpoint: float) -> Map:
+    """Hurter and Driffield's curve: 1 / (1 + (signal / midpoint)^1.5), a logistic function of the logarithm of the exposure."""
+    ratio = signal / midpoint
+    return 1 / (1 + ratio * np.sqrt(ratio))
+
+
+def _unsharp(image: Map) -> Map:
+    """The detector's unsharpness: weights 1, 2, 1 in each direction."""
+    for _ in range(2):
+        padded = np.concatenate([image[:1], image, image[-1:]])
+        image = (0.25 * (padded[:-2] + padded[2:]) + 0.5 * image).T
+    return image

@@ -1,0 +1,153 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from components.common import tracking
+from components.common.errors import UserError
+from components.common.interrupt import Interrupted
+from components.common.job import Job, open_job
+from components.common.params import Register
+
+PARAMS = Register(min_auroc=0.6)
+
+
+@pytest.fixture
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> Job:
+    """A job whose stage, and so whose experiment, is this test's own."""
+    return open_job(request.node.name, str(tmp_path / "out"), PARAMS, {"model": "abc"}, upstream={"model": "run0"})
+
+
+@pytest.fixture
+def client() -> MlflowClient:
+    return tracking.client()
+
+
+def test_a_run_holds_parameters_metrics_and_lineage(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_COMMIT", "f00")
+    with tracking.run(job) as tracker:
+        tracker.log({"loss": 2.0, "unknown": float("nan")}, 1)
+        tracker.log({"loss": 1.0}, 2)
+        tracker.tag({"more": "yes"})
+        assert client.get_run(tracker.run_id).info.status == "RUNNING"
+
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).name == job.stage
+    assert run.data.params == {"name": "cxr-classify", "min_auroc": "0.6", "resamples": "2000", "seed": "0"}
+    assert run.data.metrics == {"loss": 1.0}
+    assert [(point.step, point.value) for point in client.get_metric_history(tracker.run_id, "loss")] == [(1, 2.0), (2, 1.0)]
+    expected = {
+        "stage": job.stage,
+        "fingerprint": job.fingerprint,
+        "mlflow.source.git.commit": "f00",
+        "input.model.sha256": "abc",
+        "upstream.model.run_id": "run0",
+        "more": "yes",
+    }
+    assert expected.items() <= run.data.tags.items()
+
+
+def test_artifacts_lie_beside_the_database(job: Job, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow would put them
+    (tmp_path / "report.html").write_text("report")
+    with tracking.run(job) as tracker:
+        tracker.attach(tmp_path / "report.html")
+    expected = mlflow_database.parent / "mlruns" / job.stage / tracker.run_id / "artifacts" / "report.html"
+    assert expected.read_text() == "report"
+
+
+def test_the_default_is_mlflow_db_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for name in ("one", "two"):  # MLflow keeps its connections by address, so that a relative one would go to `one` twice
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert tracking.uri() == f"sqlite:///{tmp_path / name / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking.uri() == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(("error", "status"), [(Interrupted, "KILLED"), (ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "FAILED")])
+def test_a_run_that_stops_says_how_and_is_continued(error: type[BaseException], status: str, job: Job, client: MlflowClient) -> None:
+    with pytest.raises(error), tracking.run(job) as tracker:
+        tracker.log({"loss": 1.0}, 1)
+        raise error
+    assert client.get_run(tracker.run_id).info.status == status
+
+    with tracking.run(job) as again:
+        again.log({"loss": 0.5}, 2)
+    assert again.run_id == tracker.run_id
+    assert client.get_run(again.run_id).info.status == "FINISHED"
+    assert len(client.get_metric_history(again.run_id, "loss")) == 2
+
+
+def test_a_run_that_is_gone_is_begun_anew(job: Job, client: MlflowClient) -> None:
+    with pytest.raises(Interrupted), tracking.run(job) as tracker:
+        raise Interrupted
+    client.delete_run(tracker.run_id)
+    with tracking.run(job) as second:
+        assert second.run_id != tracker.run_id
+    (job.work / tracking.RUN_ID_FILE).write_text("of-another-server")
+    with tracking.run(job) as third:
+        assert third.run_id not in (second.run_id, "of-another-server")
+
+
+def test_a_deleted_experiment_is_named(job: Job, client: MlflowClient) -> None:
+    with tracking.run(job) as tracker:
+        pass
+    (job.work / tracking.RUN_ID_FILE).unlink()
+    experiment = client.get_run(tracker.run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(UserError, match=f"restore --experiment-id {experiment}"), tracking.run(job):
+        pass
+    client.restore_experiment(experiment)
+
+
+def test_an_experiment_that_another_process_makes_at_the_same_time(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: MlflowClient, name: str, artifact_location: str | None = None) -> str:
+        original(client, name, artifact_location)
+        return original(self, name, artifact_location)  # the second one fails
+
+    original = MlflowClient.create_experiment
+    monkeypatch.setattr(MlflowClient, "create_experiment", slow)
+    with tracking.run(job) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9", "sqlite:///{folder}/text.db", "{folder}/mlruns", "postgresql://u:p@127.0.0.1:9/mlflow", "foo://bar"]
+)
+def test_a_server_that_cannot_be_used_is_named(address: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.db").write_text("this is no database, whatever its name may say")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(folder=tmp_path))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError) as error, tracking.run(job):
+        pass
+    message = str(error.value)
+    assert message.startswith(f"MLflow at {address.format(folder=tmp_path)} cannot be used (")
+    assert message.endswith("start it or set MLFLOW_TRACKING_URI")
+    assert "\n" not in message
+
+
+def test_a_server_that_goes_away_hides_nothing(job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    with pytest.raises(ZeroDivisionError), tracking.run(job) as tracker:
+        monkeypatch.setattr(MlflowClient, "set_terminated", gone)
+        monkeypatch.setattr(MlflowClient, "log_batch", gone)
+        with pytest.raises(UserError, match="gone"):
+            tracker.log({"loss": 1.0})
+        raise ZeroDivisionError
+    assert f"{tracker.run_id} could not be marked FAILED (gone)" in caplog.text
+
+
+def test_importing_it_turns_telemetry_off() -> None:
+    code = "from components.common import tracking; from mlflow.telemetry import get_telemetry_client as get; print(get())"
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name and name not in ("CI", "DO_NOT_TRACK")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"

@@ -1,0 +1,82 @@
+"""Output folders of classify and evaluate for tiny networks with random weights, whose predictions are computed for real."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from components.common import backbone, storage
+
+FINDINGS = ["Effusion", "Nodule"]
+SIZE, BITS, MEAN, STD = 48, 8, 0.45, 0.2
+Scores = npt.NDArray[np.float32]
+
+
+def images(count: int = 60) -> npt.NDArray[np.uint8]:
+    """(N, 48, 36) images that differ in their large structures, as shards hold them."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, (count, 4, 3))
+    return np.kron(coarse, np.ones((12, 12))).astype(np.uint8)
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    resnet = backbone.build("resnet18")
+    resnet.fc = nn.Linear(512, len(FINDINGS))
+    return resnet.eval()
+
+
+def scores(resnet: nn.Module, pixels: npt.NDArray[np.uint8]) -> Scores:
+    """(N, findings) probabilities: (48, 36) is padded by 6 columns of black on either side."""
+    fractions = torch.nn.functional.pad(torch.from_numpy(pixels).double() / 255, (6, 6))
+    with torch.no_grad():
+        logits = resnet((((fractions - MEAN) / STD).float())[:, None])
+    return np.asarray(torch.sigmoid(logits).numpy())
+
+
+def targets_of(seed: int, flip: float = 0.0) -> Scores:
+    """Targets that the network with this seed ranks perfectly, but for a share that is flipped."""
+    values = scores(network(seed), images())
+    truth = values > np.median(values, axis=0)
+    return np.where(np.random.default_rng(1).random(truth.shape) < flip, ~truth, truth).astype(np.float32)
+
+
+def write_model(folder: Path, seed: int, targets: Scores, first_image: int = 0) -> str:
+    """What classify would leave of the network with this seed; images 0 to 9 are the validation split."""
+    folder.mkdir(parents=True)
+    resnet = network(seed)
+    save_file(resnet.state_dict(), folder / "model.safetensors")
+    description = {"task": "classify", "arch": "resnet18", "findings": FINDINGS, "size": SIZE, "bits": BITS,
+                   "normalisation": {"mean": MEAN, "std": STD}, "sha256": storage.digest_file(folder / "model.safetensors")}  # fmt: skip
+    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "run.json").write_text(json.dumps({"stage": "classify", "mlflow_run_id": "classify-run"}))
+    table = pd.DataFrame({"image_id": [f"image{first_image + index:03d}" for index in range(len(targets))]})
+    table["patient_id"] = [f"patient{index // 2:03d}" for index in range(len(targets))]
+    table["split"] = ["val"] * 10 + ["test"] * (len(targets) - 10)
+    table["task"] = "classify"
+    values = scores(resnet, images())
+    for index, finding in enumerate(FINDINGS):
+        table[f"score_{finding}"], table[f"target_{finding}"] = values[:, index], targets[:, index]
+    table.to_parquet(folder / "predictions.parquet", index=False)
+    return str(folder)
+
+
+def write_evaluation(folder: Path, model: str, **update: float | None) -> str:
+    """What evaluate would leave for a model."""
+    folder.mkdir(parents=True)
+    test = pd.read_parquet(Path(model, "predictions.parquet")).query("split == 'test'")
+    macro = np.mean([roc_auc_score(test[f"target_{finding}"], test[f"score_{finding}"]) for finding in FINDINGS])
+    name = "classify_test_auroc_macro"
+    metrics = {name: float(macro), f"{name}_low": float(macro) - 0.05, f"{name}_high": float(macro) + 0.05}
+    (folder / "metrics.json").write_text(json.dumps(metrics | update))
+    (folder / "report.html").write_text("<h1>Report</h1>")
+    record = {"stage": "evaluate", "inputs": {"predictions": storage.digest_file(Path(model, "predictions.parquet"))},
+              "params": {"min_positives": 5}, "mlflow_run_id": "evaluate-run"}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(record))
+    return str(folder)

@@ -1,0 +1,222 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from sklearn.metrics import roc_auc_score
+
+from components.common import tracking
+from components.common.errors import UserError
+from components.common.interrupt import Interrupted
+from components.common.params import Params
+from components.register import run as register
+from components.register.registry import Registry
+from tests.register import folders
+
+Register = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A registered model for each test: they share a database."""
+    return re.sub(r"\W", "-", request.node.name)
+
+
+@pytest.fixture
+def registered(tmp_path: Path, name: str) -> Register:
+    """Registers the network with a seed, and returns registration.json."""
+
+    def run(seed: int, targets: folders.Scores, min_auroc: float = 0.5, first_image: int = 0) -> dict[str, Any]:
+        model, evaluation = tmp_path / f"model{seed}-{first_image}", tmp_path / f"evaluation{seed}-{first_image}"
+        if not model.exists():
+            folders.write_evaluation(evaluation, folders.write_model(model, seed, targets, first_image))
+        params = Params.model_validate({"register": {"name": name, "min_auroc": min_auroc, "resamples": 200}})
+        register.run(model=str(model), evaluation=str(evaluation), out=str(tmp_path / "out"), params=params)
+        content: dict[str, Any] = json.loads((tmp_path / "out" / "registration.json").read_text())
+        return content
+
+    return run
+
+
+def versions(name: str) -> dict[str, list[str]]:
+    """Aliases by version."""
+    client = tracking.client()
+    aliases = client.get_registered_model(name).aliases
+    found = client.search_model_versions(f"name = '{name}'")
+    return {str(v.version): sorted(alias for alias, number in aliases.items() if str(number) == str(v.version)) for v in found}
+
+
+def test_first_good_model_is_the_champion(registered: Register, tmp_path: Path, name: str) -> None:
+    registration = registered(1, folders.targets_of(1, flip=0.1))
+
+    assert (registration["version"], registration["alias"], registration["champion_before"]) == ("1", "champion", None)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics == {"version": 1, "champion": 1, "classify_test_auroc_macro": registration["value"]}
+    client = tracking.client()
+    version = client.get_model_version_by_alias(name, "champion")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert version.run_id == record["mlflow_run_id"]
+    assert version.tags["fingerprint"] == record["fingerprint"]
+    assert version.tags["input.model.sha256"] == record["inputs"]["model"]
+    assert version.tags["upstream.model.run_id"] == "classify-run"
+    assert version.tags["upstream.evaluation.run_id"] == "evaluate-run"
+    assert float(version.tags["classify_test_auroc_macro"]) == pytest.approx(registration["value"], abs=1e-5)
+    assert "Effusion, Nodule" in version.description
+    assert {item.path for item in client.list_artifacts(version.run_id)} == {"registration.json", "report.html", "test_predictions.parquet"}
+
+
+def test_the_champion_can_be_loaded(registered: Register, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered(1, folders.targets_of(1))
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(tracking.uri())
+    model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    expected = pd.read_parquet(tmp_path / "model1-0" / "predictions.parquet")["score_Nodule"]
+    np.testing.assert_allclose(model.predict(folders.images())["Nodule"], expected, atol=1e-4)
+    assert model.metadata.run_id == tracking.client().get_model_version_by_alias(name, "champion").run_id
+    assert "/components/" not in (Path(mlflow.artifacts.download_artifacts(f"models:/{name}@champion")) / "MLmodel").read_text()
+
+
+def test_only_test_rows_are_attached(registered: Register, tmp_path: Path, name: str) -> None:
+    registered(1, folders.targets_of(1))
+    path = Registry(name).predictions("1", tmp_path)
+    assert path
+    attached = pd.read_parquet(path)
+    assert set(attached["split"]) == {"test"}
+    assert len(attached) == 50
+
+
+def test_below_the_floor_is_a_challenger(registered: Register, name: str) -> None:
+    registration = registered(1, folders.targets_of(1, flip=0.3), min_auroc=0.99)
+    assert registration["alias"] == "challenger"
+    assert "not above min_auroc 0.99" in registration["reason"]
+    assert versions(name) == {"1": ["challenger"]}
+
+
+def test_a_model_that_could_not_be_evaluated_is_a_challenger(tmp_path: Path, name: str) -> None:
+    model = folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
+    evaluation = folders.write_evaluation(tmp_path / "evaluation", model, classify_test_auroc_macro=None)
+    params = Params.model_validate({"register": {"name": name, "min_auroc": 0}})
+    register.run(model=model, evaluation=evaluation, out=str(tmp_path / "out"), params=params)
+    assert "macro test AUROC is not known" in json.loads((tmp_path / "out" / "registration.json").read_text())["reason"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["classify_test_auroc_macro"] is None
+    assert versions(name) == {"1": ["challenger"]}
+
+
+def test_a_better_model_replaces_the_champion_and_a_worse_one_does_not(registered: Register, tmp_path: Path, name: str) -> None:
+    targets = folders.targets_of(2, flip=0.05)
+    registered(1, targets, min_auroc=0)
+
+    better = registered(2, targets)
+    assert (better["version"], better["alias"], better["champion_before"]) == ("2", "champion", "1")
+    tables = [pd.read_parquet(tmp_path / f"model{seed}-0" / "predictions.parquet").query("split == 'test'") for seed in (1, 2)]
+    old, new = (np.mean([roc_auc_score(t[f"target_{f}"], t[f"score_{f}"]) for f in folders.FINDINGS]) for t in tables)
+    assert better["difference"]["estimate"] == pytest.approx(new - old, abs=1e-9)
+    assert 0 < better["difference"]["low"] < new - old < better["difference"]["high"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["difference_low"] == better["difference"]["low"]
+
+    worse = registered(3, targets)
+    assert (worse["version"], worse["alias"], worse["champion_before"]) == ("3", "challenger", "2")
+    assert versions(name) == {"1": [], "2": ["champion"], "3": ["challenger"]}
+
+
+def test_a_champion_that_appears_meanwhile_is_compared_with_too(registered: Register, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = folders.targets_of(2, flip=0.05)
+    registered(1, targets, min_auroc=0)
+    registered(3, targets)
+
+    def promote(self: Registry, version: str, folder: Path) -> Path | None:
+        tracking.client().set_registered_model_alias(name, "champion", "2")
+        return original(self, version, folder)
+
+    original = Registry.predictions
+    monkeypatch.setattr(Registry, "predictions", promote)
+    registration = registered(2, targets)
+    assert (registration["version"], registration["alias"], registration["champion_before"]) == ("3", "champion", "2")
+    assert "champion version 2" in registration["reason"]
+
+
+def test_promoted_by_hand_it_stays_so_and_says_so(registered: Register, name: str) -> None:
+    registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)
+    tracking.client().set_registered_model_alias(name, "champion", "1")
+    assert registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)["reason"] == "version 1 was made the champion by hand"
+    assert versions(name) == {"1": ["champion"]}
+
+
+def test_other_test_images_refuse_the_comparison(registered: Register, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    registered(1, folders.targets_of(1, flip=0.4), min_auroc=0)
+    registration = registered(2, folders.targets_of(2), first_image=500)
+    assert registration["alias"] == "challenger"
+    assert registration["difference"] is None
+    assert "other images (50 and 50 images, 0 in common)" in registration["reason"]
+    assert registration["reason"] in caplog.text
+    assert versions(name)["1"] == ["champion"]
+
+
+def test_a_champion_made_by_hand_has_nothing_to_be_compared_with(registered: Register, name: str) -> None:
+    client = tracking.client()
+    client.create_registered_model(name)
+    client.create_model_version(name, "s3://somewhere/else")
+    client.set_registered_model_alias(name, "champion", "1")
+    registration = registered(1, folders.targets_of(1))
+    assert (registration["version"], registration["alias"], registration["champion_before"]) == ("2", "challenger", "1")
+    assert "test_predictions.parquet" in registration["reason"]
+
+
+def test_registering_again_keeps_version_and_alias(registered: Register, name: str) -> None:
+    first = registered(1, folders.targets_of(1))
+    again = registered(1, folders.targets_of(1))
+    assert (again["reused"], again["version"], again["alias"], again["reason"]) == (True, "1", "champion", first["reason"])
+    assert versions(name) == {"1": ["champion"]}
+
+
+def test_a_lower_floor_promotes_the_same_version(registered: Register, name: str) -> None:
+    registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)
+    assert versions(name) == {"1": ["challenger"]}
+    registered(1, folders.targets_of(1, flip=0.1), min_auroc=0.5)
+    assert versions(name) == {"1": ["champion"]}
+
+
+@pytest.mark.parametrize("broken", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"])
+def test_stopped_anywhere_it_can_be_repeated(registered: Register, broken: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, broken, stop)
+        with pytest.raises(Interrupted):
+            registered(1, folders.targets_of(1))
+    registered(1, folders.targets_of(1))
+
+    assert versions(name) == {"1": ["champion"]}
+    client = tracking.client()
+    run = client.get_run(client.get_model_version(name, "1").run_id)
+    assert run.info.status == "FINISHED"
+    assert len(client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")) == 1
+
+
+def test_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
+    model = folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
+    evaluation = folders.write_evaluation(tmp_path / "evaluation", model)
+    other = folders.write_model(tmp_path / "other", 2, folders.targets_of(1))
+    changed = Path(folders.write_model(tmp_path / "changed", 1, folders.targets_of(1)))
+    (changed / "model.safetensors").write_bytes(Path(other, "model.safetensors").read_bytes())
+
+    def refused(model: str, evaluation: str) -> str:
+        with pytest.raises(UserError) as error:
+            register.run(model=model, evaluation=evaluation, out=str(tmp_path / "out"), params=Params())
+        assert not (tmp_path / "out").exists()
+        return str(error.value)
+
+    assert "evaluates other predictions" in refused(other, evaluation)
+    assert "model.safetensors: does not match model.json" in refused(str(changed), evaluation)
+    detection = Path(folders.write_evaluation(tmp_path / "detection", model))
+    (detection / "metrics.json").write_text('{"detect_test_map": 0.3}')
+    assert "has no classify_test_auroc_macro" in refused(model, str(detection))
+    assert "must be the output folder of classify" in refused(evaluation, evaluation)

@@ -1,0 +1,173 @@
+import csv
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from components.__main__ import main
+from components.common import storage
+from components.common.errors import UserError
+from components.common.params import Params
+from components.simulate.run import run
+from tests import seaweed
+
+PINNED = "f36de74f0b2edf7ba901dfd780adfbc4bb3a1f22f8fd47d37f9ee64d916e6e7d"
+"""SHA-256 of the cohort below: a change means that every published cohort changes, data.dvc's among them."""
+
+
+def _params(**values: int) -> Params:
+    return Params.model_validate({"simulate": {"patients": 8, "size": 64, **values}})
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight patients at 64 pixels; not to be written to."""
+    out = tmp_path_factory.mktemp("simulate") / "data"
+    run(out=str(out), params=_params())
+    return out
+
+
+@pytest.fixture
+def copy(cohort: Path, tmp_path: Path) -> Path:
+    for name, content in _tree(cohort).items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(content)
+    return tmp_path / "data"
+
+
+def test_same_bytes_every_time(cohort, tmp_path):
+    run(out=str(tmp_path / "again"), params=_params())
+    assert _tree(tmp_path / "again") == _tree(cohort)
+
+
+def test_same_bytes_everywhere(cohort):
+    digest = hashlib.sha256()
+    for name, content in _tree(cohort).items():
+        digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    assert digest.hexdigest() == PINNED
+
+
+def test_larger_cohort_begins_with_the_smaller(cohort, tmp_path):
+    run(out=str(tmp_path / "more"), params=_params(patients=9))
+    small, large = _tree(cohort), _tree(tmp_path / "more")
+    assert {name: large[name] for name in small if name.endswith(".dcm")} == {n: c for n, c in small.items() if n.endswith(".dcm")}
+    assert large["labels.csv"].startswith(small["labels.csv"])
+    assert large["boxes.csv"].startswith(small["boxes.csv"])
+    assert any(name.startswith("patient-00008/") for name in large)
+
+
+def test_tables_name_the_images(cohort):
+    headers = {dcmread(path, stop_before_pixels=True).SOPInstanceUID: path for path in cohort.rglob("*.dcm")}
+    with (cohort / "labels.csv").open() as file:
+        labels = {row["image"]: row for row in csv.DictReader(file)}
+    with (cohort / "boxes.csv").open() as file:
+        boxes = list(csv.DictReader(file))
+    assert set(labels) == set(headers)
+    assert list(next(iter(labels.values()))) == ["image", "Nodule", "Consolidation", "Effusion", "Cardiomegaly"]
+    assert boxes
+    for box in boxes:
+        image = dcmread(headers[box["image"]], stop_before_pixels=True)
+        assert labels[box["image"]][box["label"]] == "1"
+        assert 0 <= int(box["x"]) < int(box["x"]) + int(box["width"]) <= image.Columns
+        assert 0 <= int(box["y"]) < int(box["y"]) + int(box["height"]) <= image.Rows
+        assert max(image.Rows, image.Columns) == 64
+
+
+def test_leaves_nothing_beside_the_output(cohort):
+    assert [path.name for path in cohort.parent.iterdir()] == ["data"]
+
+
+def test_fills_an_empty_folder(cohort, tmp_path):
+    (tmp_path / "empty").mkdir()
+    run(out=str(tmp_path / "empty"), params=_params())
+    assert _tree(tmp_path / "empty") == _tree(cohort)
+
+
+def test_same_cohort_is_left_alone(copy, caplog):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    with caplog.at_level(logging.INFO):
+        run(out=str(copy), params=_params())
+    assert "already" in caplog.text
+    assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+
+
+@pytest.mark.parametrize("difference", ["extra", "missing", "edited", "seed"])
+def test_anything_else_is_refused_and_kept(copy, difference):
+    target = copy / "patient-00003" / "image-1.dcm"
+    if difference == "extra":
+        (copy / "mine.dcm").write_bytes(b"precious")
+    if difference == "missing":
+        target.unlink()
+    if difference == "edited":
+        target.write_bytes(target.read_bytes()[:-1] + b"?")
+    before = _tree(copy)
+    expected = {
+        "extra": "mine.dcm is not part",
+        "missing": "patient-00003/image-1.dcm is missing",
+        "edited": "patient-00003/image-1.dcm differs",
+    }
+    with pytest.raises(UserError, match=expected.get(difference, "holds something else")) as error:
+        run(out=str(copy), params=_params(seed=int(difference == "seed")))
+    assert str(copy) in str(error.value) and "choose another --out" in str(error.value)
+    assert _tree(copy) == before
+
+
+def test_a_file_is_no_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "params.yaml").write_text("simulate: {patients: 1, size: 64}\n")
+    assert main(["simulate", "--out", str(tmp_path / "file"), "--params", str(tmp_path / "params.yaml")]) == 2
+    assert capsys.readouterr().err.strip() == f"simulate: {tmp_path / 'file'}: is a file; --out must be a folder"
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_stopped_run_leaves_no_half_cohort(tmp_path):
+    (tmp_path / "params.yaml").write_text("simulate: {patients: 1000, size: 64}\n")
+    command = [sys.executable, "-m", "components", "simulate", "--out", "data", "--params", "params.yaml"]
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.dcm")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert [path.name for path in tmp_path.iterdir() if path.name != "params.yaml"] in ([], ["data.partial"])
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real server."""
+    with seaweed.serve(tmp_path) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        storage._client_of.cache_clear()
+        yield f"s3://{seaweed.BUCKET}"
+    storage._client_of.cache_clear()
+
+
+@pytest.mark.services
+def test_on_s3_it_continues_an_upload_and_refuses_the_rest(cohort, s3):
+    out, first = f"{s3}/cohort", "patient-00000/image-1.dcm"
+    storage.write(f"{out}/{first}", (cohort / first).read_bytes())
+    for _ in range(2):
+        run(out=out, params=_params())
+        assert {entry.path: storage.read(f"{out}/{entry.path}") for entry in storage.listing(out)} == _tree(cohort)
+    storage.delete(f"{out}/{first}")
+    with pytest.raises(UserError, match="is missing"):
+        run(out=out, params=_params())
+    storage.write(f"{s3}/other/mine.dcm", b"precious")
+    with pytest.raises(UserError, match="is not part of it"):
+        run(out=f"{s3}/other", params=_params())
