@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -100,14 +101,13 @@ def test_a_stopped_run_continues_to_the_same_model(
 
 def test_test_labels_change_nothing_but_the_targets(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Poisoned test labels leave the model and every score as they are."""
-    import pyarrow as pa
-
     clean, poisoned = make_shards("clean"), make_shards("poisoned")
     for path in Path(poisoned).glob("part-*.parquet"):
         table = pq.read_table(path)
         labels = [[1 - v for v in row["labels"]] if row["split"] == "test" else row["labels"] for row in table.to_pylist()]
         index = table.schema.get_field_index("labels")
-        pq.write_table(table.set_column(index, table.schema.field(index), pa.array(labels, pa.list_(pa.float32()))), path, row_group_size=7)
+        poison = pa.array(labels, pa.list_(pa.float32()))
+        pq.write_table(table.set_column(index, table.schema.field(index), poison), path, row_group_size=7)
     for name, shards in (("a", clean), ("b", poisoned)):
         classify.run(shards=[shards], out=str(tmp_path / name), params=tiny)
     a, b = (pq.read_table(tmp_path / name / "predictions.parquet").to_pandas() for name in "ab")
@@ -133,5 +133,5 @@ def test_shards_without_findings_are_refused(make_shards: MakeShards, tiny: Para
     shards = make_shards()
     manifest = Path(shards) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "findings": []}))
-    with pytest.raises(UserError, match="no findings; put a labels.csv"):
+    with pytest.raises(UserError, match="no findings; put a"):
         classify.run(shards=[shards], out=str(tmp_path / "out"), params=tiny)

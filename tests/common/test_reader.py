@@ -15,7 +15,8 @@ def sequence(reader: Reader, **arguments: int) -> list[int]:
 def test_every_image_is_read_once_and_is_the_right_one(make_shards: MakeShards) -> None:
     shards = open_shards(make_shards())
     reader = Reader(shards, "train")
-    by_id = {row["image_id"]: square(decode(row), 32) for row in shards.table(["image_id", "pixels", "codec", "height", "width", "bits"]).to_pylist()}
+    rows = shards.table(["image_id", "pixels", "codec", "height", "width", "bits"]).to_pylist()
+    by_id = {row["image_id"]: square(decode(row), 32) for row in rows}
     names = reader.table["image_id"].to_pylist()
 
     seen = []

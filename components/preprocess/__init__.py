@@ -1,0 +1,1 @@
+"""Raw files to shards: judged, rendered, pseudonymised, split by patient."""

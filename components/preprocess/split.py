@@ -1,0 +1,38 @@
+"""Train, validation or test: by patient, so that no patient is on both sides."""
+
+import hashlib
+
+
+def split_of(identity: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of a patient.
+
+    A fixed hash of the raw identity decides, without a key and without regard to the others: neither new patients nor
+    another pseudonym key ever move anyone. (The hash itself is not published, only which of three sets it falls in.)
+
+    Args:
+        identity: the patient's, as in the raw files.
+        val_fraction: share of the validation split.
+        test_fraction: share of the test split.
+
+    Returns:
+        train, val or test.
+    """
+    position = unit_interval(f"cxr-split:{identity}")
+    if position < test_fraction:
+        return "test"
+    return "val" if position < test_fraction + val_fraction else "train"
+
+
+def part_of(path: str, parts: int) -> int:
+    """Index of the part that the file with this relative path belongs to, out of `parts`."""
+    return int(path_hash(path)[:16], 16) % parts
+
+
+def path_hash(path: str) -> str:
+    """SHA-256 of a relative path, in hex; files are processed in its order, which tells nothing about their names."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def unit_interval(text: str) -> float:
+    """A fixed, uniform hash of a text to [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
