@@ -92,9 +92,11 @@ def ours(
     model = MoCo(arch, DIM, QUEUE, 0.999).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
 
+    order = torch.arange(len(views[0]), device=device)
+
     def step() -> None:
         model.move_key_encoder()
-        out = model(*views)
+        out = model(*views, order)
         loss = info_nce(out.q, out.k, model.queue, TEMPERATURE)
         for stage, target in IFA_TARGETS[preset].items():
             loss = loss + term(out.query_maps[stage], out.key_maps[stage], target)

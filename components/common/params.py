@@ -107,6 +107,8 @@ class Pretrain(Section):
     """T of InfoNCE."""
     queue_size: Positive = 65536
     """Keys kept as negatives; a multiple of batch_size."""
+    shuffle_groups: Positive = 8
+    """Groups of a batch with batch statistics of their own; keys are shuffled between them, as the paper's between GPUs."""
     key_momentum: Fraction = 0.999
     """Momentum of the key encoder."""
     dim: Positive = 128
@@ -122,6 +124,8 @@ class Pretrain(Section):
     def _queue_holds_whole_batches(self) -> "Pretrain":
         if self.queue_size % self.batch_size:
             raise ValueError("queue_size must be a multiple of batch_size")
+        if self.batch_size % self.shuffle_groups or self.batch_size == self.shuffle_groups:
+            raise ValueError("batch_size must be a multiple of shuffle_groups, of at least two images a group")
         return self
 
 

@@ -40,9 +40,11 @@ class Encoder(nn.Module):
         width = backbone.width(self.backbone)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
 
-    def forward(self, image_B1HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalised projections (B, dim) and the map after each stage."""
-        features, maps = backbone.forward_stages(self.backbone, image_B1HW)
+    def forward(self, image_B1HW: Tensor, groups: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Normalised projections (B, dim) and the map after each stage, with batch statistics of each of `groups` apart."""
+        parts = [backbone.forward_stages(self.backbone, part) for part in image_B1HW.chunk(groups)]
+        features = torch.cat([features for features, _ in parts])
+        maps = {stage: torch.cat([maps[stage] for _, maps in parts]) for stage in parts[0][1]}
         return F.normalize(self.head(features).float(), dim=1), maps
 
 
@@ -57,20 +59,41 @@ class MoCo(nn.Module):
     queue: Tensor
     position: Tensor
 
-    def __init__(self, arch: str, dim: int, queue_size: int, key_momentum: float):
+    def __init__(self, arch: str, dim: int, queue_size: int, key_momentum: float, groups: int = 1):
+        """Builds both encoders, alike, and a queue of random keys.
+
+        Args:
+            arch: of the backbone.
+            dim: of the projections.
+            queue_size: K, keys in the queue.
+            key_momentum: m of the momentum update.
+            groups: of a batch, between which keys are shuffled.
+        """
         super().__init__()
+        self.groups = groups
         self.query = Encoder(arch, dim)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.key_momentum = key_momentum
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue_size), dim=0))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
-    def forward(self, query_B1HW: Tensor, key_B1HW: Tensor) -> Views:
-        """Encodes a view of each image with either encoder."""
-        q, query_maps = self.query(query_B1HW)
+    def forward(self, query_B1HW: Tensor, key_B1HW: Tensor, order: Tensor) -> Views:
+        """Encodes a view of each image with either encoder.
+
+        A query and its key must not share batch statistics: these are the same for the whole batch and other than those
+        of the queue, so that an encoder which puts nothing but them into its output has an easy loss and learns nothing.
+        Hence shuffling batch norm (He et al. 2020, section 3.3), here between groups of a batch rather than between GPUs.
+
+        Args:
+            query_B1HW: (B, 1, H, W).
+            key_B1HW: (B, 1, H, W).
+            order: (B,) int64, a permutation: how the keys are shuffled before they are divided into groups.
+        """
+        q, query_maps = self.query(query_B1HW, self.groups)
         with torch.no_grad():
-            k, key_maps = self.key(key_B1HW)
-        return Views(q, k, query_maps, key_maps)
+            k, key_maps = self.key(key_B1HW[order], self.groups)
+            back = order.argsort()
+            return Views(q, k[back], query_maps, {stage: key_map[back] for stage, key_map in key_maps.items()})
 
     @torch.no_grad()
     def move_key_encoder(self) -> None:

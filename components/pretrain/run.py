@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from components.common import backbone, checkpoint, loop, tracking
@@ -50,7 +51,7 @@ class Pretraining(loop.Task):
         self.params, self.reader = params, reader
         self.device = loop.set_up(params.device, params.seed)
         self.mean, self.std = mean_std
-        self.model = MoCo(params.arch, params.dim, params.queue_size, params.key_momentum)
+        self.model = MoCo(params.arch, params.dim, params.queue_size, params.key_momentum, params.shuffle_groups)
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.query.parameters(), lr=params.lr, momentum=params.momentum, weight_decay=params.weight_decay
@@ -70,7 +71,7 @@ class Pretraining(loop.Task):
         self.model.move_key_encoder()
         query, key = self._views(batch, epoch)
         with loop.autocast(self.device):
-            views = self.model(query, key)
+            views = self.model(query, key, self._order(batch, epoch))
         loss, numbers = self.loss(views)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -118,6 +119,11 @@ class Pretraining(loop.Task):
             "inputs": job.inputs,
         }
         backbone.export(self.model.query.backbone, job.work, description)
+
+    def _order(self, batch: Batch, epoch: int) -> torch.Tensor:
+        """How the keys of a batch are shuffled; a function of seed, epoch and batch."""
+        rng = np.random.default_rng([self.params.seed, epoch, int(batch.rows[0])])
+        return torch.from_numpy(rng.permutation(len(batch.rows))).to(self.device)
 
     def _views(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         image = loop.to_unit(batch.images, self.device)

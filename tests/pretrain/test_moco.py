@@ -46,12 +46,30 @@ def test_queue_replaces_the_oldest_first(moco: MoCo) -> None:
 
 
 def test_maps_have_the_shapes_of_the_stages(moco: MoCo) -> None:
-    views = moco(torch.randn(2, 1, 64, 32), torch.randn(2, 1, 64, 32))
+    views = moco(torch.randn(2, 1, 64, 32), torch.randn(2, 1, 64, 32), torch.arange(2))
     shapes = {stage: tuple(stage_map.shape) for stage, stage_map in views.query_maps.items()}
     assert shapes == {"layer1": (2, 64, 16, 8), "layer2": (2, 128, 8, 4), "layer3": (2, 256, 4, 2), "layer4": (2, 512, 2, 1)}
     assert all((stage_map >= 0).all() for stage_map in views.query_maps.values())
     torch.testing.assert_close(views.q.norm(dim=1), torch.ones(2))
     assert not views.k.requires_grad
+
+
+def test_keys_come_back_in_the_order_of_the_queries() -> None:
+    moco = MoCo("resnet18", dim=8, queue_size=8, key_momentum=0.9, groups=2).eval()  # fixed statistics: groups do not matter
+    image = torch.randn(4, 1, 32, 32)
+    views = moco(image, image, torch.tensor([2, 0, 3, 1]))
+    torch.testing.assert_close(views.q, views.k)
+    torch.testing.assert_close(views.query_maps["layer2"], views.key_maps["layer2"])
+
+
+def test_groups_have_batch_statistics_of_their_own() -> None:
+    moco = MoCo("resnet18", dim=8, queue_size=8, key_momentum=0.9, groups=2)
+    image, order = torch.randn(4, 1, 32, 32), torch.tensor([0, 2, 1, 3])
+    views = moco(image, image, order)
+    with torch.no_grad():
+        alone, _ = moco.key(image[[0, 2]], 1)
+    torch.testing.assert_close(views.k[[0, 2]], alone)  # the first group after shuffling
+    assert not torch.allclose(views.k[0], views.q[0], atol=1e-3)  # its query was normalised with another neighbour
 
 
 def test_presets_are_the_named_ablations() -> None:
