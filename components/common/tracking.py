@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line a retry; what becomes of them is said once
 
 
 class Tracker:
