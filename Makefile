@@ -4,7 +4,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-slow test-services check bench ui report lock
+.PHONY: help .venv demo test test-slow test-services check bench bench-preprocess ui report lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## ?(.*)/\1\t\2/' | expand -t 16
@@ -42,6 +42,9 @@ check: .venv  ## ruff, mypy and the tests
 
 bench: .venv  ## benchmarks, each against a floor or a peer
 	python -m benchmarks.pretrain
+
+bench-preprocess: .venv  ## preprocessing and the reader; RAW=DIR for files of your own, peers need the extra `bench`
+	OMP_NUM_THREADS=1 python -m benchmarks.preprocess $(if $(RAW),--raw $(RAW))
 
 ui: .venv  ## the MLflow UI, on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000

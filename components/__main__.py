@@ -21,6 +21,7 @@ class Option(NamedTuple):
     help: str
     many: bool = False
     required: bool = True
+    metavar: str = "PATH"
 
 
 class StageCommand(NamedTuple):
@@ -28,6 +29,8 @@ class StageCommand(NamedTuple):
 
     help: str
     inputs: tuple[Option, ...] = ()
+    function: str = "run"
+    """Of the stage's run.py."""
 
 
 SHARDS = Option("shards", "output folders of preprocess", many=True)
@@ -37,7 +40,15 @@ STAGES = {
     "simulate": StageCommand("make a cohort of phantom DICOM files"),
     "preprocess": StageCommand(
         "turn a folder of DICOM files into Parquet shards",
-        (Option("raw", "folder of DICOM files; labels.csv and boxes.csv at its top are read"),),
+        (
+            Option("raw", "folder of DICOM, PNG or JPEG files; labels.csv and boxes.csv at its top are read"),
+            Option("partition", "only the I-th of N slices, from 0 to N - 1; `preprocess merge` joins them", required=False, metavar="I/N"),
+        ),
+    ),
+    "preprocess merge": StageCommand(
+        "join the outputs of preprocess --partition",
+        (Option("shards", "output folders of all partitions", many=True),),
+        function="merge_partitions",
     ),
     "pretrain": StageCommand("pretrain a backbone with MoCo v2 and the IFA loss", (SHARDS,)),
     "classify": StageCommand("fine-tune a classifier of findings", (SHARDS, BACKBONE)),
@@ -54,7 +65,7 @@ STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one stage and returns the exit code: 0 done, 2 the user's mistake, 75 stopped and saved."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(_parser().parse_args(_join_words(sys.argv[1:] if arguments is None else arguments)))
     _use_environment()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -69,11 +80,18 @@ def _run(stage: str, params: str, set: list[str], **paths: object) -> int:
     from components.common.params import load
 
     try:
-        importlib.import_module(f"components.{stage}.run").run(**paths, params=load(params, set))
+        module = importlib.import_module(f"components.{stage.partition(' ')[0]}.run")
+        getattr(module, STAGES[stage].function)(**paths, params=load(params, set))
     except UserError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _join_words(arguments: list[str]) -> list[str]:
+    """A stage's name may have two words."""
+    name = " ".join(arguments[:2])
+    return [name, *arguments[2:]] if name in STAGES else arguments
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,9 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in STAGES.items():
         stage = stages.add_parser(name, help=command.help, description=command.help)
         for option in command.inputs:
-            stage.add_argument(
-                f"--{option.name}", nargs="+" if option.many else None, required=option.required, metavar="PATH", help=option.help
-            )
+            nargs = "+" if option.many else None
+            stage.add_argument(f"--{option.name}", nargs=nargs, required=option.required, metavar=option.metavar, help=option.help)
         stage.add_argument("--out", required=True, metavar="PATH", help="output folder")
         stage.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters (default: params.yaml)")
         stage.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
@@ -101,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _use_environment() -> None:
     """Continues in .venv when started by a Python that lacks the packages, as `.venv/bin/dvc repro` does."""
-    if importlib.util.find_spec("pydantic"):
+    if all(map(importlib.util.find_spec, ("mlflow", "pyarrow", "pydantic", "tqdm"))):
         return
     root = Path(__file__).parents[1]
     python = root / ".venv" / "bin" / "python"

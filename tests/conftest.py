@@ -84,7 +84,15 @@ def tiny() -> Params:
     """Parameters for a few seconds of training on the shards above."""
     return Params.model_validate(
         {
-            "pretrain": {"arch": "resnet18", "epochs": 2, "batch_size": 8, "queue_size": 16, "shuffle_groups": 2, "dim": 16, "checkpoint_minutes": 0},
+            "pretrain": {
+                "arch": "resnet18",
+                "epochs": 2,
+                "batch_size": 8,
+                "queue_size": 16,
+                "shuffle_groups": 2,
+                "dim": 16,
+                "checkpoint_minutes": 0,
+            },
             "classify": {"arch": "resnet18", "epochs": 2, "batch_size": 8, "lr": 0.001},
         }
     )

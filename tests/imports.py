@@ -22,6 +22,11 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def has_code(path: Path) -> bool:
+    """Whether there is more in a file than a docstring."""
+    return len(ast.parse(path.read_text()).body) > 1
+
+
 def reachable(module: str) -> set[str]:
     """The project's modules that run when `module` does, packages' __init__ included."""
     known = sources()

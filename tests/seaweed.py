@@ -24,7 +24,7 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
     command = [
         *(_weed(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-volume.max=200"),
         *("-master.volumeSizeLimitMB=64", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
-        *("-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}"),
+        *("-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}"),
     ]
     with (folder / "weed.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as server:
         try:

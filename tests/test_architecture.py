@@ -7,7 +7,7 @@ import yaml
 
 from components.__main__ import STAGES
 from components.common.params import Params
-from tests.imports import ROOT, imported, reachable, sources
+from tests.imports import ROOT, has_code, imported, reachable, sources
 
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -42,9 +42,8 @@ def test_stages_of_the_small_image_need_no_torch(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", DVC)
 def test_dvc_depends_on_the_exact_modules(stage: str) -> None:
-    code = {str(sources()[module].relative_to(ROOT)) for module in reachable(f"components.{stage}.run") | {"components.__main__"}}
-    # Empty package files and the command line, which all stages share, decide nothing.
-    code = {path for path in code if not path.endswith(("__init__.py", "__main__.py"))}
+    paths = [sources()[module] for module in reachable(f"components.{stage}.run")]
+    code = {str(path.relative_to(ROOT)) for path in paths if has_code(path)}
     listed = {path for path in DVC[stage]["deps"] if path.startswith("components/") and path.endswith(".py")}
     assert listed == code
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # a packed model carries this module, and needs no parameters
 PACKAGES = ("mlflow", "numpy", "opencv-python-headless", "pyarrow", "pydicom", "scipy", "torch", "torchvision")
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
+UPLOAD_FILE = "run.json.uploading"
+"""At an S3 prefix while an output is uploaded."""
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +68,28 @@ class Job:
             drop: names in the work folder that are not part of the output, such as checkpoints.
         """
         write_json(self.work / METRICS_FILE, {name: _number(value) for name, value in metrics.items()})
-        write_json(self.work / RUN_FILE, self._record(mlflow_run_id))
+        write_json(self.work / RUN_FILE, {**self._record(mlflow_run_id), "files": storage.files_below(self.work, (RUN_FILE, *drop))})
         # What is dropped goes as late as can be: a run that is stopped before the end goes on from its checkpoint.
         if storage.is_s3(self.out):
-            storage.delete(storage.join(self.out, RUN_FILE))
-            storage.upload_folder(self.work, self.out, last=RUN_FILE, skip=drop)
+            self._upload(drop)
         else:
             with interrupt.deferred():
                 self._remove(drop)
                 replace_folder(Path(self.out), self.work)
         self._clean_up()
         log.info("%s: done in %.0f s, output in %s", self.stage, time.time() - self.started, self.out)
+
+    def _upload(self, drop: tuple[str, ...]) -> None:
+        """Replaces an earlier output on S3: what is uploaded, and what is no longer part of it, is noted there until all is done."""
+        record, progress = storage.join(self.out, RUN_FILE), storage.join(self.out, UPLOAD_FILE)
+        earlier = {name for uri in (record, progress) for name in _read_record(uri).get("files", [])}
+        files = set(storage.files_below(self.work, drop))
+        storage.write(progress, json.dumps({"stage": self.stage, "files": sorted(files | earlier)}).encode())
+        storage.delete(record)
+        storage.upload_folder(self.work, self.out, last=RUN_FILE, skip=drop)
+        for name in sorted(earlier - files):
+            storage.delete(storage.join(self.out, name))
+        storage.delete(progress)
 
     def _remove(self, names: tuple[str, ...]) -> None:
         for name in names:
@@ -140,6 +153,7 @@ def open_job(
     try:
         work.mkdir(parents=True, exist_ok=True)
         lock = _lock(work.with_suffix(".lock"))
+        _remove_scratch(work)
         _tell_others(stage, partial, fingerprint, depends)
         write_json(work.with_suffix(".json"), depends)
     except OSError as error:
@@ -223,23 +237,32 @@ def _number(value: float) -> float | None:
 
 def _refuse_foreign(stage: str, out: str) -> None:
     """An output replaces an earlier output, never anything else."""
-    if storage.is_s3(out) or not Path(out).exists():
+    if storage.is_s3(out):
+        ours = any(_read_record(storage.join(out, name)).get("stage") == stage for name in (RUN_FILE, UPLOAD_FILE))
+        if not ours and not storage.is_empty(out):
+            raise UserError(f"{out}: holds objects that {stage} did not make; choose another --out or delete them")
+        return
+    if not Path(out).exists():
         return
     if not Path(out).is_dir():
         raise UserError(f"{out}: is a file; --out must be a folder")
     # DVC deletes a stage's outputs one by one before it runs: its own bookkeeping and the small files in git may remain.
     strangers = [path.name for path in Path(out).iterdir() if path.name not in (METRICS_FILE, ".gitignore")]
-    if strangers and _made_by(Path(out, RUN_FILE)) != stage:
+    if strangers and _read_record(str(Path(out, RUN_FILE))).get("stage") != stage:
         raise UserError(f"{out}: holds files that {stage} did not make; choose another --out or move them away")
 
 
-def _made_by(record: Path) -> str | None:
-    """The stage that a run.json names, if it is one."""
+def _read_record(uri: str) -> dict[str, Any]:
+    """The content of a run.json, if it is one."""
+    if not storage.exists(uri):
+        return {}
     try:
-        content = json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content.get("stage") if isinstance(content, dict) else None
+        content = json.loads(storage.read(uri))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _tell_others(stage: str, partial: Path, fingerprint: str, depends: Mapping[str, Any]) -> None:
@@ -250,6 +273,13 @@ def _tell_others(stage: str, partial: Path, fingerprint: str, depends: Mapping[s
         mine, other = _flat(depends), _flat(json.loads(record.read_text()))
         names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
         log.warning("%s: starts afresh; unfinished work in %s differs in %s", stage, partial / record.stem, ", ".join(names))
+
+
+def _remove_scratch(work: Path) -> None:
+    """Removes what a killed process was writing; the lock is ours, so nobody else is."""
+    for path in work.glob(".*"):
+        if path.is_file():
+            path.unlink()
 
 
 def _lock(path: Path) -> IO[bytes]:

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from components.common.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _not_a_yaml_boolean(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 Positive = Annotated[int, Field(ge=1)]
 Arch = Literal["resnet18", "resnet50"]
 Stage = Literal["layer1", "layer2", "layer3", "layer4"]
@@ -48,8 +55,13 @@ class Preprocess(Section):
 
     operational = frozenset({"workers", "max_quarantined"})
 
-    layout: Literal["table"] = "table"
-    """How the raw folder is laid out; `table`: labels.csv and boxes.csv at its top, both optional."""
+    layout: Literal["table", "nih", "rsna", "vindr", "chexpert", "folders"] = "table"
+    """How the raw folder is laid out; `table`: labels.csv and boxes.csv at its top, both optional; the others: a public set as
+    it is downloaded (components/preprocess/layouts), `folders`: a folder for each class."""
+    split: Literal["hash", "official"] = "hash"
+    """hash: a hash of the patient decides; official: the data set's own split, as far as it has one (the layout's module says)."""
+    readers: Literal["majority", "any"] = "majority"
+    """What makes a label of several readers' opinions (layout vindr): more than half of them, or one, saw the finding."""
     size: Annotated[int, Field(ge=16, le=4096)] = 512
     """Longer side of a stored image, in pixels; the aspect ratio is kept."""
     bits: Literal[8, 16] = 8
@@ -59,13 +71,15 @@ class Preprocess(Section):
     parts: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Number of Parquet files. A file belongs to a part by a hash of its path."""
     views: tuple[str, ...] = ("PA", "AP")
-    """Accepted ViewPosition values; a file that names no view is accepted."""
+    """Accepted views, such as PA, AP, LL, RL; LATERAL accepts laterals of either side. A file that names no view is accepted."""
     val_fraction: Fraction = 0.15
     """Share of the patients in the validation split."""
     test_fraction: Fraction = 0.2
     """Share of the patients in the test split."""
     unknown_labels: Literal["ignore", "ones", "zeros"] = "ignore"
-    """What a -1 in labels.csv becomes: unknown, positive or negative (CheXpert's U-Ignore, U-Ones, U-Zeros)."""
+    """What a label of -1 becomes: unknown, positive or negative (CheXpert's U-Ignore, U-Ones, U-Zeros)."""
+    text_check: Annotated[Literal["report", "quarantine", "off"], BeforeValidator(_not_a_yaml_boolean)] = "report"
+    """What happens to an image with what looks like text near its border: it is counted and listed, or refused."""
     max_quarantined: Fraction = 0.2
     """The stage fails when a larger share of the files is quarantined."""
     workers: Annotated[int, Field(ge=0)] = 0

@@ -5,10 +5,13 @@ a window of packed rows, and any batch can be found without reading those before
 slice of every global batch, so that the global batches do not depend on their number.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -122,8 +125,14 @@ class Reader:
 
     def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> Batch:
         mine = rows[self._rank * len(rows) // self._ranks : (self._rank + 1) * len(rows) // self._ranks]
-        images: Pixels = np.stack([square(decode(row), self.size) for _, row in mine])  # type: ignore[assignment]
+        images: Pixels = np.stack(list(_decoders().map(lambda entry: square(decode(entry[1]), self.size), mine)))  # type: ignore[assignment]
         return Batch(images, np.array([index for index, _ in mine]))
+
+
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    """One thread a core, as long as the process lives. Decoding releases the interpreter's lock, and threads copy no pixels."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
 
 
 def prefetch(batches: Iterator[T], depth: int = 2) -> Iterator[T]:

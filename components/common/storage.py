@@ -5,16 +5,31 @@ The S3 endpoint and credentials come from boto3's own environment (AWS_ENDPOINT_
 
 import hashlib
 import os
+import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from components.common.errors import UserError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+_PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before an object is read again whose reading broke off."""
+_READ_SECONDS = 60
+"""Of silence, after which a request is made again."""
+_CHUNK = 16 * 2**20
+"""Bytes of a part of a multipart upload."""
+_UPLOADS = 4
+"""Files uploaded at a time, and parts of each."""
+_DIGEST = "sha256"
+"""Name of the metadata that holds a whole object's digest; the server's own is of the multipart upload's parts."""
 
 
 class Entry(NamedTuple):
@@ -57,12 +72,34 @@ def read(uri: str) -> bytes:
     if is_s3(uri):
         bucket, key = _split(uri)
         with _explained(uri):
-            body: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
-        return body
+            return _get(bucket, key)
     try:
         return Path(uri).read_bytes()
     except OSError as error:
         raise UserError(f"{uri}: cannot be read ({error.strerror})") from None
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[BufferedReader]:
+    """The file at `uri` for reading in blocks; an object is copied to disk first, for as long as it is open.
+
+    Raises:
+        UserError: as by `read`.
+    """
+    if is_s3(uri):
+        with tempfile.TemporaryFile() as copy:
+            bucket, key = _split(uri)
+            with _explained(uri):
+                _client().download_fileobj(bucket, key, copy)
+            copy.seek(0)
+            yield cast(BufferedReader, copy)
+        return
+    try:
+        file = Path(uri).open("rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"{uri}: cannot be read ({error.strerror})") from None
+    with file:
+        yield file
 
 
 def write(uri: str, content: bytes) -> None:
@@ -86,20 +123,41 @@ def write(uri: str, content: bytes) -> None:
 
 
 def listing(uri: str) -> Iterator[Entry]:
-    """All files below the folder `uri`, sorted by path; S3 servers differ in how they sort.
+    """All files below the folder `uri`, sorted by path.
+
+    Raises:
+        UserError: as by `walk`.
+    """
+    yield from sorted(walk(uri))
+
+
+def walk(uri: str) -> Iterator[Entry]:
+    """All files below the folder `uri`, in no particular order (S3 servers differ), as they are found.
 
     Raises:
         UserError: the folder does not exist, or the server cannot be reached.
     """
     if is_s3(uri):
-        yield from sorted(_list_s3(uri))
-        return
-    if not Path(uri).is_dir():
+        yield from _list_s3(uri)
+    elif Path(uri).is_dir():
+        yield from _list_local(uri, "")
+    else:
         raise UserError(f"{uri}: no such folder")
-    found = (path for path in Path(uri).rglob("*") if path.is_file())
-    for path in sorted(found, key=lambda path: path.relative_to(uri).as_posix()):
-        info = path.stat()
-        yield Entry(path.relative_to(uri).as_posix(), info.st_size, str(info.st_mtime_ns))
+
+
+def _list_local(top: str, below: str) -> Iterator[Entry]:
+    try:
+        found = os.scandir(Path(top, below))
+    except OSError as error:
+        raise UserError(f"{Path(top, below)}: cannot be read ({error.strerror})") from None
+    with found:
+        for entry in found:
+            path = f"{below}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _list_local(top, f"{path}/")
+            elif entry.is_file():
+                info = entry.stat()
+                yield Entry(path, info.st_size, str(info.st_mtime_ns))
 
 
 def is_empty(uri: str) -> bool:
@@ -124,12 +182,21 @@ def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ())
     Raises:
         UserError: the server cannot be reached or refuses.
     """
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    for name in sorted((name for name in names if name.parts[0] not in skip), key=lambda name: name.as_posix() == last):
-        target = join(uri, *name.parts)
-        bucket, key = _split(target)
-        with _explained(target):
-            _client().upload_file(str(folder / name), bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
+    names = files_below(folder, skip)
+    with ThreadPoolExecutor(_UPLOADS) as pool:
+        uploads = [pool.submit(_upload, folder / name, join(uri, name)) for name in names if name != last]
+        try:
+            for upload in uploads:
+                upload.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if last in names:
+        _upload(folder / last, join(uri, last))
+
+
+def files_below(folder: Path, skip: tuple[str, ...] = ()) -> list[str]:
+    """Relative paths of the files below a local folder, sorted, but for some names in it."""
+    return sorted(entry.path for entry in _list_local(str(folder), "") if entry.path.partition("/")[0] not in skip)
 
 
 def delete(uri: str) -> None:
@@ -160,6 +227,44 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _get(bucket: str, key: str) -> bytes:
+    """An object. botocore tries again until an answer begins, but not when it then breaks off or stalls."""
+    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+    for pause in _PAUSES:
+        body = _client().get_object(Bucket=bucket, Key=key)["Body"]
+        try:
+            return body.read()
+        except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+            time.sleep(pause)
+    return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+def _upload(path: Path, uri: str) -> None:
+    """Uploads a file, unless its like is there already: an upload that was stopped half way goes on."""
+    from boto3.s3.transfer import TransferConfig
+
+    bucket, key = _split(uri)
+    sha256 = digest_file(path)
+    with _explained(uri):
+        if _digest_of_object(bucket, key) == sha256:
+            return
+        extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {_DIGEST: sha256}}
+        config = TransferConfig(multipart_threshold=_CHUNK, multipart_chunksize=_CHUNK, max_concurrency=_UPLOADS)
+        _client().upload_file(str(path), bucket, key, ExtraArgs=extra, Config=config)
+
+
+def _digest_of_object(bucket: str, key: str) -> str | None:
+    from botocore.exceptions import ClientError
+
+    try:
+        return _client().head_object(Bucket=bucket, Key=key)["Metadata"].get(_DIGEST)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            return None
+        raise
+
+
 def _client() -> "S3Client":
     return _client_of(os.getpid())
 
@@ -170,7 +275,13 @@ def _client_of(process: int) -> "S3Client":
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60)
+    # Exponential backoff, up to 20 s a pause, on 5xx, throttling, timeouts and lost connections.
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 8},
+        connect_timeout=10,
+        read_timeout=_READ_SECONDS,
+        max_pool_connections=2 * _UPLOADS**2,
+    )
     return boto3.session.Session().client("s3", config=config)
 
 

@@ -10,15 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from components.common import page
+from components.common.charts import UNIT, Axis, Line, chart, nice_axis, whole_axis
 from components.common.metrics import Interval
 from components.common.params import Evaluate
-from components.evaluate.charts import UNIT, Axis, Line, chart, nice_axis, scale, strip, whole_axis
+from components.evaluate.charts import scale, strip
 from components.evaluate.classification import METRICS, Classification, Finding, thin
 
 NAMES = {"auroc": "AUROC", "ap": "average precision", "accuracy": "accuracy"}
 VOLATILE = ("images_per_second", "seconds")  # columns of history.csv that differ from run to run
 LEGEND = {"first": "training", "second": "validation"}
-SHOWN_DIGITS = 12  # of a digest; the whole is in its title
 TWO_MODELS = 2
 
 
@@ -39,14 +40,7 @@ def render(evaluated: Sequence[Classification], differences: Sequence[Interval |
         body += [_hero(one, params), _findings(one, params), _curves(one), _thresholds(one, params)]
         body += [_counts(one), _training(one), _pictures(one), _provenance(one)]
     body.append(_method(evaluated, params))
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return _page("Evaluation: chest radiograph findings", style, "\n".join(filter(None, body)))
-
-
-def _page(title: str, style: str, body: str) -> str:
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{title}</title>\n<style>\n{style}</style>"
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body><main>\n{body}\n</main></body>\n</html>\n'
+    return page.document("Evaluation: chest radiograph findings", body)
 
 
 def _header(several: bool) -> str:
@@ -63,28 +57,23 @@ def _hero(one: Classification, params: Evaluate) -> str:
         '<div class="card main"><div class="label">Macro AUROC, test split</div>'
         f'<div class="number">{_number(macro["auroc"].estimate)}</div>'
         f'<div class="interval">{_percent(params.confidence)} interval {_range(macro["auroc"])}</div>'
-        f'{strip(_spoken("Macro AUROC", macro["auroc"], params), macro["auroc"], axis, 0.5)}{scale("Axis of AUROC", axis)}'
+        f"{strip(_spoken('Macro AUROC', macro['auroc'], params), macro['auroc'], axis, 0.5)}{scale('Axis of AUROC', axis)}"
         f"<p>{_meaning(one)}</p></div>"
     )
     cards = [
-        _card("Macro average precision", _number(macro["ap"].estimate), _range(macro["ap"])),
-        _card("Macro accuracy", _number(macro["accuracy"].estimate), f"{_range(macro['accuracy'])}, at the thresholds below"),
-        _card("Macro AUROC, validation split", _number(one.val_auroc_macro), "the epoch and the thresholds were chosen there"),
-        _card("Test split", f"{len(test.targets):,} images", f"of {_plural(test.patient_count, 'patient')}"),
+        page.card("Macro average precision", _number(macro["ap"].estimate), _range(macro["ap"])),
+        page.card("Macro accuracy", _number(macro["accuracy"].estimate), f"{_range(macro['accuracy'])}, at the thresholds below"),
+        page.card("Macro AUROC, validation split", _number(one.val_auroc_macro), "the epoch and the thresholds were chosen there"),
+        page.card("Test split", f"{len(test.targets):,} images", f"of {page.plural(test.patient_count, 'patient')}"),
     ]
     return f'<section class="hero" aria-label="Headline">{main}{"".join(cards)}</section>'
-
-
-def _card(label: str, number: str, below: str) -> str:
-    lines = f'<div class="label">{label}</div><div class="number">{number}</div><div class="label interval">{below}</div>'
-    return f'<div class="card">{lines}</div>'
 
 
 def _meaning(one: Classification) -> str:
     if not one.counted:
         return "No finding has enough positives and negatives in the test split to be averaged."
     share = round(100 * one.macro["auroc"].estimate)
-    what = _plural(len(one.findings), "finding")
+    what = page.plural(len(one.findings), "finding")
     what = f"{len(one.counted)} of {what}" if len(one.counted) < len(one.findings) else what
     pair = "Of two test images, one with a finding and one without"
     return f"{pair}, the model gives the former the higher score {share} times in 100: the mean over {what}."
@@ -99,7 +88,7 @@ def _findings(one: Classification, params: Evaluate) -> str:
     caption = f"Test split, with {level} intervals. The dotted line is chance. Average precision at chance is the prevalence beside it."
     picture = scale(f"Axis of AUROC from {axis.low:g} to {axis.high:g}", axis)
     heads = ["Positive / negative", "AUROC", picture, "Average precision", "Prevalence"]
-    table = _table(caption, ["Finding", *heads], rows)
+    table = page.table(caption, ["Finding", *heads], rows)
     return f'<section><h2>Findings</h2><div class="card scroll">{table}</div>{_membership(one, params)}</section>'
 
 
@@ -109,28 +98,28 @@ def _finding_row(finding: Finding, axis: Axis, params: Evaluate) -> str:
     picture = strip(_spoken(f"AUROC of {finding.name}", finding.intervals["auroc"], params), finding.intervals["auroc"], axis, 0.5, style)
     prevalence = _number(positives / (positives + negatives) if positives + negatives else math.nan)
     cells = [f"{positives:,} / {negatives:,}", _cell(finding.intervals["auroc"]), picture, _cell(finding.intervals["ap"]), prevalence]
-    return _row(finding.name, cells, "" if finding.counted else "out")
+    return page.row(finding.name, cells, "" if finding.counted else "out")
 
 
 def _macro_row(one: Classification, axis: Axis, params: Evaluate) -> str:
     picture = strip(_spoken("Macro AUROC", one.macro["auroc"], params), one.macro["auroc"], axis, 0.5)
     name = f"Macro average of {len(one.counted)}"
-    return _row(name, ["", _cell(one.macro["auroc"]), picture, _cell(one.macro["ap"]), ""], "macro")
+    return page.row(name, ["", _cell(one.macro["auroc"]), picture, _cell(one.macro["ap"]), ""], "macro")
 
 
 def _membership(one: Classification, params: Evaluate) -> str:
     """Which findings count, and why the others do not."""
     need = params.min_positives
     text = f"A finding counts in the macro averages when the test split holds at least {need} positives and {need} negatives of it. "
-    text += f"In: {_listing(escape(finding.name) for finding in one.counted)}. " if one.counted else "None is in. "
+    text += f"In: {page.listing(escape(finding.name) for finding in one.counted)}. " if one.counted else "None is in. "
     out = [f"{escape(finding.name)} ({_shortage(finding, need)})" for finding in one.findings if not finding.counted]
-    text += f"Out: {_listing(out)}." if out else "None is left out."
+    text += f"Out: {page.listing(out)}." if out else "None is left out."
     return f"<p>{text}</p>"
 
 
 def _shortage(finding: Finding, need: int) -> str:
     positives, negatives, _ = finding.counts["test"]
-    few = [_plural(count, name) for count, name in ((positives, "positive"), (negatives, "negative")) if count < need]
+    few = [page.plural(count, name) for count, name in ((positives, "positive"), (negatives, "negative")) if count < need]
     return " and ".join(few)
 
 
@@ -181,28 +170,28 @@ def _thresholds(one: Classification, params: Evaluate) -> str:
     heads = ["Finding", "Threshold", "Sensitivity", "Specificity", "Accuracy", "AUROC, validation"]
     rows = [_threshold_row(finding) for finding in one.findings]
     macro = ["", "", "", _cell(one.macro["accuracy"]), _number(one.val_auroc_macro)]
-    rows.append(_row(f"Macro average of {len(one.counted)}", macro, "macro"))
+    rows.append(page.row(f"Macro average of {len(one.counted)}", macro, "macro"))
     text = "Each threshold maximises sensitivity + specificity (Youden's index) on the validation split; the test split had no part in it."
     missing = [escape(finding.name) for finding in one.findings if math.isnan(finding.threshold)]
     if missing:
-        text += f" No threshold for {_listing(missing)}: the validation split has one class only, so there is no accuracy either."
-    return f'<section><h2>Thresholds</h2><p>{text}</p><div class="card scroll">{_table(caption, heads, rows)}</div></section>'
+        text += f" No threshold for {page.listing(missing)}: the validation split has one class only, so there is no accuracy either."
+    return f'<section><h2>Thresholds</h2><p>{text}</p><div class="card scroll">{page.table(caption, heads, rows)}</div></section>'
 
 
 def _threshold_row(finding: Finding) -> str:
     numbers = [_number(value) for value in (finding.threshold, finding.sensitivity, finding.specificity)]
-    return _row(finding.name, [*numbers, _cell(finding.intervals["accuracy"]), _number(finding.val_auroc)])
+    return page.row(finding.name, [*numbers, _cell(finding.intervals["accuracy"]), _number(finding.val_auroc)])
 
 
 def _counts(one: Classification) -> str:
     splits = {"val": one.predictions.val, "test": one.predictions.test}
     sizes = " and ".join(
-        f"{_plural(len(split.targets), 'image')} of {_plural(split.patient_count, 'patient')} for {name}"
+        f"{page.plural(len(split.targets), 'image')} of {page.plural(split.patient_count, 'patient')} for {name}"
         for name, split in zip(("validation", "test"), splits.values(), strict=True)
     )
     heads = ["Finding", *(f"{split}: {kind}" for split in ("Validation", "Test") for kind in ("positive", "negative", "unknown"))]
-    rows = [_row(finding.name, [f"{count:,}" for split in splits for count in finding.counts[split]]) for finding in one.findings]
-    table = _table("Images by label. Unknown labels are left out of that finding's numbers.", heads, rows)
+    rows = [page.row(finding.name, [f"{count:,}" for split in splits for count in finding.counts[split]]) for finding in one.findings]
+    table = page.table("Images by label. Unknown labels are left out of that finding's numbers.", heads, rows)
     return f'<section><h2>Data</h2><p>There are {sizes}; no patient is in both.</p><div class="card scroll">{table}</div></section>'
 
 
@@ -233,13 +222,13 @@ def _training_card(one: Classification, group: str, columns: dict[str, list[floa
     label = f"{', '.join(columns)} by epoch, from {values[0]:.4g} to {values[-1]:.4g}"
     picture = chart(label, lines, whole_axis(int(max(epochs)), "Epoch"), y, size=(310, 190))
     legend = " &nbsp; ".join(f'<span class="key {style}"></span>{LEGEND[style]}' for style in styles.values())
-    return f'<figure class="card"><h3>{escape(_words(group))}</h3>{picture}<figcaption>{legend}</figcaption></figure>'
+    return f'<figure class="card"><h3>{escape(page.words(group))}</h3>{picture}<figcaption>{legend}</figcaption></figure>'
 
 
 def _pictures(one: Classification) -> str:
     cards = []
     for name, content in one.predictions.figures.items():
-        words = escape(_words(Path(name).stem), quote=True)
+        words = escape(page.words(Path(name).stem), quote=True)
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         cards.append(f'<figure class="card"><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>')
     return f'<section><h2>Pictures</h2><div class="grid-2">{"".join(cards)}</div></section>' if cards else ""
@@ -248,13 +237,14 @@ def _pictures(one: Classification) -> str:
 def _provenance(one: Classification) -> str:
     """Code, inputs and parameters that the model was made with, as its run.json and model.json tell."""
     record, model = one.predictions.record, one.predictions.model
-    rows = [_entry("Code", _code(record)), _entry("Network", escape(_network(model)))]
-    rows += [_entry(f"Input of training: {escape(name)}", _digest(value)) for name, value in sorted(record.get("inputs", {}).items())]
-    rows += [_entry("Weights", _digest(model["sha256"]))] if "sha256" in model else []
-    rows.append(_entry("Predictions evaluated", _digest(one.predictions.digests["predictions"])))
-    rows.append(_entry("Parameters", _pairs(record.get("params", {}))))
-    rows.append(_entry("Packages", _pairs(record.get("packages", {}))))
-    table = f"<table><caption>Digests are SHA-256, their first {SHOWN_DIGITS} digits.</caption><tbody>{''.join(rows)}</tbody></table>"
+    rows = [page.entry("Code", _code(record)), page.entry("Network", escape(_network(model)))]
+    inputs = sorted(record.get("inputs", {}).items())
+    rows += [page.entry(f"Input of training: {escape(name)}", page.digest(value)) for name, value in inputs]
+    rows += [page.entry("Weights", page.digest(model["sha256"]))] if "sha256" in model else []
+    rows.append(page.entry("Predictions evaluated", page.digest(one.predictions.digests["predictions"])))
+    rows.append(page.entry("Parameters", page.pairs(record.get("params", {}))))
+    rows.append(page.entry("Packages", page.pairs(record.get("packages", {}))))
+    table = f"<table><caption>Digests are SHA-256, their first {page.SHOWN_DIGITS} digits.</caption><tbody>{''.join(rows)}</tbody></table>"
     return f'<section><h2>Where the model comes from</h2><div class="card scroll">{table}</div></section>'
 
 
@@ -273,32 +263,20 @@ def _network(model: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _pairs(values: dict[str, Any]) -> str:
-    return " ".join(f"<code>{escape(str(name))}={escape(str(value))}</code>" for name, value in values.items())
-
-
-def _entry(name: str, value: str) -> str:
-    return f'<tr><th scope="row">{name}</th><td class="wrap">{value}</td></tr>'
-
-
-def _digest(value: str) -> str:
-    return f'<code title="{escape(value, quote=True)}">{escape(value[:SHOWN_DIGITS])}</code>'
-
-
 def _side_by_side(evaluated: Sequence[Classification], differences: Sequence[Interval | None], params: Evaluate) -> str:
     names = [f'<a href="#model-{index + 1}">{_model_name(one, index)}</a>' for index, one in enumerate(evaluated)]
-    rows = [_row(f"Macro {NAMES[metric]}", [_cell(one.macro[metric]) for one in evaluated]) for metric in METRICS]
+    rows = [page.row(f"Macro {NAMES[metric]}", [_cell(one.macro[metric]) for one in evaluated]) for metric in METRICS]
     cells = [_cell(each, signed=True) if each else "not comparable" for each in differences]
-    rows.append(_row("Macro AUROC, difference to model 1", ["", *cells]))
+    rows.append(page.row("Macro AUROC, difference to model 1", ["", *cells]))
     findings = list(dict.fromkeys(finding.name for one in evaluated for finding in one.findings))
     for name in findings:
         found = [next((finding for finding in one.findings if finding.name == name), None) for one in evaluated]
-        rows.append(_row(f"AUROC, {name}", [_cell(finding.intervals["auroc"]) if finding else "" for finding in found]))
+        rows.append(page.row(f"AUROC, {name}", [_cell(finding.intervals["auroc"]) if finding else "" for finding in found]))
     text = (
         "The difference is taken within each resample, so that what makes images hard for both models cancels out: it can be certain "
         "where the intervals above it overlap. Models are comparable when they were tested on the same images, labels and findings."
     )
-    table = _table(f"Test split, with {_percent(params.confidence)} intervals.", ["", *names], rows)
+    table = page.table(f"Test split, with {_percent(params.confidence)} intervals.", ["", *names], rows)
     return f'<section><h2>Side by side</h2><p>{text}</p><div class="card scroll">{table}</div></section>'
 
 
@@ -334,11 +312,11 @@ def _left_out(one: Classification, params: Evaluate) -> str:
     parts = [f"{escape(name)} {count:,}" for name, count in missing.items() if count]
     never = [escape(finding.name) for finding in one.findings if not finding.roc]
     text = "Resamples without a positive or without a negative say nothing of AUROC and average precision and are left out. "
-    text += f"Left out of {params.resamples:,}: {_listing(parts)}. " if parts else "There were none. "
+    text += f"Left out of {params.resamples:,}: {page.listing(parts)}. " if parts else "There were none. "
     if one.counted and (lost := params.resamples - one.macro["auroc"].used):
-        text += f"The macro intervals leave out the {_plural(lost, 'resample')} in which any counted finding is undefined. "
+        text += f"The macro intervals leave out the {page.plural(lost, 'resample')} in which any counted finding is undefined. "
     if never:
-        text += f"No AUROC at all for {_listing(never)}: the test split has one class only."
+        text += f"No AUROC at all for {page.listing(never)}: the test split has one class only."
     return text.strip()
 
 
@@ -349,17 +327,6 @@ def _auroc_axis(intervals: Iterable[Interval]) -> Axis:
     step = 1 if low >= 0.4 else 2  # tenths between ticks
     ticks = tuple(tick / 10 for tick in range(10, round(10 * low) - 1, -step))
     return Axis(low, 1.0, ticks[::-1])
-
-
-def _table(caption: str, heads: Sequence[str], rows: Sequence[str]) -> str:
-    first, *others = heads
-    cells = [f'<th scope="col" class="left">{first}</th>' if first else "<td></td>"] + [f'<th scope="col">{head}</th>' for head in others]
-    return f"<table><caption>{caption}</caption><thead><tr>{''.join(cells)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _row(name: str, cells: Sequence[str], style: str = "") -> str:
-    opening = f'<tr class="{style}">' if style else "<tr>"
-    return f'{opening}<th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 def _cell(interval: Interval, signed: bool = False) -> str:
@@ -387,18 +354,3 @@ def _spoken(name: str, interval: Interval, params: Evaluate) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.4g} %"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _listing(items: Iterable[str]) -> str:
-    *first, last = list(items)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def _words(name: str) -> str:
-    """A file or column name as words."""
-    words = name.replace("_", " ").replace("-", " ").strip().replace("auroc", "AUROC")
-    return words[:1].upper() + words[1:]

@@ -7,6 +7,8 @@ Position, and public sets wrap their pictures as Secondary Capture objects with 
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from components.preprocess import attributes
+
 if TYPE_CHECKING:
     from components.preprocess.dicom import Header
 
@@ -15,6 +17,7 @@ class Reason(StrEnum):
     """Why a file is quarantined, in the order in which the tests are made."""
 
     NOT_DICOM = "not_dicom"
+    """Neither DICOM, PNG nor JPEG."""
     NO_PIXELS = "no_pixels"
     WRONG_MODALITY = "wrong_modality"
     WRONG_BODY_PART = "wrong_body_part"
@@ -91,8 +94,9 @@ def check_header(header: "Header", views: tuple[str, ...], view: str) -> None:
 
 
 def _check_view(view: str, views: tuple[str, ...]) -> None:
-    if view and view not in views:
-        raise Refused(Reason.WRONG_VIEW, f"View Position {view}" if _is_code(view, 3) else "another View Position")
+    if view and not attributes.accepts(views, view):
+        known = _is_code(view, 3) or view in attributes.LATERALS
+        raise Refused(Reason.WRONG_VIEW, f"View Position {view}" if known else "another View Position")
 
 
 def check_size(height: int, width: int) -> None:

@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from components.common.errors import UserError
+from components.preprocess.attributes import canonical_view
 from components.preprocess.dicom import Header
 from components.preprocess.labels import Record
 
@@ -20,6 +21,19 @@ ENVIRONMENT_VARIABLE = "CXR_PSEUDONYM_KEY"
 MIN_KEY_LENGTH = 16
 MAX_AGE = 90.0
 """Years; older patients are few enough to be recognised."""
+ALLOW_LIST = {
+    "view": ("ViewPosition", "ViewCodeSequence"),
+    "sex": ("PatientSex",),
+    "age": ("PatientAge", "PatientBirthDate", "StudyDate"),
+    "manufacturer": ("Manufacturer",),
+    "photometric": ("PhotometricInterpretation",),
+    "transfer_syntax": ("TransferSyntaxUID",),
+    "source_height": ("Rows",),
+    "source_width": ("Columns",),
+}
+"""Column -> the header's attributes that it is made of, by `describe`. docs/privacy.md says what each can hold."""
+PSEUDONYMS = {"image_id": ("SOPInstanceUID",), "patient_id": ("PatientID", "StudyInstanceUID")}
+"""Column -> the attributes of whose value it is the pseudonym."""
 _MAKE_KEY = "set it to a secret key, made with `openssl rand -hex 32`, and keep that key"
 _HIGHEST_AGE = 120.0
 _SIMULATED_KEY = b"of simulated cohorts, whose patients do not exist"
@@ -86,11 +100,11 @@ def load_pseudonyms() -> Pseudonyms:
 
 
 def patient_identity(header: Header, record: Record | None, path: str) -> Identity:
-    """The patient: by PatientID, else labels.csv, else StudyInstanceUID, else the file stands for itself."""
+    """The patient: by PatientID, else labels.csv or the like of a layout, else StudyInstanceUID, else the file stands for itself."""
     if header.patient_id:
         return Identity("PatientID", f"id:{header.patient_id}")
     if record and record.patient:
-        return Identity("labels.csv", f"id:{record.patient}")
+        return Identity(record.file, f"id:{record.patient}")
     if header.study_instance_uid:
         return Identity("StudyInstanceUID", f"study:{header.study_instance_uid}")
     return Identity("file", f"file:{path}")
@@ -102,7 +116,7 @@ def image_uid(header: Header, path: str) -> str:
 
 
 def describe(header: Header, record: Record | None) -> dict[str, Any]:
-    """The allow-list: columns of a row that come from the header, or from labels.csv where the header is silent.
+    """The columns of ALLOW_LIST: from the header, or from labels.csv where the header is silent.
 
     Args:
         header: of a file that was not refused.
@@ -123,8 +137,8 @@ def describe(header: Header, record: Record | None) -> dict[str, Any]:
 
 
 def view_of(header: Header, record: Record | None) -> str:
-    """View Position, upper case; empty if nobody says."""
-    return header.view or (record.view.upper() if record else "")
+    """View Position as `attributes.canonical_view` spells it; empty if nobody says."""
+    return header.view or (canonical_view(record.view) if record else "")
 
 
 def parse_sex(text: str) -> str | None:

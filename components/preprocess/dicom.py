@@ -8,6 +8,12 @@ paper's clip to [0, 99th percentile]; one lookup table then makes the image.
 value that the lowest possible stored number stands for, so that rescaling to negative values never cuts anything off and
 unsigned numbers stay as they are; for signed pixels, of which often a small part of the range is used, at the lowest
 number present if that is negative. MONOCHROME1 counts down from the upper end of the same range.
+
+**DX for processing** (PS3.3 C.8.11.1.1.1) holds what the detector counted, without a VOI to show it by. Dense tissue is made
+bright by Pixel Intensity Relationship Sign, since its photometric interpretation need not be meant for display. The values fill
+an unknown part of the range, so that 0 lies at the percentile opposite to the one that is clipped at. No logarithm is taken:
+many devices' values are logarithms already, and say so unreliably; a linear detector's images therefore look flatter in the
+lungs, and whoever has the images for presentation, too, should use those.
 """
 
 import logging
@@ -15,24 +21,37 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from io import BytesIO
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from pydicom import config, dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForProcessing,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from components.common.errors import UserError
 from components.common.shards import Pixels
+from components.preprocess import attributes
 from components.preprocess.checks import MAX_PIXELS, PHOTOMETRICS, Reason, Refused
 
 Stored = npt.NDArray[np.integer[Any]]
@@ -47,13 +66,17 @@ cv2.setNumThreads(1)
 JPEG2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
 RLE = "1.2.840.10008.1.2.5"
-PLUGINS = {
-    **dict.fromkeys(JPEG2000 + HTJ2K + (RLE,), "pylibjpeg"),
-    **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "pyjpegls"),
-    **dict.fromkeys(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"), "pillow"),
+JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+"""Baseline, extended, lossless (process 14), lossless with first-order prediction."""
+DECODERS: dict[str, Callable[[bytes], Any]] = {
+    **dict.fromkeys(JPEG2000 + HTJ2K, partial(imagecodecs.jpeg2k_decode, numthreads=1)),
+    **dict.fromkeys(JPEG_LS, imagecodecs.jpegls_decode),
+    **dict.fromkeys(JPEG, imagecodecs.jpeg8_decode),
 }
-"""pydicom's plugin by transfer syntax. Named, because pydicom's own choice depends on what is installed (its built-in
-RLE decoder is ten times slower). Any other syntax: whatever is there."""
+"""By transfer syntax: OpenJPEG, CharLS and libjpeg-turbo, called directly: pydicom's plugins for the same libraries are up to a
+fifth slower, and none for JPEG lossless is both fast and free of the GPL. (OpenJPH is faster than OpenJPEG for HTJ2K, but
+imagecodecs returns what it made of a damaged codestream as if it were whole.)"""
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 2**24
@@ -61,6 +84,8 @@ _FIRST_TAGS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 _EXACT_COUNT = 2**24
+_TEXT_VRS = frozenset({"AS", "CS", "DA", "DS", "IS", "LO", "SH", "UI"})
+_SHORT_VRS = frozenset({"US"})
 
 
 @dataclass(frozen=True)
@@ -145,6 +170,8 @@ class Grayscale:
     """Low values are bright: MONOCHROME1, or Presentation LUT Shape INVERSE (the standard pairs the two)."""
     padding: tuple[int, int] | None
     """Lowest and highest stored value that mean "no image here"."""
+    unprocessed: bool = False
+    """A DX image for processing, with nothing that says how to show it."""
 
     def numbers(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Bit patterns (N,) of `bits` bits as the numbers that they stand for."""
@@ -185,9 +212,9 @@ def check_decoders() -> None:
     Raises:
         UserError: one is missing.
     """
-    for syntax, plugin in PLUGINS.items():
-        if plugin not in get_decoder(UID(syntax)).available_plugins:
-            raise UserError(f"pydicom's plugin {plugin} for {UID(syntax).name} is not installed; run `make .venv`")
+    for codec in ("jpeg2k", "jpegls", "jpeg8", "dicomrle"):
+        if not getattr(imagecodecs, codec.upper()).available:
+            raise UserError(f"imagecodecs was built without its codec {codec}; run `make .venv`")
 
 
 def open_file(content: bytes) -> tuple[Dataset, Header]:
@@ -248,6 +275,8 @@ def render(stored: Stored, grayscale: Grayscale, size: int, bits: int, percentil
     if not present.size:
         raise Refused(Reason.BLANK_IMAGE, "nothing but padding")
     brightness = grayscale.brightness(grayscale.numbers(present))
+    if grayscale.unprocessed:
+        brightness = brightness - _quantile(brightness, counts[present], 100 - percentile)
     upper = _upper_end(brightness, counts[present], percentile)
     full = 2**bits - 1
     scaled = np.clip(brightness, 0, upper) / upper * full
@@ -337,7 +366,7 @@ def _read_header(dataset: Dataset, deflated: bool) -> Header:
         sop_class=_text(dataset, "SOPClassUID"),
         modality=_text(dataset, "Modality"),
         body_part=_text(dataset, "BodyPartExamined"),
-        view=_text(dataset, "ViewPosition").upper(),
+        view=attributes.read_view(dataset),
         photometric=_text(dataset, "PhotometricInterpretation") or PHOTOMETRICS[1],
         burned_in=_text(dataset, "BurnedInAnnotation"),
         transfer_syntax=DeflatedExplicitVRLittleEndian if deflated else _transfer_syntax(dataset),
@@ -347,7 +376,7 @@ def _read_header(dataset: Dataset, deflated: bool) -> Header:
         age=_text(dataset, "PatientAge"),
         birth_date=_text(dataset, "PatientBirthDate"),
         study_date=_text(dataset, "StudyDate"),
-        manufacturer=_text(dataset, "Manufacturer"),
+        manufacturer=attributes.read_manufacturer(dataset),
         synthetic=_text(dataset, "SyntheticData").upper() == "YES",
         has_pixels=bool(dataset.get("PixelData")),
         samples=_integer(dataset, "SamplesPerPixel", 1),
@@ -358,6 +387,9 @@ def _read_header(dataset: Dataset, deflated: bool) -> Header:
 
 def _text(dataset: Dataset, keyword: str) -> str:
     """The element's first value, stripped; empty where it is missing."""
+    raw = _raw(dataset, keyword, _TEXT_VRS)
+    if raw and raw.isascii() and b"\x1b" not in raw:  # the escape that changes the character set
+        return raw.split(b"\\", 1)[0].decode().strip(" \0\t\r\n")
     value = dataset.get(keyword)
     if isinstance(value, MultiValue | list):
         value = value[0] if len(value) else None
@@ -365,8 +397,25 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def _integer(dataset: Dataset, keyword: str, default: int) -> int:
+    raw = _raw(dataset, keyword, _SHORT_VRS)
+    if len(raw) == 2:
+        return int.from_bytes(raw, "little" if dataset.original_encoding[1] else "big")
     value = dataset.get(keyword)
     return default if value is None or value == "" else int(value)
+
+
+def _raw(dataset: Dataset, keyword: str, vrs: frozenset[str]) -> bytes:
+    """The value as it was read, if it is of one of the `vrs`, else nothing: pydicom's conversion costs as much as its parsing."""
+    tag = _tag(keyword)
+    element = dataset.get_item(tag) if tag in dataset else None
+    if not isinstance(element, RawDataElement) or (element.VR or dictionary_VR(tag)) not in vrs:
+        return b""
+    return element.value or b""
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
 
 
 def _transfer_syntax(dataset: Dataset) -> str:
@@ -389,12 +438,26 @@ def _read_grayscale(dataset: Dataset, header: Header) -> Grayscale:
         raise Refused(Reason.UNREADABLE, "the rescale is not a number or flat")
     modality = _read_lut(dataset, "ModalityLUTSequence", signed)
     lowest = min(slope * end for end in ((-1 << (bits - 1), 0) if signed else (0, (1 << bits) - 1))) + intercept
-    inverse = "MONOCHROME1" in header.photometric or _text(dataset, "PresentationLUTShape").upper() == "INVERSE"
+    voi = _read_lut(dataset, "VOILUTSequence", signed=not modality and lowest < 0) or _read_window(dataset)
+    unprocessed = voi is None and _is_for_processing(dataset, header)
     return Grayscale(
-        bits, signed, slope, intercept, modality,
-        voi=_read_lut(dataset, "VOILUTSequence", signed=not modality and lowest < 0) or _read_window(dataset),
-        inverse=inverse, padding=_read_padding(dataset, bits, signed),
+        bits, signed, slope, intercept, modality, voi,
+        inverse=_is_inverse(dataset, header, unprocessed), padding=_read_padding(dataset, bits, signed), unprocessed=unprocessed,
     )  # fmt: skip
+
+
+def _is_for_processing(dataset: Dataset, header: Header) -> bool:
+    """By Presentation Intent Type, or by SOP class where there is none: images for presentation do come under the other's class."""
+    intent = _text(dataset, "PresentationIntentType").upper()
+    return intent == "FOR PROCESSING" if intent else header.sop_class == DigitalXRayImageStorageForProcessing
+
+
+def _is_inverse(dataset: Dataset, header: Header, unprocessed: bool) -> bool:
+    """Whether low values are bright; before processing, whether they are of less exposure (PS3.3 C.8.11.3.1.2)."""
+    sign = _integer(dataset, "PixelIntensityRelationshipSign", 0)
+    if unprocessed and sign:
+        return sign > 0
+    return "MONOCHROME1" in header.photometric or _text(dataset, "PresentationLUTShape").upper() == "INVERSE"
 
 
 def _number(dataset: Dataset, keyword: str, default: float) -> float:
@@ -451,32 +514,63 @@ def _read_padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] 
 
 
 def _decode_frame(dataset: Dataset, header: Header, grayscale: Grayscale) -> Stored:
-    syntax = UID(header.transfer_syntax)
-    allocated = int(dataset.BitsAllocated)
     if _integer(dataset, "NumberOfFrames", 1) != 1:
         raise Refused(Reason.UNREADABLE, "several frames")
     if header.height < 1 or header.width < 1:
         raise Refused(Reason.UNREADABLE, "no Rows or Columns")
+    syntax, allocated = UID(header.transfer_syntax), int(dataset.BitsAllocated)
     if syntax.is_encapsulated:
-        _check_encapsulated(dataset, header, allocated)
-    else:
-        _check_native(dataset, header, allocated)
-    decoder = get_decoder(syntax)
-    if not decoder.is_available:
-        raise Refused(Reason.UNREADABLE, f"no decoder for {syntax.name}")
+        return _decode_encapsulated(dataset, header, grayscale, allocated)
+    return _decode_native(dataset, header, grayscale, allocated)
+
+
+def _decode_native(dataset: Dataset, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
+    _check_native(dataset, header, allocated)
     options: dict[str, Any] = {
         "rows": header.height, "columns": header.width, "samples_per_pixel": 1, "number_of_frames": 1,
         "bits_allocated": allocated, "bits_stored": grayscale.bits, "pixel_representation": int(grayscale.signed),
         "photometric_interpretation": header.photometric, "pixel_keyword": "PixelData", "pixel_vr": dataset["PixelData"].VR,
-        "view_only": not syntax.is_encapsulated, "correct_unused_bits": False,
+        "view_only": True, "correct_unused_bits": False,
     }  # fmt: skip
-    plugin = PLUGINS.get(syntax, "")
-    stored, _ = decoder.as_array(dataset.PixelData, index=0, raw=True, validate=False, decoding_plugin=plugin, **options)
-    stored = np.ascontiguousarray(stored, stored.dtype.newbyteorder("="))
-    if not syntax.is_encapsulated:
-        return _drop_unused_bits(stored, dataset, grayscale)
-    _check_range(stored, grayscale)
-    return stored
+    stored, _ = get_decoder(UID(header.transfer_syntax)).as_array(dataset.PixelData, index=0, raw=True, validate=False, **options)
+    return _drop_unused_bits(np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")), dataset, grayscale)
+
+
+def _decode_encapsulated(dataset: Dataset, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
+    """Decodes the codestream once it is known to be what the header says, so that no decoder allocates for what a damaged one asks."""
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if header.transfer_syntax == RLE:
+        return _sign(_decode_rle(frame, header, allocated), grayscale)
+    if header.transfer_syntax not in DECODERS:
+        raise Refused(Reason.UNREADABLE, f"no decoder for {UID(header.transfer_syntax).name}")
+    _check_codestream(frame, header)
+    decoded = DECODERS[header.transfer_syntax](frame)
+    if decoded.shape != (header.height, header.width) or decoded.itemsize > allocated // 8:
+        raise Refused(Reason.UNREADABLE, "the codestream holds other pixels than the header says")
+    decoded = decoded.astype(f"{decoded.dtype.kind}{allocated // 8}", copy=False)
+    _check_range(decoded, grayscale)
+    return _sign(decoded, grayscale)
+
+
+def _decode_rle(frame: bytes, header: Header, allocated: int) -> Stored:
+    """Bit patterns (H, W) as they are."""
+    size = header.height * header.width * allocated // 8
+    if size > 64 * len(frame):  # at most 128 bytes come out of two (PS3.5 G.3)
+        raise Refused(Reason.UNREADABLE, f"too short for {header.height} x {header.width} pixels")
+    _check_bound(header)
+    raw = imagecodecs.dicomrle_decode(frame, dtype=f"<u{allocated // 8}", out=size)
+    if len(raw) != size:
+        raise Refused(Reason.UNREADABLE, f"{len(raw)} bytes of pixels for {header.height} x {header.width}")
+    return np.frombuffer(raw, f"<u{allocated // 8}").reshape(header.height, header.width)
+
+
+def _sign(stored: Stored, grayscale: Grayscale) -> Stored:
+    """Bit patterns (H, W) as numbers, by Pixel Representation: codestreams seldom know the sign, and the header decides."""
+    if not grayscale.signed:
+        return stored.view(f"u{stored.itemsize}")
+    unused = 8 * stored.itemsize - grayscale.bits
+    numbers: Stored = (stored.view(f"i{stored.itemsize}") << unused) >> unused
+    return numbers
 
 
 def _check_native(dataset: Dataset, header: Header, allocated: int) -> None:
@@ -492,41 +586,37 @@ def _check_bound(header: Header) -> None:
         raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{header.height} x {header.width} pixels, not decoded")
 
 
-def _check_encapsulated(dataset: Dataset, header: Header, allocated: int) -> None:
-    """Compares the codestream with the header, before a decoder allocates what either asks for."""
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if header.transfer_syntax == RLE:
-        # At most 128 bytes come out of two (PS3.5 G.3).
-        fits = header.height * header.width * allocated // 8 <= 64 * len(frame)
-    else:
-        fits = codestream_shape(frame) == (header.height, header.width)
-    if not fits:
+def _check_codestream(frame: bytes, header: Header) -> None:
+    if codestream_shape(frame) != (header.height, header.width, 1):
         raise Refused(Reason.UNREADABLE, f"the codestream is not of {header.height} x {header.width} pixels")
-    if header.transfer_syntax in JPEG2000 + HTJ2K and not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise Refused(Reason.UNREADABLE, "truncated")  # OpenJPEG would fill in gray
+    if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise Refused(Reason.UNREADABLE, "truncated")  # decoders would fill in gray
     _check_bound(header)
 
 
-def codestream_shape(frame: bytes) -> tuple[int, int] | None:
-    """Height and width in a JPEG 2000 SIZ marker (ISO 15444-1 A.5.1) or a JPEG or JPEG-LS frame header (ISO 10918-1 B.2.2)."""
+def codestream_shape(frame: bytes) -> tuple[int, int, int] | None:
+    """Height, width and components in a JPEG 2000 SIZ marker (ISO 15444-1 A.5.1) or a JPEG or JPEG-LS frame header (10918-1 B.2.2)."""
     size = re.search(rb"\xff\x4f\xff\x51", frame[:4096])
     if size:
         width, height, left, top = struct.unpack_from(">4I", frame, size.start() + 8)
-        return height - top, width - left
+        components = struct.unpack_from(">H", frame, size.start() + 40)
+        return height - top, width - left, components[0]
     position = 2
     while frame[position : position + 1] == b"\xff":
         marker, length = struct.unpack_from(">BH", frame, position + 1)
         if marker in _START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", frame, position + 5)
-            return height, width
+            height, width, components = struct.unpack_from(">HHB", frame, position + 5)
+            return height, width, components
         position += 2 + length
     return None
 
 
 def _check_range(stored: Stored, grayscale: Grayscale) -> None:
-    """A codestream holds numbers, not bit patterns: those beyond Bits Stored contradict the header."""
-    low, high = (-1 << (grayscale.bits - 1), (1 << (grayscale.bits - 1)) - 1) if grayscale.signed else (0, (1 << grayscale.bits) - 1)
-    if stored.min() < low or stored.max() > high:
+    """Values beyond Bits Stored contradict the header; but above a negative number there may be copies of its sign (as of dcmtk's)."""
+    half = 1 << (grayscale.bits - 1)
+    numbers = stored.view(f"i{stored.itemsize}") if grayscale.signed else stored
+    low, high = (-half if numbers.dtype.kind == "i" else 0), (2 * half - 1 if stored.dtype.kind == "u" else half - 1)
+    if 8 * stored.itemsize > grayscale.bits and (numbers.min() < low or numbers.max() > high):
         raise Refused(Reason.UNREADABLE, f"values beyond {grayscale.bits} bits")
 
 
@@ -546,12 +636,15 @@ def _codes(stored: Stored, bits: int) -> npt.NDArray[Any]:
 
 def _upper_end(brightness: Values, counts: npt.NDArray[np.int64], percentile: float) -> float:
     """The percentile to clip at; refuses an image whose 1st and 99th percentiles are the same."""
-    order = np.argsort(brightness, kind="stable")
-    values, weights = brightness[order], counts[order]
-    upper = quantile(values, weights, percentile)
-    if upper <= 0 or quantile(values, weights, 1) == quantile(values, weights, 99):
+    upper = _quantile(brightness, counts, percentile)
+    if upper <= 0 or _quantile(brightness, counts, 1) == _quantile(brightness, counts, 99):
         raise Refused(Reason.BLANK_IMAGE, "at least 98 % of the pixels are the same")
     return upper
+
+
+def _quantile(brightness: Values, counts: npt.NDArray[np.int64], percentile: float) -> float:
+    order = np.argsort(brightness, kind="stable")
+    return quantile(brightness[order], counts[order], percentile)
 
 
 def _look_up(codes: npt.NDArray[Any], present: npt.NDArray[np.intp], values: Values, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

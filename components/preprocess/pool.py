@@ -3,25 +3,23 @@
 A module of its own: each process of the pool imports it, and must not wait for MLflow.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 
 from tqdm import tqdm
 
 from components.common import interrupt
 from components.common.errors import UserError
-from components.preprocess.part import Context, Part, Stopped, is_done, process_part
+from components.preprocess import isolated
+from components.preprocess.part import Context, Part, Stopped, is_done, last_files, process_part
 
 Advance = Callable[[int], object]
 """Moves the progress bar by a number of files."""
 
 _POLL_SECONDS = 0.2
+_STOP_SECONDS = 20
 
 
 def process_parts(context: Context, parts: list[Part]) -> None:
@@ -29,18 +27,18 @@ def process_parts(context: Context, parts: list[Part]) -> None:
 
     Raises:
         Interrupted: a signal arrived; finished parts are kept.
-        UserError: from a part, or a process of the pool died.
+        UserError: from a part, or a process of the pool died again and again.
     """
     context.folder.mkdir(exist_ok=True)
     todo = [part for part in parts if not is_done(context.folder, part)]
     workers = min(context.params.workers or len(os.sched_getaffinity(0)), len(todo))
-    files = sum(len(part.paths) for part in parts)
-    done = files - sum(len(part.paths) for part in todo)
+    files = sum(part.files for part in parts)
+    done = files - sum(part.files for part in todo)
     with tqdm(total=files, initial=done, desc="preprocess", unit="file", disable=None) as bar, interrupt.deferred():
-        if workers > 1:
-            _process_in_pool(context, todo, workers, bar.update)
-        else:
+        if context.params.workers == 1:
             _process_here(context, todo, bar.update)
+        else:
+            _Pool(context, workers, bar.update).process(todo)
     interrupt.check()
 
 
@@ -52,38 +50,12 @@ def _process_here(context: Context, parts: list[Part], advance: Advance) -> None
             return
 
 
-def _process_in_pool(context: Context, parts: list[Part], workers: int, advance: Advance) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    shared = _Shared(spawn)
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(context, shared)) as pool:
-        try:
-            _wait([pool.submit(_work, part) for part in parts], shared, advance)
-        except BrokenProcessPool:
-            if not interrupt.requested():
-                raise UserError("a process of the pool died, perhaps for want of memory; lower preprocess.workers and run again") from None
-        finally:
-            shared.stop.set()
-            pool.shutdown(cancel_futures=True)
-
-
-def _wait(futures: Iterable["Future[None]"], shared: "_Shared", advance: Advance) -> None:
-    """Until all are done or a signal arrives, moving the bar."""
-    before, pending = 0, set(futures)
-    while pending and not interrupt.requested():
-        done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-        for future in done:
-            future.result()
-        now = shared.files.value
-        advance(now - before)
-        before = now
-
-
 class _Shared:
     """What the processes of the pool share with this one."""
 
-    def __init__(self, spawn: multiprocessing.context.SpawnContext):
-        self.stop = spawn.Event()
-        self.files = spawn.Value("Q", 0)
+    def __init__(self) -> None:
+        self.stop = isolated.SPAWN.Event()
+        self.files = isolated.SPAWN.Value("Q", 0)
 
     def advance(self) -> None:
         """One file more is done."""
@@ -91,29 +63,96 @@ class _Shared:
             self.files.value += 1
 
 
-_worker: tuple[Context, _Shared]
+class _Worker:
+    """A process that works on one part after the other."""
+
+    def __init__(self, context: Context, shared: _Shared):
+        self.connection, theirs = isolated.SPAWN.Pipe()
+        self.process = isolated.SPAWN.Process(target=_work, args=(theirs, context, shared))
+        self.process.start()
+        theirs.close()  # the process's death must be felt at our end
+        self.part: Part | None = None
+
+    def give(self, part: Part) -> None:
+        """Lets it work on a part."""
+        self.part = part
+        self.connection.send(part)
+
+    def stop(self) -> None:
+        """Waits until it has ended."""
+        self.connection.close()
+        self.process.join(_STOP_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
 
-def _start_worker(context: Context, shared: _Shared) -> None:
-    """Begins a process of the pool: the parent alone answers to signals."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = context, shared
+class _Pool:
+    """Unlike those of the standard library, it survives the death of a process."""
+
+    def __init__(self, context: Context, workers: int, advance: Advance):
+        self._context, self._advance = context, advance
+        self._shared = _Shared()
+        self._shown = 0
+        self._workers = [_Worker(context, self._shared) for _ in range(workers)]
+
+    def process(self, parts: list[Part]) -> None:
+        """Until all parts are done or a signal arrives."""
+        queue = deque(parts)
+        try:
+            while (queue or any(worker.part for worker in self._workers)) and not interrupt.requested():
+                for worker in self._workers:
+                    if queue and not worker.part:
+                        worker.give(queue.popleft())
+                for connection in wait([worker.connection for worker in self._workers if worker.part], _POLL_SECONDS):
+                    self._receive(next(worker for worker in self._workers if worker.connection is connection))
+                self._show()
+        finally:
+            self._shared.stop.set()
+            for worker in self._workers:
+                worker.stop()
+
+    def _receive(self, worker: _Worker) -> None:
+        """The end of a part, or of the process."""
+        try:
+            error = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._replace(worker)
+            return
+        worker.part = None
+        if error:
+            raise error
+
+    def _replace(self, dead: _Worker) -> None:
+        """Another process begins the part again, with the file that was being read in a process of its own."""
+        assert dead.part
+        dead.stop()
+        last = last_files(self._context.folder / dead.part.attempts_name)
+        if not last or last.count(last[-1]) > 1:
+            raise UserError("processes of the pool die again and again, perhaps for want of memory; lower preprocess.workers and run again")
+        fresh = _Worker(self._context, self._shared)
+        self._workers[self._workers.index(dead)] = fresh
+        fresh.give(dead.part)
+
+    def _show(self) -> None:
+        now = self._shared.files.value
+        self._advance(now - self._shown)
+        self._shown = now
 
 
-def _die_with_parent() -> None:
-    """A parent that was killed cannot say so: without this, its pool would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for([parent.sentinel])
-    os._exit(1)
-
-
-def _work(part: Part) -> None:
-    context, shared = _worker
-    try:
-        process_part(context, part, shared.stop.is_set, shared.advance)
-    except Stopped:
-        return
+def _work(connection: Connection, context: Context, shared: _Shared) -> None:
+    """What a process of the pool does."""
+    isolated.begin_process()
+    while True:
+        try:
+            part = connection.recv()
+        except EOFError:
+            return
+        try:
+            process_part(context, part, shared.stop.is_set, shared.advance)
+            answer = None
+        except Stopped:
+            return
+        except Exception as error:
+            answer = isolated.describe(error)
+        connection.send(answer)

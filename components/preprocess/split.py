@@ -2,6 +2,9 @@
 
 import hashlib
 
+UNDIVIDED = "train+val"
+"""A data set's own split that leaves validation to its users."""
+
 
 def split_of(identity: str, val_fraction: float, test_fraction: float) -> str:
     """The split of a patient.
@@ -21,6 +24,17 @@ def split_of(identity: str, val_fraction: float, test_fraction: float) -> str:
     if position < test_fraction:
         return "test"
     return "val" if position < test_fraction + val_fraction else "train"
+
+
+def divided(named: str, identity: str, val_fraction: float) -> str:
+    """A split that the data set's makers named, with validation taken out of training by hash where they did not.
+
+    Args:
+        named: train, val, test or `UNDIVIDED`.
+        identity: the patient's, as in the raw files.
+        val_fraction: share of the validation split, out of the `UNDIVIDED` patients.
+    """
+    return split_of(identity, val_fraction, 0.0) if named == UNDIVIDED else named
 
 
 def part_of(path: str, parts: int) -> int:

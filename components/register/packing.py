@@ -27,7 +27,7 @@ CODE = (
     "components/common/storage.py",
 )
 """What model.py imports from this repository, directly or not."""
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch", "torchvision")
+REQUIREMENTS = ("imagecodecs", "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch", "torchvision")
 """Packages that model.py and CODE import."""
 
 

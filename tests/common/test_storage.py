@@ -1,6 +1,7 @@
 import hashlib
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,21 @@ def test_upload_of_a_folder(prefix: str, tmp_path: Path) -> None:
     assert storage.read(f"{prefix}/a/large.bin") == large
     times = {item["Key"].split("/", 1)[1]: item["LastModified"] for item in _objects(prefix)}
     assert max(times.values()) == times["run.json"]
+
+
+@pytest.mark.services
+def test_what_is_uploaded_already_is_not_uploaded_again(prefix: str, tmp_path: Path) -> None:
+    for name in ("a", "b", "run.json"):
+        (tmp_path / name).write_text("same length")
+    storage.upload_folder(tmp_path, prefix, last="run.json")
+    storage._client().put_object(Bucket=seaweed.BUCKET, Key=f"{prefix.split('/')[-1]}/a", Body=b"same_length")  # by somebody else
+    (tmp_path / "b").write_text("SAME LENGTH")
+    before = {item["Key"]: item["LastModified"] for item in _objects(prefix)}
+    time.sleep(1.1)  # the server's times are in seconds
+    storage.upload_folder(tmp_path, prefix, last="run.json")
+    after = {item["Key"]: item["LastModified"] for item in _objects(prefix)}
+    assert {key.split("/")[-1] for key in after if after[key] != before[key]} == {"a", "b"}
+    assert [storage.read(f"{prefix}/{name}") for name in "ab"] == [b"same length", b"SAME LENGTH"]
 
 
 @pytest.mark.services

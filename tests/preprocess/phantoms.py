@@ -1,9 +1,11 @@
 """Small DICOM files, made with pydicom alone."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -13,7 +15,12 @@ from pydicom.uid import (
     UID,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     generate_uid,
 )
 
@@ -30,6 +37,15 @@ IDENTIFIERS = {
     "StudyID": "STUDY8080",
 }
 """Header values that must not leave."""
+
+
+ENCODERS: dict[UID, Callable[[Array, int], bytes]] = {
+    HTJ2KLossless: lambda pixels, bits: imagecodecs.htj2k_encode(pixels, reversible=True),
+    JPEGExtended12Bit: lambda pixels, bits: imagecodecs.jpeg8_encode(pixels, 95, bitspersample=12),
+    JPEGLossless: lambda pixels, bits: imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=6, bitspersample=bits),
+    JPEGLosslessSV1: lambda pixels, bits: imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1, bitspersample=bits),
+}
+"""Where pydicom has no encoder: bit patterns and Bits Stored to a codestream."""
 
 
 def picture(height: int = 60, width: int = 48, bits: int = 8, seed: int = 0) -> Array:
@@ -84,6 +100,10 @@ def _set_pixels(made: FileDataset, pixels: Array, syntax: UID) -> None:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
         made.PixelData = encapsulate([buffer.getvalue()])
+    elif syntax in ENCODERS:
+        made.PixelData = encapsulate([ENCODERS[syntax](pixels.view(f"u{pixels.itemsize}") & (2**made.BitsStored - 1), made.BitsStored)])
+    elif syntax == JPEGLSLossless and made.PixelRepresentation:
+        made.PixelData = encapsulate([imagecodecs.jpegls_encode(pixels.view(f"u{pixels.itemsize}") & (2**made.BitsStored - 1))])
     elif syntax.is_encapsulated:
         made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         made.PixelData = pixels.tobytes()

@@ -9,13 +9,14 @@ from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from components.common.params import Preprocess
 from components.preprocess.checks import Reason
 from components.preprocess.deidentify import Pseudonyms
+from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table
 from components.preprocess.part import Context, Note, process_file
 from tests.preprocess.phantoms import dataset, picture, to_bytes
 
 
 def judge(content: bytes, table: Table | None = None, **params: Any) -> Note:
-    context = Context("raw", Path("unused"), Preprocess(size=32, **params), Pseudonyms(b"k" * 16), table or Table())
+    context = Context("raw", Path("unused"), Preprocess(size=32, **params), Pseudonyms(b"k" * 16), table or Table(), Index())
     row, note = process_file(context, "folder/file", content)
     assert (row is None) == (note.reason is not None)
     return note

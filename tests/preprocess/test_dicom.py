@@ -7,12 +7,15 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForProcessing,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -42,7 +45,7 @@ def assert_same(image: Array, expected: Array, tolerance: int = 0) -> None:
 
 SYNTAXES = (
     ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian,
-    RLELossless, JPEGLSLossless, JPEG2000Lossless,
+    RLELossless, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless, JPEGLossless, JPEGLosslessSV1,
 )  # fmt: skip
 
 
@@ -54,10 +57,11 @@ def test_every_transfer_syntax_gives_back_the_stored_values(syntax: UID, bits: i
     assert np.array_equal(stored, pixels)
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless], ids=lambda uid: uid.name[:20])
-def test_signed_values_survive(syntax: UID) -> None:
-    pixels = picture(bits=12).astype("i2") - 2048
-    stored, _ = dicom.decode(*dicom.open_file(to_bytes(dataset(pixels, 12, syntax))))
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name[-20:])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_signed_values_survive(syntax: UID, bits: int) -> None:
+    pixels = (picture(bits=bits).astype("i4") - 2 ** (bits - 1)).astype("i2")
+    stored, _ = dicom.decode(*dicom.open_file(to_bytes(dataset(pixels, bits, syntax))))
     assert np.array_equal(stored, pixels)
 
 
@@ -67,9 +71,30 @@ def test_jpeg_baseline_is_near() -> None:
     assert_same(stored, pixels, tolerance=3)
 
 
-def test_fast_decoders_are_installed() -> None:
+def test_decoders_are_installed() -> None:
     dicom.check_decoders()
-    assert dicom.PLUGINS[RLELossless] == dicom.PLUGINS[JPEG2000Lossless] == dicom.PLUGINS[HTJ2KLossless] == "pylibjpeg"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_dx_for_processing_is_shown_by_the_exposure_between_two_percentiles(sign: int, photometric: str) -> None:
+    pixels = 1000 + picture(bits=12) // 8
+    made = dataset(pixels, 14, SOPClassUID=DigitalXRayImageStorageForProcessing, PhotometricInterpretation=photometric)
+    made.PixelIntensityRelationshipSign = sign
+    absorbed = pixels * -float(sign)
+    low, high = np.percentile(absorbed, [1, 99])
+    assert_same(render(made), np.round(np.clip((absorbed - low) / (high - low), 0, 1) * 255))
+
+
+def test_the_presentation_intent_goes_before_the_sop_class() -> None:
+    made = dataset(picture(), SOPClassUID=DigitalXRayImageStorageForProcessing, PresentationIntentType="FOR PRESENTATION")
+    assert_same(render(made), clipped(picture().astype(float)))
+
+
+def test_dx_for_processing_with_a_window_is_shown_by_the_window() -> None:
+    plain = {"WindowCenter": "1800", "WindowWidth": "1500"}
+    made = dataset(picture(bits=12), 12, PresentationIntentType="FOR PROCESSING", PixelIntensityRelationshipSign=1, **plain)
+    assert_same(render(made), render(dataset(picture(bits=12), 12, **plain)))
 
 
 def test_plain_8_bit_picture() -> None:

@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from components.__main__ import main
 from components.common import shards
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.merge import Ledger, input_digest
+from components.preprocess.part import Note
 from tests.preprocess.phantoms import IDENTIFIERS, dataset, picture, to_bytes, write
 
 KEY = "a key that is long enough"
@@ -217,6 +220,27 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     assert (counts["files"], counts["rows"], counts["duplicates"]) == (80, 71, 9)
 
 
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_moments(tmp_path: Path, slow_cohort: Path, kills: int) -> None:
+    """A run that gets through before the next kill is begun again from nothing."""
+    (tmp_path / "raw").symlink_to(slow_cohort / "raw")
+    command = [sys.executable, "-m", "components", *arguments(tmp_path, "parts=40", "workers=2")]
+    draws, hits = random.Random(kills), 0
+    while hits < kills:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            assert process.wait(draws.uniform(1, 7)) == 0
+            assert bytes_of(tmp_path / "shards") == bytes_of(slow_cohort / "straight")
+            shutil.rmtree(tmp_path / "shards")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            hits += 1
+    assert main(arguments(tmp_path, "parts=40")) == 0
+    assert bytes_of(tmp_path / "shards") == bytes_of(slow_cohort / "straight")
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def _spy(done: dict[Path, int], touched: dict[Path, int]) -> Any:
     """The real function, which also notes when the parts of the first run were written."""
     from components.preprocess.merge import read_ledger
@@ -228,8 +252,9 @@ def _spy(done: dict[Path, int], touched: dict[Path, int]) -> Any:
     return read
 
 
-def test_input_digest_is_of_sorted_paths_and_contents() -> None:
-    ledger = Ledger(contents=[("a", "00"), ("b", "11")])
+def test_input_digest_is_of_sorted_paths_and_contents(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.add([Note("b", "11", "x"), Note("a", "00", None, "unreadable", "")])
     assert input_digest(ledger) == hashlib.sha256(b"a\x0000\nb\x0011\n").hexdigest()
 
 

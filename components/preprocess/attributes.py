@@ -1,0 +1,105 @@
+"""Header values whose spelling is not to be trusted: the view, and the manufacturer, a free text."""
+
+import re
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+VIEW_CODES = {
+    "272479007": "PA",
+    "R-40888": "PA",
+    "R-10214": "PA",
+    "399348003": "AP",
+    "R-10206": "AP",
+    "399173006": "LL",
+    "R-10236": "LL",
+    "399198007": "RL",
+    "R-10232": "RL",
+    "399067008": "LATERAL",
+    "R-102CD": "LATERAL",
+}
+"""View Code Sequence in SNOMED's new and old codes (PS3.16 CID 4010) to View Position."""
+LATERAL = "LATERAL"
+LATERALS = ("LL", "RL", LATERAL)
+_SPELLINGS = {
+    "POSTEROANTERIOR": "PA",
+    "POSTERIORANTERIOR": "PA",
+    "ANTEROPOSTERIOR": "AP",
+    "ANTERIORPOSTERIOR": "AP",
+    "LEFTLATERAL": "LL",
+    "LLATERAL": "LL",
+    "LLAT": "LL",
+    "LATLEFT": "LL",
+    "RIGHTLATERAL": "RL",
+    "RLATERAL": "RL",
+    "RLAT": "RL",
+    "LATRIGHT": "RL",
+    "LAT": LATERAL,
+    "LATERAL": LATERAL,
+}
+IDENTIFYING = (
+    "PatientName",
+    "PatientID",
+    "OtherPatientIDs",
+    "OtherPatientNames",
+    "PatientBirthName",
+    "PatientMotherBirthName",
+    "ReferringPhysicianName",
+    "PerformingPhysicianName",
+    "OperatorsName",
+    "InstitutionName",
+    "InstitutionAddress",
+    "AccessionNumber",
+)
+"""What people have been seen to type into the wrong field."""
+_SHORTEST_NAME = 3
+_GENERIC = {"MEDICAL", "SYSTEM", "SYSTEMS", "HEALTH", "HEALTHCARE", "IMAGING", "CENTER", "CENTRE", "THE", "AND", "INC", "LTD", "GMBH"}
+"""Words that makers and hospitals both have."""
+
+
+def read_view(dataset: Dataset) -> str:
+    """View Position as `canonical_view` spells it, else what View Code Sequence means (PS3.3 C.8.11.5); empty if neither says."""
+    text = canonical_view(_text(dataset, "ViewPosition"))
+    if text:
+        return text
+    items = dataset.get("ViewCodeSequence") or []
+    return next((VIEW_CODES.get(_text(item, "CodeValue"), "OTHER") for item in items), "")
+
+
+def canonical_view(text: str) -> str:
+    """A view in upper case; the ways to write a frontal or lateral one become PA, AP, LL, RL or LATERAL (of an unknown side)."""
+    text = text.strip().upper()
+    return _SPELLINGS.get(re.sub(r"[^A-Z]", "", text), text)
+
+
+def accepts(views: tuple[str, ...], view: str) -> bool:
+    """Whether a canonical view is among the wanted ones; to want LATERAL is to want either side's."""
+    wanted = {canonical_view(each) for each in views}
+    return view in wanted or (LATERAL in wanted and view in LATERALS)
+
+
+def read_manufacturer(dataset: Dataset) -> str:
+    """Manufacturer in upper case; empty if it is missing or looks like something else.
+
+    That is: it is written as a person's name is, has a long number, or a word that the header's names of people and places or
+    its ids hold, too.
+    """
+    text = _text(dataset, "Manufacturer").upper()
+    if not text or "^" in text or re.search(r"\d{4}", text):
+        return ""
+    words = _names(text)
+    if any(words & _names(_text(dataset, keyword).upper()) for keyword in IDENTIFYING):
+        return ""
+    return text
+
+
+def _names(text: str) -> set[str]:
+    return {word for word in re.findall(r"[^\W_]+", text) if len(word) >= _SHORTEST_NAME} - _GENERIC
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    """The element's first value, stripped; empty where it is missing."""
+    value = dataset.get(keyword)
+    if isinstance(value, MultiValue | list):
+        value = value[0] if len(value) else None
+    return "" if value is None else str(value).strip(" \0\t\r\n")

@@ -1,0 +1,54 @@
+"""The content of raw files, in order; objects on S3 are read ahead, so that the decoder does not wait for the network."""
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from components.common import storage
+from components.preprocess.index import File
+
+Contents = Generator[tuple[File, bytes], None, None]
+
+READERS = 8
+"""Threads, and objects, ahead of the decoder. One connection brings 20 to 100 MB/s, and waits some 20 ms before."""
+MAX_BYTES_AHEAD = 256 * 2**20
+"""What lies in memory ahead of the decoder, unless a single file is larger."""
+
+
+def contents(raw: str, files: Iterable[File]) -> Contents:
+    """Reads files one after the other.
+
+    Args:
+        raw: the folder.
+        files: in it.
+
+    Yields:
+        Each file with its content, in the order given.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if storage.is_s3(raw):
+        yield from _read_ahead(raw, files)
+        return
+    for file in files:
+        yield file, storage.read(storage.join(raw, file.path))
+
+
+def _read_ahead(raw: str, files: Iterable[File]) -> Contents:
+    remaining = iter(files)
+    following = next(remaining, None)
+    ahead: deque[tuple[File, Future[bytes]]] = deque()
+    held = 0
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="s3")
+    try:
+        while ahead or following:
+            while following and len(ahead) < READERS and (not ahead or held + following.size <= MAX_BYTES_AHEAD):
+                ahead.append((following, pool.submit(storage.read, storage.join(raw, following.path))))
+                held += following.size
+                following = next(remaining, None)
+            file, content = ahead.popleft()
+            yield file, content.result()
+            held -= file.size
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,84 @@
+"""Processes of the pool, and a process for one call that may kill it: a decoder's crash must not end the stage."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SPAWN = multiprocessing.get_context("spawn")
+"""Nothing is inherited: neither connections to a server nor the parent's threads and locks."""
+
+
+class Died(Exception):  # noqa: N818 - what happened to the other process
+    """The process ended without an answer.
+
+    Args:
+        exit_code: negative: the signal that killed it.
+    """
+
+    def __init__(self, exit_code: int):
+        super().__init__(exit_code)
+        self.signal = -exit_code
+
+
+def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls a function of a module in a process of its own.
+
+    Raises:
+        Died: the process crashed or was killed.
+        Exception: what the function raised.
+    """
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_answer, args=(sender, function, args, kwargs))
+    process.start()
+    sender.close()
+    with receiver:
+        try:
+            result, error = receiver.recv()
+        except EOFError:
+            process.join()
+            raise Died(process.exitcode or 0) from None
+    process.join()
+    if error:
+        raise error
+    answer: T = result
+    return answer
+
+
+def begin_process() -> None:
+    """What every process of ours does first: the parent alone answers to signals, and none outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def describe(error: Exception) -> Exception:
+    """The error with its traceback, which does not travel between processes by itself."""
+    error.add_note("".join(traceback.format_exception(error)))
+    return error
+
+
+def _answer(sender: Connection, function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    begin_process()
+    with suppress(BrokenPipeError):
+        try:
+            sender.send((function(*args, **kwargs), None))
+        except Exception as error:
+            sender.send((None, describe(error)))
+
+
+def _die_with_parent() -> None:
+    """A parent that was killed cannot say so: without this, its processes would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(1)

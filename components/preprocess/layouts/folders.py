@@ -1,0 +1,86 @@
+"""A folder for each class, as in the paediatric set of Kermany et al. (Cell 2018, Mendeley Data v2).
+
+`CLASS/...` or `train/CLASS/...` beside `val/` and `test/`; every class becomes a label. Kermany's file names keep a patient's
+number: person123_bacteria_45.jpeg, IM-0115-0001.jpeg, NORMAL2-IM-1234-0001.jpeg, and in a later release
+BACTERIA-1008087-0001.jpeg (disease, patient, image of this patient). One number stands for one patient here,
+whatever the rest of the name says: if the authors counted bacterial and viral cases apart, some patients are joined, which is
+harmless; the other mistake would put one patient on both sides of the split. For the same reason the official split, whose
+folders share numbers, is kept as it is only on request, and then a number counts within its folder. Any other file
+name is a patient of its own.
+"""
+
+import re
+from dataclasses import dataclass
+
+from components.common import storage
+from components.common.errors import UserError
+from components.common.params import Preprocess
+from components.preprocess.index import Index
+from components.preprocess.labels import Record, Table, base_name, is_leftover
+from components.preprocess.split import UNDIVIDED
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Official split by folder name, in lower case."""
+_PATIENT = re.compile(r"(?:^|-)(IM-\d+)-\d+|^(person\d+)_|^(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
+
+
+@dataclass(frozen=True)
+class Folders(Table):
+    """A table that is read off the paths."""
+
+    within_split: bool = False
+    """Whether a patient's number counts within its folder of the official split."""
+
+    def is_image(self, path: str) -> bool:
+        """Whether the file lies in the folder of a class."""
+        return not is_leftover(path) and class_of(path) is not None
+
+    def record(self, path: str, uid: str) -> Record | None:
+        """What the path says."""
+        labels = tuple(float(finding == class_of(path)) for finding in self.findings)
+        patient = patient_of(path)
+        if patient and self.within_split:
+            patient = f"{path.partition('/')[0]}/{patient}"
+        return Record(0, labels, patient, "", "", "", file="file name")
+
+
+def read(raw: str, params: Preprocess, index: Index | None) -> Table:
+    """Reads the names of the folders.
+
+    Raises:
+        UserError: there is no folder of a class, or none of a split although the official one is asked for.
+    """
+    classes, splits = set(), {}
+    for entry in storage.listing(raw):
+        found = None if is_leftover(entry.path) else class_of(entry.path)
+        if found:
+            classes.add(found)
+            top = entry.path.partition("/")[0]
+            splits.update({top: SPLITS[top.lower()]} if top.lower() in SPLITS else {})
+    if not classes:
+        raise UserError(f"{raw}: no files in CLASS/ or train/CLASS/; preprocess.layout `folders` expects a folder for each class")
+    official = params.split == "official"
+    if official and not splits:
+        raise UserError(f"{raw}: no folders train, val or test, so no official split; set preprocess.split to hash")
+    return Folders(tuple(sorted(classes)), folder_splits=_divided(splits), complete=False, within_split=official)
+
+
+def _divided(splits: dict[str, str]) -> dict[str, str]:
+    """Without an official validation split one is taken out of train."""
+    if "val" in splits.values():
+        return splits
+    return {folder: UNDIVIDED if split == "train" else split for folder, split in splits.items()}
+
+
+def class_of(path: str) -> str | None:
+    """The first folder below that of the split; None for a file outside of any."""
+    parts = path.split("/")[:-1]
+    if parts and parts[0].lower() in SPLITS:
+        parts = parts[1:]
+    return parts[0] if parts else None
+
+
+def patient_of(path: str) -> str:
+    """The patient's number in a Kermany file name; empty for another."""
+    match = _PATIENT.search(base_name(path))
+    return str(match[match.lastindex or 0]) if match else ""

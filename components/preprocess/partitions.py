@@ -1,0 +1,182 @@
+"""The output of one partition, and how the outputs of all of them come together again.
+
+A partition's output is as sensitive as the raw folder: its notes hold raw paths, its list of names raw ids. The merge needs
+them, to find duplicates, and labels of unknown images, across partitions; merged shards are without. So delete it after that.
+"""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from components.common import storage
+from components.common.errors import UserError
+from components.common.job import read_input, write_json
+from components.common.params import Preprocess
+from components.preprocess import merge
+from components.preprocess.index import Partition
+from components.preprocess.part import Context, Part
+
+PARTITION = "partition.json"
+
+
+class Output(NamedTuple):
+    """The finished output of a partition."""
+
+    folder: str
+    described: dict[str, Any]
+    """Its partition.json."""
+    digest: str
+    """SHA-256 of that."""
+
+    @property
+    def partition(self) -> Partition:
+        """Which slice it is."""
+        return Partition(*self.described["partition"])
+
+    def parts(self) -> list[Part]:
+        """Those that had files."""
+        return [Part(number, files) for number, files in self.described["parts"]]
+
+
+def parse(text: str) -> Partition:
+    """Reads i/n, with i from 0 to n - 1.
+
+    Raises:
+        UserError: it is something else.
+    """
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and int(number) < int(total)):
+        raise UserError(f"--partition {text}: must read I/N with I from 0 to N - 1, such as 0/4 and 3/4 for the first and last of four")
+    return Partition(int(number), int(total))
+
+
+def write(context: Context, partition: Partition, parts: list[Part], out: Path) -> dict[str, float]:
+    """Moves parts and notes to the output and describes them. Doing it again changes nothing.
+
+    Returns:
+        The metrics.
+    """
+    ledger = merge.read_ledger(context.folder, parts)
+    names = [name for part in parts for name in (part.notes_name, part.name)]
+    files = [name for name in (merge.NAMES, *names) if (context.folder / name).exists()]
+    for name in files:
+        _link(context.folder / name, out / name)
+    content = {
+        "partition": list(partition),
+        "raw": context.raw,
+        **merge.describe(context),
+        "parts": [[part.number, part.files] for part in parts],
+        "files": [{"name": name, "sha256": storage.digest_file(out / name)} for name in files],
+    }
+    write_json(out / PARTITION, content)
+    return {"files": ledger.files, "quarantined": ledger.quarantined}
+
+
+def open_all(folders: list[str]) -> list[Output]:
+    """Opens the outputs of all partitions of one whole, in order.
+
+    Raises:
+        UserError: one is missing, is there twice, or does not belong to the others.
+    """
+    outputs = sorted((Output(folder, *read_input(folder, PARTITION, "preprocess --partition")) for folder in folders), key=_order)
+    first = outputs[0]
+    for output in outputs:
+        other = [name for name in _common(first) if _common(output).get(name) != _common(first)[name]]
+        if other:
+            raise UserError(f"{output.folder}: differs from {first.folder} in {', '.join(other)}; make all with the same settings")
+    total = first.partition.total
+    found = [output.partition.number for output in outputs]
+    missing = sorted(set(range(total)) - set(found))
+    if missing:
+        raise UserError(f"--shards: lacks the partitions {', '.join(f'{number}/{total}' for number in missing)}; give all {total} of them")
+    if len(found) > total:
+        twice = next(number for number in found if found.count(number) > 1)
+        raise UserError(f"--shards: names the partition {twice}/{total} twice; give each once")
+    return outputs
+
+
+def gather(outputs: list[Output], folder: Path) -> list[Part]:
+    """Brings parts and notes into one folder, and checks them; what is there already stays.
+
+    Returns:
+        All parts, in order.
+
+    Raises:
+        UserError: a file is missing, or is not what the partition wrote.
+    """
+    folder.mkdir(exist_ok=True)
+    for output in outputs:
+        for file in output.described["files"]:
+            _fetch(output, file["name"], file["sha256"], folder)
+    return sorted(part for output in outputs for part in output.parts())
+
+
+def names_files(outputs: list[Output], folder: Path) -> list[Path]:
+    """Where `gather` put the lists of names."""
+    return [folder / _local_name(output, merge.NAMES) for output in outputs]
+
+
+def _fetch(output: Output, name: str, sha256: str, folder: Path) -> None:
+    source, target = storage.join(output.folder, name), folder / _local_name(output, name)
+    if target.exists() and storage.digest_file(target) == sha256:
+        return
+    target.unlink(missing_ok=True)
+    if storage.is_s3(source):
+        with storage.opened(source) as copy, target.open("wb") as file:
+            shutil.copyfileobj(copy, file)
+    elif not Path(source).is_file():
+        raise UserError(f"{source}: not found; make the partition again")
+    else:
+        _link(Path(source), target)
+    if storage.digest_file(target) != sha256:
+        raise UserError(f"{source}: is not what the partition wrote; make the partition again")
+
+
+def _local_name(output: Output, name: str) -> str:
+    return f"{output.partition.number}-{name}" if name == merge.NAMES else name
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that nobody will write to, or a copy where the disk is another."""
+    target.unlink(missing_ok=True)
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)
+
+
+def _order(output: Output) -> Partition:
+    return output.partition
+
+
+def _common(output: Output) -> dict[str, Any]:
+    """What all must have in common, one level deep in the parameters."""
+    content = {name: value for name, value in output.described.items() if name not in ("partition", "parts", "files", "params")}
+    flat = {f"params.{name}": value for name, value in output.described["params"].items()}
+    return {**content, **flat, "number of partitions": output.partition.total}
+
+
+def digests(outputs: list[Output]) -> dict[str, str]:
+    """SHA-256 by name of input, for a job."""
+    return {f"shards.{output.partition.number}": output.digest for output in outputs}
+
+
+def common(outputs: list[Output]) -> dict[str, Any]:
+    """What `merge.describe` gave in each partition."""
+    return {name: outputs[0].described[name] for name in ("schema_version", "findings", "pseudonym_key_id", "labels", "params")}
+
+
+def section(outputs: list[Output], max_quarantined: float) -> Preprocess:
+    """The parameters of the whole.
+
+    Raises:
+        UserError: the partitions were made by another version.
+    """
+    try:
+        return Preprocess.model_validate({**outputs[0].described["params"], "max_quarantined": max_quarantined})
+    except ValidationError:
+        raise UserError(f"{outputs[0].folder}: made by another version, with other parameters; make the partitions again") from None

@@ -1,0 +1,202 @@
+import base64
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from components.__main__ import main
+from components.common import shards
+from components.preprocess import survey as surveys
+from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
+from components.preprocess.part import BINS, Note
+from components.preprocess.report import thumbnail, warnings
+from components.preprocess.survey import SHOWN, Survey, age_band
+from tests.preprocess.phantoms import picture, write
+from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, KEY)
+
+
+class Page(HTMLParser):
+    """What a browser would load and show."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.tags: Counter[str] = Counter()
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in ("meta", "img", "br", "line", "polyline", "circle"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def write_cohort(raw: Path, patients: int = 30) -> None:
+    """Images of rising contrast, of which one patient has two, with labels; and files that are refused."""
+    lines = ["image,Mass <b>,Nodule"]
+    for index in range(patients):
+        pixels = (picture(40 + index, 40, seed=index) / 255 * (3 * index + 40) + 60).astype("u1")
+        elements = {"ViewPosition": ("PA", "AP", None)[index % 3], "PatientAge": f"{3 * index + 5:03d}Y"}
+        write(raw / f"{index}.dcm", pixels, PatientID=f"MRN{index // 2}", PatientSex="FMO"[index % 3], **elements)
+        lines.append(f"{index}.dcm,{int(index < 15)},{'' if index % 2 else 0}")
+    write(raw / "hand.dcm", picture(seed=99), BodyPartExamined="HAND")
+    (raw / "notes.txt").write_text("MRN0")
+    (raw / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_cohort(folder / "raw")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENVIRONMENT_VARIABLE, KEY)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        assert main(arguments(folder)) == 0
+    return folder / "shards"
+
+
+def test_the_manifest_counts_by_split_and_value(made: Path) -> None:
+    counts, rows = manifest_of(made)["counts"], rows_of(made)
+    for split in shards.SPLITS:
+        of_split = [row for row in rows if row["split"] == split]
+        for kind in ("view", "sex", "manufacturer"):
+            assert counts[kind][split] == Counter(row[kind] or "unknown" for row in of_split)
+        assert counts["age_band"][split] == Counter(age_band(row["age"]) for row in of_split)
+        assert sum(counts["age_band"][split].values()) == counts["images"][split] == len(of_split)
+
+
+@pytest.mark.parametrize(
+    ("age", "band"),
+    [(0.1, "00-09"), (9.9, "00-09"), (10, "10-19"), (89.9, "80-89"), (90, "90+"), (None, "unknown"), (float("nan"), "unknown")],
+)
+def test_age_bands(age: float | None, band: str) -> None:
+    assert age_band(age) == band
+
+
+def test_the_report_needs_nothing_but_itself(made: Path) -> None:
+    content = (made / "report.html").read_text()
+    page = Page(content)
+    assert page.open == [] and not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"(src|href)=\"(?!data:)", content) and "url(" not in content and "@import" not in content
+    assert all((image["src"] or "").startswith("data:image/jpeg;base64,") and image["alt"] for image in page.images)
+    assert "Mass <b>" in page.text and "Mass <b>" not in content, "a finding's name was not escaped"
+
+
+def test_the_contact_sheet_shows_the_extremes_with_their_ids(made: Path) -> None:
+    content, rows = (made / "report.html").read_text(), rows_of(made)
+    images = {row["image_id"]: shards.decode(row) / 255 for row in rows}
+    for title, measure in (("Darkest", np.mean), ("Lowest contrast", np.std)):
+        section = content.split(f'<h3 class="group">{title}</h3>')[1].split("<h3")[0]
+        expected = sorted(images, key=lambda name: (measure(images[name]), name))[:SHOWN]
+        assert re.findall(r"<code>([0-9a-f]{32})</code>", section) == expected
+        pictures = re.findall(r"base64,([^\"]+)\"", section)
+        decoded = cv2.imdecode(np.frombuffer(base64.b64decode(pictures[0]), np.uint8), cv2.IMREAD_UNCHANGED)
+        assert np.abs(decoded / 255 - images[expected[0]]).mean() < 0.02
+
+
+def test_quarantined_files_are_counted_and_never_shown_or_named(made: Path) -> None:
+    content = (made / "report.html").read_text()
+    assert "wrong_body_part" in content and "not_dicom" in content
+    assert "hand.dcm" not in content and "notes.txt" not in content and "MRN" not in content
+    kept = {row["image_id"] for row in rows_of(made)}
+    assert set(re.findall(r"<code>([0-9a-f]{32})</code>", content)) <= kept
+
+
+def test_the_report_does_not_depend_on_processes(tmp_path: Path) -> None:
+    write_cohort(tmp_path / "raw", 12)
+    for workers in (1, 2):
+        assert main(arguments(tmp_path, f"workers={workers}", out=str(workers))) == 0
+    for name in ("report.html", "text_suspected.csv", "manifest.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_findings_that_a_split_lacks_are_warned_of(made: Path) -> None:
+    manifest = manifest_of(made)
+    labels = manifest["counts"]["labels"]
+    text = Page((made / "report.html").read_text()).text
+    assert labels["train"]["Nodule"]["positive"] == 0 and "Nodule has no positives in training" in text
+    labels["train"]["Nodule"].update(positive=4, negative=9)
+    labels["val"]["Nodule"].update(positive=5, negative=9)
+    labels["test"]["Nodule"].update(positive=7, negative=0)
+    (found,) = [line for line in warnings(manifest) if "Nodule" in line]
+    assert found == "<b>Nodule</b> has only 4 positives in training and no negatives in test."
+    labels["train"]["Nodule"]["positive"] = labels["test"]["Nodule"]["negative"] = 5
+    assert not any("Nodule" in line for line in warnings(manifest))
+
+
+def test_an_empty_split_and_missing_labels_are_warned_of(made: Path) -> None:
+    manifest = manifest_of(made)
+    manifest["findings"] = []
+    manifest["counts"]["images"]["val"] = 0
+    found = warnings(manifest)
+    assert "The validation split has no images." in found and any("no labels" in line for line in found)
+
+
+def row(image_id: str, **values: Any) -> dict[str, Any]:
+    base = {
+        "split": "train",
+        "bits": 8,
+        "view": "PA",
+        "sex": "F",
+        "age": 50.0,
+        "manufacturer": "M",
+        "source_height": 10,
+        "source_width": 10,
+    }
+    return {"image_id": image_id, **base, **values}
+
+
+def test_a_survey_is_bounded_and_keeps_the_true_extremes() -> None:
+    rng = np.random.default_rng(0)
+    pixels = {f"{index:032x}": rng.integers(0, 256, 16) for index in range(500)}
+    notes = {
+        name: Note(name, "", name, sums=(16, int(values.sum()), int((values**2).sum())), histogram=(16,) + (0,) * (BINS - 1))
+        for name, values in pixels.items()
+    }
+    kept = []
+    for names in (list(pixels), list(pixels)[::-1]):
+        survey = Survey()
+        for index, name in enumerate(names):
+            survey.add(row(name), notes[name], "part", index)
+        kept.append([(each.value, each.image_id) for each in survey.extremes["brightest"]])
+        assert all(len(each) <= SHOWN for each in survey.extremes.values()) and survey.histograms["train"][0] == 16 * 500
+    assert kept[0] == kept[1]
+    assert [name for _, name in kept[0]] == sorted(pixels, key=lambda name: (-pixels[name].mean(), name))[:SHOWN]
+
+
+def test_a_flood_of_values_is_counted_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surveys, "MAX_VALUES", 3)
+    survey = Survey()
+    for index in range(10):
+        note = Note("", "", None, sums=(1, 1, 1), histogram=(1,) + (0,) * (BINS - 1))
+        survey.add(row(f"{index}", manufacturer=f"MAKER {index % 5}"), note, "part", index)
+    assert survey.counts()["manufacturer"]["train"] == {"MAKER 0": 2, "MAKER 1": 2, "MAKER 2": 2, "other": 4}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_thumbnail_is_small_gray_and_true(dtype: type) -> None:
+    image = np.repeat(np.linspace(0, np.iinfo(dtype).max, 600)[None], 300, 0).astype(dtype)
+    height, width, content = thumbnail(image)
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert (height, width) == decoded.shape == (120, 240) and b"Exif" not in content
+    np.testing.assert_allclose(decoded[60], np.linspace(0, 255, 240), atol=4)
