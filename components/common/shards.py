@@ -133,7 +133,7 @@ def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 @dataclass(frozen=True)
 class Shards:
-    """One or more folders of shards with the same findings, opened for reading."""
+    """One or more folders of shards, opened for reading as if they were one."""
 
     folders: tuple[str, ...]
     manifests: tuple[dict[str, Any], ...]
@@ -142,8 +142,13 @@ class Shards:
 
     @property
     def findings(self) -> list[str]:
-        """Names of the label columns, in order."""
-        return list(self.manifests[0]["findings"])
+        """Names of the label columns, in order: those of the first folder, then what others add."""
+        return list(dict.fromkeys(name for manifest in self.manifests for name in manifest["findings"]))
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored pixel."""
+        return int(self.manifests[0]["bits"])
 
     @property
     def size(self) -> int:
@@ -178,8 +183,11 @@ class Shards:
         return [storage.join(folder, part["name"]) for folder, manifest in pairs for part in manifest["parts"]]
 
     def table(self, columns: list[str]) -> pa.Table:
-        """Some columns of all rows, in order: for the small ones."""
-        tables = [pq.read_table(open_part(uri), columns=columns) for uri in self.parts()]
+        """Some columns of all rows, in order: for the small ones. `labels` are in the order of `findings`, NaN where a folder has none."""
+        tables = []
+        for folder, manifest in zip(self.folders, self.manifests, strict=True):
+            parts = [pq.read_table(open_part(storage.join(folder, part["name"])), columns=columns) for part in manifest["parts"]]
+            tables += [_with_labels(part, manifest["findings"], self.findings) for part in parts]
         return pa.concat_tables(tables)
 
 
@@ -187,7 +195,7 @@ def open_shards(folders: list[str] | str) -> Shards:
     """Opens the output folders of preprocess.
 
     Raises:
-        UserError: a folder is not there, is incomplete, of another schema version, or has other findings.
+        UserError: a folder is not there, is incomplete, of another schema version, or has other bits a pixel.
     """
     folders = [folders] if isinstance(folders, str) else folders
     read = [read_input(folder, MANIFEST, "preprocess") for folder in folders]
@@ -195,9 +203,19 @@ def open_shards(folders: list[str] | str) -> Shards:
         version = manifest.get("schema_version")
         if version != SCHEMA_VERSION:
             raise UserError(f"{folder}: shards of schema version {version}, this code reads {SCHEMA_VERSION}; run preprocess again")
-        if manifest["findings"] != read[0][0]["findings"]:
-            raise UserError(f"{folder}: other findings than in {folders[0]}; preprocess both with the same label columns")
+        if (bits := manifest["bits"]) != (first := read[0][0]["bits"]):
+            raise UserError(f"{folder}: {bits} bits a pixel, {folders[0]} has {first}; preprocess both with the same preprocess.bits")
     return Shards(tuple(folders), tuple(manifest for manifest, _ in read), tuple(digest for _, digest in read))
+
+
+def _with_labels(table: pa.Table, own: list[str], wanted: list[str]) -> pa.Table:
+    """The table with its labels under other findings."""
+    if own == wanted or "labels" not in table.column_names:
+        return table
+    labels = np.full((len(table), len(wanted)), np.nan, np.float32)
+    for row, values in zip(labels, table["labels"].to_pylist(), strict=True):
+        row[[wanted.index(name) for name in own]] = values
+    return table.set_column(table.column_names.index("labels"), SCHEMA.field("labels"), [list(labels)])
 
 
 def open_part(uri: str) -> Any:
