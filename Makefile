@@ -4,7 +4,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-slow test-services check bench bench-preprocess ui report lock
+.PHONY: help .venv demo test test-slow test-services test-containers check bench bench-preprocess images ui report lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## ?(.*)/\1\t\2/' | expand -t 16
@@ -34,6 +34,9 @@ test-slow: .venv  ## the tests that take minutes
 test-services: .venv  ## the tests that start real servers on loopback
 	OMP_NUM_THREADS=1 python -m pytest -q -m services
 
+test-containers: .venv  ## the tests that build and run the images; needs podman
+	OMP_NUM_THREADS=1 python -m pytest -q -m containers
+
 check: .venv  ## ruff, mypy and the tests
 	ruff check
 	ruff format --check
@@ -46,6 +49,15 @@ bench: .venv  ## benchmarks, each against a floor or a peer
 bench-preprocess: .venv  ## preprocessing and the reader; RAW=DIR for files of your own, peers need the extra `bench`
 	OMP_NUM_THREADS=1 python -m benchmarks.preprocess $(if $(RAW),--raw $(RAW))
 
+BUILDER ?= $(shell for tool in docker podman buildah; do $$tool info >/dev/null 2>&1 && echo $$tool && break; done)
+BASE_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
+IMAGE_TAG ?= $(shell git describe --always --abbrev=12 --dirty --exclude '*')
+
+images:  ## build the images cxr-cpu and cxr-gpu with docker, podman or buildah
+	@test -n "$(BUILDER)" || { echo "docker, podman or buildah is needed, and running" >&2; exit 2; }
+	for target in cpu gpu; do $(BUILDER) build $(BUILD_OPTIONS) --file docker/Dockerfile --target $$target --tag cxr-$$target:$(IMAGE_TAG) \
+		--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg GIT_COMMIT=$$(git rev-parse HEAD) . || exit 1; done
+
 ui: .venv  ## the MLflow UI, on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
@@ -54,6 +66,10 @@ report:  ## where the report is, and its headline
 	print("macro test AUROC {classify_test_auroc_macro:.3f}, 95 % interval {classify_test_auroc_macro_low:.3f} to {classify_test_auroc_macro_high:.3f}".format(**m))'
 	@echo "report: artifacts/evaluation/report.html"
 
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
 lock: .venv  ## pin pyproject.toml's dependencies anew, hashes and versions only
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
+	$(COMPILE) --extra train --extra dev --upgrade --output-file requirements.lock
+	$(COMPILE) --constraints requirements.lock --output-file docker/cpu.lock
+	$(COMPILE) --constraints requirements.lock --extra train --output-file docker/gpu.lock

@@ -1,0 +1,76 @@
+"""Builds the images as `make images` does, on a machine that may reach no image registry."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+PULLED_BASE = "docker.io/library/python:3.11-slim-bookworm"
+OWN_BASE = "localhost/cxr-base:bookworm"
+INCLUDE = "python3,python3-pip,python3-venv,ca-certificates"
+
+
+class Images(NamedTuple):
+    """Names of the built images."""
+
+    cpu: str
+    gpu: str
+
+
+def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["podman", *arguments], capture_output=True, text=True, check=check)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """podman, with settings that work on a plain virtual machine: no cgroup manager, no limits above the machine's own."""
+    if not shutil.which("podman"):
+        pytest.fail("needs podman: apt-get install podman buildah runc debootstrap")
+    settings = tmp_path_factory.mktemp("podman") / "containers.conf"
+    settings.write_text(
+        "[containers]\n"
+        'default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]\n'
+        f'volumes = ["{CERTIFICATES}:{CERTIFICATES}:ro"]\n'
+        "[engine]\n"
+        'cgroup_manager = "cgroupfs"\n'
+        'events_logger = "file"\n'
+        'runtime = "runc"\n'
+    )
+    before = os.environ.get("CONTAINERS_CONF")
+    os.environ["CONTAINERS_CONF"] = str(settings)
+    yield
+    if before is None:
+        del os.environ["CONTAINERS_CONF"]
+    else:
+        os.environ["CONTAINERS_CONF"] = before
+
+
+@pytest.fixture(scope="session")
+def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """Both targets, built by the Makefile's own command."""
+    base = _base(tmp_path_factory.mktemp("base"))
+    options = f"--network=host --build-arg PIP_CERT={CERTIFICATES}"
+    command = ["make", "images", "BUILDER=podman", f"BASE_IMAGE={base}", "IMAGE_TAG=tested", f"BUILD_OPTIONS={options}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return Images(cpu="localhost/cxr-cpu:tested", gpu="localhost/cxr-gpu:tested")
+
+
+def _base(folder: Path) -> str:
+    """The base that the Dockerfile names, if it can be pulled; else a Debian of the same Python."""
+    if podman("pull", "--quiet", PULLED_BASE, check=False).returncode == 0:
+        return PULLED_BASE
+    if podman("image", "exists", OWN_BASE, check=False).returncode:
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", f"--include={INCLUDE}", "bookworm", folder / "rootfs"], check=True, capture_output=True
+        )
+        with subprocess.Popen(["tar", "-C", folder / "rootfs", "-c", "."], stdout=subprocess.PIPE) as archive:
+            subprocess.run(["podman", "import", "--quiet", "-", OWN_BASE], stdin=archive.stdout, check=True, capture_output=True)
+        shutil.rmtree(folder / "rootfs")
+    return OWN_BASE
