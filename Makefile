@@ -4,7 +4,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-slow test-services test-containers check bench bench-preprocess images ui report lock
+.PHONY: help .venv demo study test test-slow test-services test-containers check licences audit bench bench-evaluate bench-preprocess bench-pretrain images ui report lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## ?(.*)/\1\t\2/' | expand -t 16
@@ -25,6 +25,9 @@ demo: .venv  ## phantoms to a registered model: simulate, dvc repro, register
 	dvc status dvc.yaml data.dvc
 	@$(MAKE) --no-print-directory report
 
+study: .venv  ## the paper's claims on artifacts/shards, cell by cell, to artifacts/study/page/study.html
+	dvc repro pipelines/dvc.yaml
+
 test: .venv  ## tests, in under ten minutes on two cores
 	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadgroup
 
@@ -37,14 +40,27 @@ test-services: .venv  ## the tests that start real servers on loopback
 test-containers: .venv  ## the tests that build and run the images; needs podman
 	OMP_NUM_THREADS=1 python -m pytest -q -m containers
 
-check: .venv  ## ruff, mypy and the tests
+check: .venv  ## ruff, mypy, licences and the tests
 	ruff check
 	ruff format --check
 	mypy
+	@$(MAKE) --no-print-directory licences >/dev/null
 	@$(MAKE) --no-print-directory test
 
-bench: .venv  ## benchmarks, each against a floor or a peer
+licences: .venv  ## the licences of all dependencies; fails where one is not agreed to
+	@python -m tests.licences
+
+audit: .venv  ## known vulnerabilities of the locked dependencies; needs a database of them, on the internet
+	@uvx --quiet pip-audit --strict --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off || { status=$$?; \
+		echo "make audit: pip-audit found what stands above, or could not be fetched, or reached no database" >&2; exit $$status; }
+
+bench: bench-preprocess bench-pretrain bench-evaluate  ## all benchmarks, each against a floor or a peer
+
+bench-pretrain: .venv  ## a pretraining step, the IFA term and the views; albumentations needs the extra `bench`
 	python -m benchmarks.pretrain
+
+bench-evaluate: .venv  ## the bootstrap over patients beside a loop over scikit-learn
+	OMP_NUM_THREADS=1 python -m benchmarks.evaluate
 
 bench-preprocess: .venv  ## preprocessing and the reader; RAW=DIR for files of your own, peers need the extra `bench`
 	OMP_NUM_THREADS=1 python -m benchmarks.preprocess $(if $(RAW),--raw $(RAW))

@@ -1,166 +1,200 @@
-"""A pretraining step beside its floor and its peers, and the IFA term beside a loop over samples.
+"""A pretraining step beside its floor and its peers; the IFA term beside the authors' loop; views beside albumentations.
 
-    python -m benchmarks.pretrain [--arch resnet18] [--size 128] [--batch 32] [--rounds 7]
+    python -m benchmarks.pretrain [--arch resnet18 resnet50] [--size 128] [--batch 32] [--rounds 9] [--shards DIR]
 
-Candidates take turns in every round, so that a drifting machine hits them alike; the ratio of a round is to the floor of
-the same round, and the table gives the median over rounds.
+The floor is the arithmetic that no implementation can avoid: forward and backward of the query encoder and forward of the key
+encoder on ready views. Candidates take turns in every round, so that a drifting machine hits them alike; ratios are taken within
+a round, and the tables give their median and quartiles. Ours are steps of components.pretrain.run, as `pretrain` makes them, on
+ready views; views are timed apart. On a GPU: images a second at 512 px, the share of its speed at multiplying matrices in bf16,
+and the wait for data from shards. albumentations is left out where it is not installed (`pip install '.[bench]'`).
 """
 
 import argparse
-import copy
-import statistics
+import itertools
+import json
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
 
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
-from lightly.loss import NTXentLoss
-from lightly.models.modules import MoCoProjectionHead
-from lightly.models.utils import update_momentum
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from components.common import backbone, loop
-from components.pretrain.losses import ifa, info_nce
-from components.pretrain.moco import IFA_TARGETS, MoCo
+from benchmarks.preprocess_timing import Candidates, heading, installed, milliseconds, row, turns
+from benchmarks.pretrain_peers import Floor, albumentations_view, lightly, similarity_loop
+from benchmarks.pretrain_term import terms
+from benchmarks.pretrain_timing import clock, spread
+from components.common import loop, storage
+from components.common.params import Pretrain
+from components.common.shards import SCHEMA, SCHEMA_VERSION, encode, open_shards
+from components.pretrain import augment, objective
+from components.pretrain.align import Geometry
+from components.pretrain.run import Pretraining
 
-DIM, QUEUE, TEMPERATURE = 128, 4096, 0.2
+QUEUE = 4096
+TERM_BATCH = 16
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="resnet18", choices=["resnet18", "resnet50"])
+    parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50"], choices=["resnet18", "resnet50"])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--shards", help="output folder of preprocess, for the wait for data; else images are made up")
     options = parser.parse_args()
     device = loop.set_up("auto", 0)
-    print(f"{options.arch}, {options.size} px, batch {options.batch}, {device}, {torch.get_num_threads()} threads, {options.rounds} rounds")
-    steps(options.arch, options.size, options.batch, options.rounds, device)
-    terms(options.rounds, device)
+    print(f"{options.size} px, batch {options.batch}, {options.rounds} rounds, {device}, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_shards(Path(folder, "small"), options.size, options.batch)
+        for arch in options.arch:
+            steps(arch, made, options.batch, options.rounds, device)
+        terms(max(3, options.rounds // 2), TERM_BATCH, device)
+        views(options.rounds, device)
+        if device.type == "cuda":
+            on_gpu(options.shards or make_shards(Path(folder, "large"), 512, 512), device)
+        else:
+            print("\nno GPU: images a second at 512 px, share of the bf16 peak and wait for data were not measured")
 
 
-def steps(arch: str, size: int, batch: int, rounds: int, device: torch.device) -> None:
+def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device) -> None:
     """A whole step on ready views: encoders, loss, backward, optimizer, momentum update, queue."""
-    views = [torch.randn(batch, 1, size, size, device=device).contiguous(memory_format=torch.channels_last) for _ in range(2)]
-    floor = Floor(arch, device)
-    candidates: dict[str, Callable[[], None]] = {
-        "floor: query forward and backward, key forward": lambda: floor.step(*views),
-        "moco": ours(arch, "moco", views, device),
-        "moco + ifa": ours(arch, "ifa", views, device),
-        "moco + ifa as a loop over samples": ours(arch, "ifa", views, device, term=ifa_loop),
-        "lightly's MoCo v2": lightly(arch, views, device),
+    floor, groups = Floor(arch, device), Pretrain().shuffle_groups
+    task = pretraining(shards, arch, batch, "moco", 1)
+    ready = task._views(next(task.batches(0, 0)), 0)
+    pair = ready[0], ready[1]
+    looped = stepping(pretraining(shards, arch, batch, "ifa", 1), ready)
+
+    def with_loop() -> None:
+        with patch.object(objective, "similarity_map", similarity_loop):
+            looped()
+
+    candidates: Candidates = {
+        "floor: query forward and backward, key forward": lambda: floor.step(*pair),
+        "lightly's MoCo v2": lightly(arch, task.params.dim, QUEUE, task.params.temperature, pair),
+        "moco": stepping(task, ready),
+        "moco + ifa": stepping(pretraining(shards, arch, batch, "ifa", 1), ready),
+        "moco + aligned ifa": stepping(pretraining(shards, arch, batch, "aligned", 1), ready),
+        "moco + ifa as a loop over samples": with_loop,
+        f"moco, {groups} groups": stepping(pretraining(shards, arch, batch, "moco", groups), ready),
+        f"moco + ifa, {groups} groups": stepping(pretraining(shards, arch, batch, "ifa", groups), ready),
     }
-    report("step", candidates, rounds, device)
-
-
-def terms(rounds: int, device: torch.device) -> None:
-    """The IFA term alone, forward and backward, at the map sizes of ResNet-50 on 512 px images, 4 of them."""
-    maps = {"layer1": (256, 128), "layer4": (2048, 16)}
-    pairs = [[torch.randn(4, channels, side, side, device=device).relu() for _ in range(2)] for channels, side in maps.values()]
-
-    def candidate(term: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            for query, key in pairs:
-                query = query.detach().requires_grad_()
-                term(query, key, 1.0).backward()  # type: ignore[no-untyped-call]
-
-        return run
-
-    report("IFA term alone", {"vectorised": candidate(ifa), "loop over samples": candidate(ifa_loop)}, rounds, device)
-
-
-class Floor:
-    """The arithmetic that no implementation can avoid."""
-
-    def __init__(self, arch: str, device: torch.device):
-        self.query = backbone.build(arch).to(device).to(memory_format=torch.channels_last)
-        self.key = copy.deepcopy(self.query).requires_grad_(False)
-
-    def step(self, query: Tensor, key: Tensor) -> None:
-        """Query forward and backward, key forward."""
-        with torch.no_grad():
-            self.key(key)
-        self.query.zero_grad(set_to_none=True)
-        self.query(query).sum().backward()
-
-
-def ours(
-    arch: str, preset: str, views: list[Tensor], device: torch.device, term: Callable[[Tensor, Tensor, float], Tensor] = ifa
-) -> Callable[[], None]:
-    """The step of components.pretrain."""
-    model = MoCo(arch, DIM, QUEUE, 0.999).to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
-
-    order = torch.arange(len(views[0]), device=device)
-
-    def step() -> None:
-        model.move_key_encoder()
-        out = model(*views, order)
-        loss = info_nce(out.q, out.k, model.queue, TEMPERATURE)
-        for stage, target in IFA_TARGETS[preset].items():
-            loss = loss + term(out.query_maps[stage], out.key_maps[stage], target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        model.enqueue(out.k)
-
-    return step
-
-
-def ifa_loop(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
-    """The same number, a sample at a time, with normalised copies of the maps."""
-    total = query_map.new_zeros(())
-    for query, key in zip(query_map, key_map.detach(), strict=True):
-        similarity = (F.normalize(query, dim=0) * F.normalize(key, dim=0)).sum(0)
-        total = total + (target - similarity).abs().mean()
-    return total / len(query_map)
-
-
-def lightly(arch: str, views: list[Tensor], device: torch.device) -> Callable[[], None]:
-    """MoCo v2 as lightly's documentation puts its parts together, on the same backbone."""
-    resnet = backbone.build(arch)
-    width = backbone.width(resnet)
-    query = nn.Sequential(resnet, MoCoProjectionHead(width, width, DIM)).to(device).to(memory_format=torch.channels_last)
-    key = copy.deepcopy(query).requires_grad_(False)
-    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(QUEUE, DIM)).to(device)
-    optimizer = torch.optim.SGD(query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
-
-    def step() -> None:
-        update_momentum(query, key, m=0.999)
-        q = query(views[0])
-        with torch.no_grad():
-            k = key(views[1])
-        loss = criterion(q, k)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def report(title: str, candidates: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> None:
-    """Times the candidates in turns and prints milliseconds and the ratio to the first."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 2):
-        for name, candidate in candidates.items():
-            seconds = timed(candidate, device)
-            if number >= 2:  # the first rounds warm up
-                times[name].append(seconds)
-    first = next(iter(times.values()))
-    print(f"\n{title:<50} {'ms':>8} {'ratio':>7}")
+    times = turns(candidates, rounds, clock(device))
+    first, plain = times["floor: query forward and backward, key forward"], times["moco"]
+    heading(f"step, {arch}", "ms", "over the floor", "over moco")
     for name, values in times.items():
-        ratio = statistics.median(value / reference for value, reference in zip(values, first, strict=True))
-        print(f"{name:<50} {1000 * statistics.median(values):8.1f} {ratio:7.3f}")
+        row(name, f"{milliseconds(values, 1):.1f}", spread(values, first), spread(values, plain))
 
 
-def timed(candidate: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call, the device's queue included."""
-    started = time.perf_counter()
-    candidate()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+def pretraining(shards: str, arch: str, batch: int, preset: str, groups: int, queue: int = QUEUE) -> Pretraining:
+    """The stage's own task."""
+    params = {"arch": arch, "preset": preset, "batch_size": batch, "queue_size": queue, "shuffle_groups": groups, "probe_epochs": 0}
+    task = Pretraining(Pretrain.model_validate(params), open_shards([shards]))
+    task.start()
+    return task
+
+
+def stepping(task: Pretraining, ready: tuple[Tensor, Tensor, Geometry]) -> Callable[[], object]:
+    """Steps of a task that is always given the same views."""
+    batch = next(task.batches(0, 0))
+    task._views = lambda batch, epoch: ready  # type: ignore[method-assign]
+    return lambda: task.train_step(batch, 0, 0.0)
+
+
+def views(rounds: int, device: torch.device, size: int = 512, batch: int = 16) -> None:
+    """One view of each image."""
+    images = np.random.default_rng(0).random((batch, size, size, 1), dtype=np.float32)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
+    candidates: Candidates = {"ours": lambda: augment.view(tensor, np.arange(batch), 0, 0, 0)}
+    if installed("albumentations"):
+        change = albumentations_view(size)
+        candidates["albumentations"] = lambda: [change(image) for image in images]
+    times = turns(candidates, rounds, clock(device))
+    heading(f"views at {size} px", "ms", "images/s", "over ours")
+    for name, values in times.items():
+        each = milliseconds(values, batch)
+        row(name, f"{each:.2f}", f"{1000 / each:.0f}", spread(values, times["ours"]))
+
+
+def on_gpu(shards: str, device: torch.device, batch: int = 64, count: int = 30) -> None:
+    """Steps of ResNet-50 at 512 px with views and reader, in bf16."""
+    heading("ResNet-50 at 512 px, bf16", "images/s", "share of the bf16 matmul", "wait for data")
+    peak = matmul_speed(device)
+    for preset in ("moco", "ifa", "aligned"):
+        task = pretraining(shards, "resnet50", batch, preset, 8, queue=65536)
+        with FlopCounterMode(display=False) as counter:
+            task.train_step(next(task.batches(0, 0)), 0, 0.0)
+        speed, waited = throughput(task, count, device)
+        share = counter.get_total_flops() / batch * speed / peak
+        row(preset, f"{speed:.0f}", f"{share:.2f}", f"{waited:.2f}")
+
+
+def throughput(task: Pretraining, count: int, device: torch.device, warm: int = 5) -> tuple[float, float]:
+    """Images a second over `count` steps after some to warm up, and the share of the time that was waited for data."""
+    now = clock(device)
+    batches = (batch for epoch in itertools.count() for batch in task.batches(epoch, 0))
+    for batch in itertools.islice(batches, warm):
+        task.train_step(batch, 0, 0.0)
+    waited, started = 0.0, now()
+    for _ in range(count):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        task.train_step(batch, 0, 0.0)
+    elapsed = now() - started
+    return count * task.batch_size / elapsed, waited / elapsed
+
+
+def matmul_speed(device: torch.device, side: int = 8192, repeats: int = 20) -> float:
+    """Floating-point operations a second that a large product of bf16 matrices reaches here."""
+    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    now = clock(device)
+    one @ other
+    started = now()
+    for _ in range(repeats):
+        one @ other
+    return 2 * side**3 * repeats / (now() - started)
+
+
+def make_shards(folder: Path, size: int, images: int) -> str:
+    """Shards of smooth made-up images, all of them for training."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = [_row(rng, size, index) for index in range(images)]
+    path = folder / "part-00000.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=100)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "findings": [],
+        "size": size,
+        "bits": 8,
+        "train_pixels": {"count": images * size**2, "mean": 0.5, "std": 0.2},
+        "parts": [{"name": path.name, "rows": images, "sha256": storage.digest_file(path)}],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "run.json").write_text(json.dumps({"stage": "preprocess"}))
+    return str(folder)
+
+
+def _row(rng: np.random.Generator, size: int, index: int) -> dict[str, object]:
+    coarse = cv2.resize(rng.random((8, 8), dtype=np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    image = (255 * (coarse + 0.02 * rng.standard_normal((size, size))).clip(0, 1)).astype(np.uint8)
+    return {
+        **encode(image),
+        "image_id": f"{index:032x}",
+        "patient_id": f"{index:032x}",
+        "split": "train",
+        "labels": [],
+        "boxes": [],
+        "view": "PA",
+    }
 
 
 if __name__ == "__main__":

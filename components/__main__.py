@@ -31,9 +31,12 @@ class StageCommand(NamedTuple):
     inputs: tuple[Option, ...] = ()
     function: str = "run"
     """Of the stage's run.py."""
+    needs_out: bool = True
+    """Whether --out must be given."""
 
 
 SHARDS = Option("shards", "output folders of preprocess", many=True)
+START = Option("start", "a MoCo checkpoint, an ImageNet ResNet or an output folder of pretrain; without it random weights", required=False)
 BACKBONE = Option("backbone", "output folder of pretrain; without it training starts from scratch", required=False)
 
 STAGES = {
@@ -50,15 +53,47 @@ STAGES = {
         (Option("shards", "output folders of all partitions", many=True),),
         function="merge_partitions",
     ),
-    "pretrain": StageCommand("pretrain a backbone with MoCo v2 and the IFA loss", (SHARDS,)),
+    "pretrain": StageCommand("pretrain a backbone with MoCo v2 and the IFA loss", (SHARDS, START)),
     "classify": StageCommand("fine-tune a classifier of findings", (SHARDS, BACKBONE)),
+    "detect": StageCommand("train a detector of findings with boxes", (SHARDS, BACKBONE)),
+    "invert": StageCommand(
+        "train a GAN and an encoder that finds the latents of an image",
+        (
+            SHARDS,
+            BACKBONE,
+            Option("perceptual", "output folder of pretrain: the backbone of the perceptual loss (default: --backbone)", required=False),
+            Option(
+                "judge", "output folder of pretrain: a backbone that the errors are measured in; without it random weights", required=False
+            ),
+            Option("generator", "output folder of an earlier invert, whose generator is used; without it one is trained", required=False),
+        ),
+    ),
     "evaluate": StageCommand(
         "compute metrics with confidence intervals, and a report",
-        (Option("predictions", "output folders of classify", many=True),),
+        (
+            Option("predictions", "output folders of classify, detect and invert", many=True),
+            Option("baseline", "output folders to compare with, at most one a task", many=True, required=False),
+        ),
+    ),
+    "evaluate study": StageCommand(
+        "compare the arms of a study, claim by claim, on one page",
+        (Option("cells", "folder with the study's cells, CLAIM/CONDITION/ARM/SEED"),),
+        function="study",
     ),
     "register": StageCommand(
         "register a model in MLflow and decide on its alias",
         (Option("model", "output folder of classify"), Option("evaluation", "output folder of evaluate")),
+    ),
+    "register --rollback": StageCommand(
+        "make the champion before the present one the champion again", function="rollback", needs_out=False
+    ),
+    "register --demote": StageCommand("take the champion's alias from it", function="demote", needs_out=False),
+    "predict": StageCommand(
+        "score a cohort from elsewhere with a registered model",
+        (
+            Option("model", "models:/NAME@champion or the like, or an output folder of classify or register"),
+            Option("raw", "folder of DICOM, PNG or JPEG files; labels.csv at its top is read"),
+        ),
     ),
 }
 
@@ -71,27 +106,37 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(**options)
     except interrupt.Interrupted:
-        print(f"{options['stage']}: stopped; run the same command to continue", file=sys.stderr)
+        if _is_first():
+            print(f"{options['stage']}: stopped; run the same command to continue", file=sys.stderr)
         return interrupt.EXIT_CODE
 
 
 def _run(stage: str, params: str, set: list[str], **paths: object) -> int:
-    from components.common.errors import UserError
+    from components.common.errors import SharedError, UserError
     from components.common.params import load
 
     try:
         module = importlib.import_module(f"components.{stage.partition(' ')[0]}.run")
         getattr(module, STAGES[stage].function)(**paths, params=load(params, set))
     except UserError as error:
-        print(f"{stage}: {error}", file=sys.stderr)
+        if _is_first() or not isinstance(error, SharedError):
+            print(f"{stage}: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _is_first() -> bool:
+    """Whether this is the process that speaks for all that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _join_words(arguments: list[str]) -> list[str]:
-    """A stage's name may have two words."""
-    name = " ".join(arguments[:2])
-    return [name, *arguments[2:]] if name in STAGES else arguments
+    """A stage's name may have two words, of which the second, if it is an option, may stand anywhere."""
+    for place, word in enumerate(arguments[1:], 1):
+        name = f"{arguments[0]} {word}"
+        if name in STAGES and (place == 1 or word.startswith("--")):
+            return [name, *arguments[1:place], *arguments[place + 1 :]]
+    return arguments
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         for option in command.inputs:
             nargs = "+" if option.many else None
             stage.add_argument(f"--{option.name}", nargs=nargs, required=option.required, metavar=option.metavar, help=option.help)
-        stage.add_argument("--out", required=True, metavar="PATH", help="output folder")
+        stage.add_argument("--out", required=command.needs_out, metavar="PATH", help="output folder")
         stage.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters (default: params.yaml)")
         stage.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
     return parser

@@ -1,11 +1,15 @@
-"""The classifier: a backbone, a linear head, and a loss that knows what it does not know."""
+"""The classifier: a backbone with a linear head."""
+
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
 from components.common import backbone
+
+DEPTHS = {"fc": 0, "layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4}
+"""Of the parts of a ResNet below the head; what comes before layer1 is the deepest."""
 
 
 def attach_head(resnet: torchvision.models.ResNet, findings: int) -> torchvision.models.ResNet:
@@ -14,28 +18,40 @@ def attach_head(resnet: torchvision.models.ResNet, findings: int) -> torchvision
     return resnet
 
 
-def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy over the known labels.
+def parameter_groups(resnet: torchvision.models.ResNet, decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer, from the head down, each with `scale`, the factor of its learning rate.
+
+    Layer-wise decay (Clark et al., ELECTRA, ICLR 2020): each stage learns at `decay` times the rate of the one above, since
+    what lies deeper is more general and has less to learn anew.
 
     Args:
-        logits: (B, findings).
-        targets: (B, findings): 1, 0 or NaN for unknown.
-
-    Returns:
-        Scalar: mean over the known labels of the batch; 0 if there are none.
+        resnet: with a head.
+        decay: in (0, 1].
     """
-    known = ~targets.isnan()
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(0.0), reduction="none")
-    return (losses * known).sum() / known.sum().clamp_min(1)
+    groups: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in resnet.named_parameters():
+        groups.setdefault(DEPTHS.get(name.split(".")[0], len(DEPTHS)), []).append(parameter)
+    return [{"params": groups[depth], "scale": decay**depth} for depth in sorted(groups)]
 
 
-def prior_logits(targets: Tensor) -> Tensor:
-    """Log-odds of each finding among the known labels: where the head's bias starts.
+def scale_logits(head: nn.Linear, temperature: float) -> None:
+    """Divides what a head returns by a temperature."""
+    with torch.no_grad():
+        head.weight.div_(temperature)
+        head.bias.div_(temperature)
+
+
+def fold_standardisation(head: nn.Linear, mean: Tensor, std: Tensor) -> nn.Linear:
+    """The head that does to features what `head` does to (features - mean) / std.
 
     Args:
-        targets: (N, findings): 1, 0 or NaN.
+        head: of C features.
+        mean: (C,).
+        std: (C,).
     """
-    known = ~targets.isnan()
-    # One imagined positive and negative keep the odds finite.
-    positives = (targets.nan_to_num(0.0) * known).sum(0) + 1
-    return torch.log(positives / (known.sum(0) + 2 - positives))
+    folded = nn.Linear(head.in_features, head.out_features)
+    with torch.no_grad():
+        weight = head.weight.cpu().double() / std.double()
+        folded.weight.copy_(weight)
+        folded.bias.copy_(head.bias.cpu().double() - weight @ mean.double())
+    return folded

@@ -4,9 +4,11 @@ Weights lie in `backbone.safetensors` under torchvision's ResNet names, without 
 `backbone.json` beside it says what they are and holds their SHA-256.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -16,15 +18,16 @@ from torch import Tensor, nn
 from components.common import storage
 from components.common.errors import UserError
 from components.common.job import read_input, write_json
+from components.common.params import Arch
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 DESCRIPTION = "backbone.json"
 WEIGHTS = "backbone.safetensors"
 
 
-def build(arch: str) -> torchvision.models.ResNet:
+def build(arch: str, norm_layer: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> torchvision.models.ResNet:
     """A torchvision ResNet that takes (B, 1, H, W) and returns pooled features (B, C): no head."""
-    resnet: torchvision.models.ResNet = getattr(torchvision.models, arch)(weights=None)
+    resnet: torchvision.models.ResNet = getattr(torchvision.models, arch)(weights=None, norm_layer=norm_layer)
     resnet.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
     resnet.fc = nn.Identity()
@@ -78,6 +81,46 @@ def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, dict[str, A
     resnet = build(arch)
     load_state(resnet, content, storage.join(folder, WEIGHTS))
     return resnet, description, digest
+
+
+def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tensor]:
+    """Weights of somebody else's ResNet for one of `build`.
+
+    A conv1 with three input channels is summed over them, which is what it makes of a grey image put into all three; the head
+    `fc` is left out.
+
+    Args:
+        weights: by torchvision's names.
+        arch: the architecture that is wanted.
+        name: of their file, for the messages.
+
+    Raises:
+        UserError: another architecture, or weights that are missing or too many.
+    """
+    found = {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
+    if "conv1.weight" in found and found["conv1.weight"].shape == (64, 3, 7, 7):
+        found["conv1.weight"] = found["conv1.weight"].sum(1, keepdim=True)
+    if (difference := _difference(found, arch)) is None:
+        return found
+    for other in get_args(Arch):
+        if _difference(found, other) is None:
+            raise UserError(f"{name}: holds a {other}, the parameters ask for {arch}; set arch to match")
+    raise UserError(f"{name}: does not fit a {arch} ({difference}); give other weights or set arch to match")
+
+
+def _difference(weights: Mapping[str, Tensor], arch: str) -> str | None:
+    """The first way in which weights are not those of an architecture; None if they are."""
+    with torch.device("meta"):
+        wanted = build(arch).state_dict()
+    for key in wanted.keys() - weights.keys():
+        if not key.endswith("num_batches_tracked"):  # older files lack it
+            return f"{key} is missing"
+    for key, tensor in weights.items():
+        if key not in wanted:
+            return f"it has no {key}"
+        if tensor.shape != wanted[key].shape:
+            return f"{key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}"
+    return None
 
 
 def load_state(module: nn.Module, content: bytes, name: str) -> None:

@@ -15,6 +15,12 @@ class Axis(NamedTuple):
     high: float
     ticks: tuple[float, ...]
     name: str = ""
+    labels: tuple[str, ...] = ()
+    """Of the ticks; none: their values."""
+
+    def labelled(self) -> list[tuple[float, str]]:
+        """The ticks with what is written at them."""
+        return list(zip(self.ticks, self.labels or [f"{tick:g}" for tick in self.ticks], strict=True))
 
     def place(self, value: float, start: float, stop: float) -> float:
         """Where a value lies between the coordinates start and stop."""
@@ -76,14 +82,14 @@ def chart(label: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Sequence[P
 
 def _frame(x: Axis, y: Axis, left: int, right: int, top: int, bottom: int) -> str:
     parts = []
-    for tick in y.ticks:
+    for tick, label in y.labelled():
         place = y.place(tick, bottom, top)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{place + 3.5:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in x.ticks:
+        parts.append(f'<text x="{left - 6}" y="{place + 3.5:.1f}" text-anchor="end">{escape(label)}</text>')
+    for tick, label in x.labelled():
         place = x.place(tick, left, right)
         parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text x="{place:.1f}" y="{bottom + 14}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text x="{place:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(label)}</text>')
     parts.append(f'<text class="name" x="{(left + right) / 2:.1f}" y="{bottom + 29}" text-anchor="middle">{escape(x.name)}</text>')
     if y.name:
         turn = f'transform="translate(10 {(top + bottom) / 2:.1f}) rotate(-90)"'

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception that means "the user can mend this"."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message is one sentence that names the file, key or address and says what to do.
     """
+
+
+class SharedError(UserError):
+    """A mistake that all processes of a training know of: one of them, of rank 0, says so."""

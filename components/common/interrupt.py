@@ -3,6 +3,7 @@
 Standard library only: the command line installs the handlers before the imports that take seconds.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -39,8 +40,12 @@ def ignore() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    # Whoever signals twice does not want to wait for a checkpoint.
-    impatient = _stop.is_set()
+    # Whoever signals twice does not want to wait for a checkpoint. torchrun, though, passes on what it gets, which a terminal has
+    # sent to everyone already, and signals all processes once more when the first has ended; it kills them after 30 seconds.
+    again = _stop.is_set()
+    if again and "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    impatient = again
     _stop.set()
     if impatient or not _deferrals:
         raise Interrupted

@@ -1,6 +1,7 @@
 """The frame around every stage: a fingerprint, a folder for work in progress, and an output that appears whole.
 
-Work lies in OUT.partial/FINGERPRINT/ and becomes OUT by a rename; on S3, run.json is uploaded last and a prefix without
+Work lies in OUT.partial/FINGERPRINT/ and becomes OUT by a rename; for OUT on S3 it lies in a folder of CXR_WORK_DIR (.partial
+unless set), which in a pod is a volume that outlives it. On S3, run.json is uploaded last and a prefix without
 it is refused by readers. The same fingerprint (params, inputs, threads, ranks) continues where a stopped run left off.
 """
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # a packed model carries this module, and needs no parameters
 PACKAGES = ("mlflow", "numpy", "opencv-python-headless", "pyarrow", "pydicom", "scipy", "torch", "torchvision")
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
+WORK_VARIABLE = "CXR_WORK_DIR"
+"""Names the folder of work in progress whose output goes to S3."""
 UPLOAD_FILE = "run.json.uploading"
 """At an S3 prefix while an output is uploaded."""
 
@@ -147,7 +150,7 @@ def open_job(
     values = params.model_dump(mode="json")
     depends = {"stage": stage, "params": params.defining(), "inputs": inputs, "threads": threads(), **(extra or {})}
     fingerprint = storage.digest(json.dumps(depends, sort_keys=True).encode())[:16]
-    partial = Path(".partial", quote(out, safe="")) if storage.is_s3(out) else Path(f"{out.rstrip('/')}.partial")
+    partial = _partial(out)
     work = partial / fingerprint
     resumed = work.is_dir()
     try:
@@ -159,6 +162,13 @@ def open_job(
     except OSError as error:
         raise UserError(f"{partial}: cannot be written ({error.strerror}); choose another --out") from None
     return Job(stage, out, values, inputs, fingerprint, work, resumed, lock, upstream=upstream or {})
+
+
+def _partial(out: str) -> Path:
+    """Local folder of all unfinished work on an output."""
+    if storage.is_s3(out):
+        return Path(os.environ.get(WORK_VARIABLE) or ".partial", quote(out, safe=""))
+    return Path(f"{out.rstrip('/')}.partial")
 
 
 def read_input(uri: str, name: str, made_by: str) -> tuple[dict[str, Any], str]:
@@ -270,7 +280,7 @@ def _tell_others(stage: str, partial: Path, fingerprint: str, depends: Mapping[s
     for record in sorted(partial.glob("*.json")):
         if record.stem == fingerprint or not (partial / record.stem).is_dir():
             continue
-        mine, other = _flat(depends), _flat(json.loads(record.read_text()))
+        mine, other = flat(depends), flat(json.loads(record.read_text()))
         names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
         log.warning("%s: starts afresh; unfinished work in %s differs in %s", stage, partial / record.stem, ", ".join(names))
 
@@ -291,11 +301,12 @@ def _lock(path: Path) -> IO[bytes]:
     return file
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def replace_folder(target: Path, source: Path) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Weights = npt.NDArray[np.int32]
+Weights = npt.NDArray[np.signedinteger[Any]]
 
 CHUNK = 512  # resamples at a time: rows long enough to amortise the calls, short enough for memory
 
@@ -74,7 +74,7 @@ class Tally(NamedTuple):
         groups = len(self.positives)
         alarms = _from_above(self.negatives)
         called = alarms[np.searchsorted(self.places, 2 * np.arange(groups) + 1)] + self.detected[:-1]
-        precision = self.detected[:-1] / np.maximum(called, 1)
+        precision = np.divide(self.detected[:-1], np.maximum(called, 1), dtype=np.float64)
         return _divide(_dot(self.positives, precision), self.detected[0].astype(np.float64), self._pairs() > 0)
 
     def _pairs(self) -> Floats:
@@ -169,6 +169,14 @@ def youden_threshold(targets: Floats, scores: Floats) -> float:
     return float(curve.thresholds[1:][np.argmax((curve.y - curve.x)[1:])])
 
 
+def sensitivity_threshold(targets: Floats, scores: Floats, sensitivity: float) -> float:
+    """The highest score at which at least this share of the positives counts as positive; NaN with one class only."""
+    if not has_both(targets):
+        return float("nan")
+    curve = roc_curve(targets, scores)
+    return float(curve.thresholds[np.argmax(curve.y >= sensitivity)])
+
+
 def correct(targets: Floats, scores: Floats, thresholds: Floats) -> Floats:
     """Whether each known target is on the right side of its finding's threshold.
 
@@ -220,7 +228,7 @@ def bootstrap_ranking(targets: Floats, scores: Floats, patients: Integers, resam
     """
     rankings = _rankings(targets, scores, patients)
     chunks = []
-    for weights in resampled_weights(_count(patients), resamples, seed):
+    for weights in _narrow_weights(patients, resamples, seed):
         tallies = (ranking.tally(weights) for ranking in rankings)  # one at a time: they are large
         chunks.append([(tally.auroc(), tally.average_precision()) for tally in tallies])
     auroc, average_precision = np.concatenate(chunks, axis=2).transpose(1, 2, 0)
@@ -288,9 +296,16 @@ def paired_auroc_difference(
     who = patient_indices(patients)
     targets = targets[:, counted]
     pairs = [_rankings(targets, scores[:, counted], who) for scores in (scores_a, scores_b)]
-    samples = [_macro_difference(pairs, weights) for weights in resampled_weights(_count(who), resamples, seed)]
+    samples = [_macro_difference(pairs, weights) for weights in _narrow_weights(who, resamples, seed)]
     estimate = _macro_difference(pairs, np.ones((_count(who), 1), np.int32))
     return percentile_interval(float(estimate[0]), np.concatenate(samples), confidence)
+
+
+def _narrow_weights(patients: Integers, resamples: int, seed: int) -> Iterator[Weights]:
+    """The resampled weights in 16 bits where no count of drawn images overflows them: tallies are bound by memory, and take half."""
+    images = np.bincount(patients)
+    for weights in resampled_weights(_count(patients), resamples, seed):
+        yield weights.astype(np.int16) if (images @ weights).max() <= np.iinfo(np.int16).max else weights
 
 
 def _macro_difference(pairs: list[list[Ranking]], weights: Weights) -> Floats:

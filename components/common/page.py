@@ -1,6 +1,7 @@
-"""What the stages' reports are built of: one self-contained HTML page without scripts, and its tables and cards.
+"""What the stages' reports are built of: one self-contained HTML page, and its tables and cards.
 
-The style sheet, page.css, also colours the pictures of charts.py. Text is escaped here only where the docstring says so.
+The style sheet, page.css, also colours the pictures of charts.py; page.js, where it is asked for, sorts tables. Text is escaped
+here only where the docstring says so.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,20 +12,36 @@ SHOWN_DIGITS = 12
 """Of a digest; the whole is in its title."""
 
 
-def document(title: str, body: Iterable[str]) -> str:
-    """The page, of sections, of which empty ones are left out."""
+def document(title: str, body: Iterable[str], sortable: bool = False) -> str:
+    """The page.
+
+    Args:
+        title: of the window.
+        body: sections; empty ones are left out.
+        sortable: whether a click on a table's head sorts it; all else works without scripts.
+    """
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8") if sortable else ""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{title}</title>\n<style>\n{style}</style>"
     content = "\n".join(filter(None, body))
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body><main>\n{content}\n</main></body>\n</html>\n'
+    content += f"\n</main>\n<script>\n{script}</script>\n" if script else "\n</main>"
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body><main>\n{content}</body>\n</html>\n'
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[str]) -> str:
-    """A table of rows made by `row`; the first head is that of the rows' names."""
-    first, *others = heads
-    cells = [f'<th scope="col" class="left">{first}</th>' if first else "<td></td>"] + [f'<th scope="col">{head}</th>' for head in others]
-    return f"<table><caption>{caption}</caption><thead><tr>{''.join(cells)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+def table(caption: str, heads: Sequence[str], rows: Sequence[str], left: int = 1) -> str:
+    """A table.
+
+    Args:
+        caption: HTML.
+        heads: of the columns, the first that of the rows' names.
+        rows: made by `row`.
+        left: how many columns, from the first on, hold text rather than numbers: one or two.
+    """
+    cells = ['<th scope="col" class="left">'] * left + ['<th scope="col">'] * (len(heads) - left)
+    cells = [f"{opening}{head}</th>" if head else "<td></td>" for opening, head in zip(cells, heads, strict=True)]
+    opening = '<table class="left2">' if left > 1 else "<table>"
+    return f"{opening}<caption>{caption}</caption><thead><tr>{''.join(cells)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def row(name: str, cells: Sequence[str], style: str = "") -> str:

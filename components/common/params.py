@@ -6,7 +6,7 @@ params.yaml holds the demo's.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ def _not_a_yaml_boolean(value: Any) -> Any:
 
 Positive = Annotated[int, Field(ge=1)]
 Arch = Literal["resnet18", "resnet50"]
+Arm = Literal["scratch", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse"]
 Stage = Literal["layer1", "layer2", "layer3", "layer4"]
 
 
@@ -83,7 +84,8 @@ class Preprocess(Section):
     max_quarantined: Fraction = 0.2
     """The stage fails when a larger share of the files is quarantined."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes; 0: one a core. The shards do not depend on it."""
+    """Processes; 0: one a core; 1: the stage's own, which a file that crashes its decoder ends: the next run sets that file aside. The
+    shards do not depend on it."""
 
     @model_validator(mode="after")
     def _splits_leave_training(self) -> "Preprocess":
@@ -92,19 +94,32 @@ class Preprocess(Section):
         return self
 
 
+class Term(Section):
+    """What is asked of the map after a stage."""
+
+    target: Annotated[float, Field(ge=-1, le=1)] = 1.0
+    """Cosine similarity that each position is pulled to (the authors' epsilon)."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Share in the loss, times lambda_ifa."""
+
+
 class Pretrain(Section):
     """MoCo v2 with the IFA loss (components/pretrain)."""
 
-    operational = frozenset({"checkpoint_minutes"})
+    operational = frozenset({"checkpoint_minutes", "keep_checkpoints", "collapse_std", "collapse_epochs", "nodes"})
 
     arch: Arch = "resnet50"
     """Backbone, with one input channel."""
-    preset: Literal["moco", "ifa", "ifa-cosine", "ifa-layer4"] = "ifa"
-    """Which intermediate maps are pulled to which similarity; `moco`: none; `ifa`: the authors' code."""
+    preset: Arm = "ifa"
+    """Which intermediate maps are pulled to which similarity; `moco`: none; `ifa`: the authors' code; `ifa-cosine`: the paper's
+    abstract; `aligned`: as `ifa`, but at the same anatomy; `mse`: Kaku et al.'s (components/pretrain/objective.py); `scratch`: no
+    training at all, the starting point as it is, with which a study compares."""
+    terms: dict[Stage, Term] | None = None
+    """By stage, what replaces the preset's terms, such as {layer1: {target: 0.3, weight: 0.5}}; null: the preset's."""
     lambda_nce: Annotated[float, Field(ge=0)] = 1.0
     """Weight of InfoNCE."""
     lambda_ifa: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of each stage's IFA term."""
+    """Weight of all terms on intermediate maps."""
     augment_query: bool = True
     """False: the query is the image as it is (an earlier version of the authors' code)."""
     epochs: Positive = 200
@@ -123,6 +138,9 @@ class Pretrain(Section):
     """Keys kept as negatives; a multiple of batch_size."""
     shuffle_groups: Positive = 8
     """Groups of a batch with batch statistics of their own; keys are shuffled between them, as the paper's between GPUs."""
+    batch_norm: Literal["shuffle", "sync", "frozen"] = "shuffle"
+    """shuffle: batch statistics of each group, keys shuffled between groups and GPUs; sync: of the batch on all GPUs; frozen: the
+    running ones of the starting point."""
     key_momentum: Fraction = 0.999
     """Momentum of the key encoder."""
     dim: Positive = 128
@@ -131,8 +149,32 @@ class Pretrain(Section):
     """Seeds the weights, the order of the images and the views."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the forward pass; auto: bf16 on a GPU, fp32 on a CPU."""
+    compile: bool = False
+    """True: torch.compile on both encoders; the first step takes minutes."""
+    accumulate: Positive = 1
+    """Parts of a GPU's share of the batch that are computed one after the other, to save memory; a divisor of its groups."""
+    probe_epochs: Annotated[int, Field(ge=0)] = 10
+    """Epochs between probes by nearest neighbours on the labelled val split; 0: none."""
+    collapse_std: Annotated[float, Field(ge=0)] = 0.01
+    """The run stops when feature_std stays below; 0: never."""
+    collapse_epochs: Positive = 5
+    """For how many epochs on end."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
     """Minutes between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """How many are kept."""
+    nodes: Positive = 1
+    """Of a cluster: above 1 the Kubeflow pipeline pretrains by a TrainJob; by hand torchrun says how many there are."""
+
+    @model_validator(mode="after")
+    def _terms_fit_the_preset(self) -> "Pretrain":
+        if self.preset in ("moco", "scratch") and self.terms:
+            raise ValueError(f"terms: the preset {self.preset} has none; choose ifa, aligned or mse")
+        if self.preset == "mse" and any(term.target != Term().target for term in (self.terms or {}).values()):
+            raise ValueError("terms: in the preset mse they have a weight and no target")
+        return self
 
     @model_validator(mode="after")
     def _queue_holds_whole_batches(self) -> "Pretrain":
@@ -140,32 +182,152 @@ class Pretrain(Section):
             raise ValueError("queue_size must be a multiple of batch_size")
         if self.batch_size % self.shuffle_groups or self.batch_size == self.shuffle_groups:
             raise ValueError("batch_size must be a multiple of shuffle_groups, of at least two images a group")
+        if (self.shuffle_groups if self.batch_norm == "shuffle" else self.batch_size) % self.accumulate:
+            raise ValueError("accumulate must be a divisor of shuffle_groups, or of batch_size without shuffling")
         return self
 
 
 class Classify(Section):
-    """Multi-label fine-tuning."""
+    """Multi-label classification."""
 
     operational = frozenset({"checkpoint_minutes"})
 
     arch: Arch = "resnet50"
     """Backbone when training from scratch; with --backbone it must be the same."""
+    mode: Literal["finetune", "linear"] = "finetune"
+    """finetune: all weights; linear: the head on features of the frozen backbone, without augmentation."""
     epochs: Positive = 50
     """Passes over the train split."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Images a step."""
+    """Images a step; fewer if there are not so many."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate of AdamW: linear warm-up, then a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Weight decay of AdamW."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from the head to layer4, from there to layer3, and so on down; 1: one rate for all."""
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training patients whose images are used; smaller shares are nested in larger ones."""
+    """Share of the training patients whose images are used: stratified by finding, smaller shares nested in larger ones; another
+    seed draws others."""
+    positive_rate: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    """Finding -> share of positives among its training labels: labels become unknown, patient by patient, until it holds."""
+    loss: Literal["bce", "weighted_bce", "focal", "logit_adjustment"] = "bce"
+    """bce; weighted_bce: positives and negatives of a finding weigh the same; focal: easy images weigh less (Lin et al. 2017);
+    logit_adjustment: logits are shifted by the prior's while training (Menon et al. 2021)."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """Of loss: focal; 0 is bce."""
+    adjustment: Annotated[float, Field(ge=0)] = 1.0
+    """tau of loss: logit_adjustment; 0 is bce."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop after so many epochs without a better validation AUROC; 0: never."""
+    tta_flip: bool = False
+    """Predictions are the mean of an image's and its mirror image's. Off: a chest is not symmetric."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds the head, the order of the images and the augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
     """Minutes between checkpoints."""
+
+
+class Detect(Section):
+    """Detection of findings with boxes (components/detect)."""
+
+    operational = frozenset({"checkpoint_minutes"})
+
+    arch: Arch = "resnet50"
+    """Backbone when training from scratch; with --backbone it must be the same."""
+    detector: Literal["retinanet", "fasterrcnn"] = "retinanet"
+    """torchvision's, in their second versions."""
+    classes: tuple[str, ...] = ()
+    """Labels of the boxes to detect; none: all that the train split has. Images in which a class is not known are left out."""
+    channels: Annotated[int, Field(ge=64, multiple_of=32)] = 256
+    """Channels of the feature pyramid and the heads."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """frozen: the backbone's batch norm stays as pretrained, for batches of a few images. The default is the same with and without
+    a backbone, so that the two differ in their weights alone."""
+    epochs: Positive = 50
+    """Passes over the images of the train split that are known."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    """Images a step."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate of AdamW: linear warm-up, then a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Weight decay of AdamW."""
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training patients whose images are used; smaller shares are nested in larger ones."""
+    augment: bool = True
+    """Shift and scale the images at random, by little."""
+    score_threshold: Fraction = 0.05
+    """Detections below are dropped."""
+    max_detections: Positive = 100
+    """Detections kept of an image, the best."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the heads, the order of the images and the augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes between checkpoints."""
+
+
+class Invert(Section):
+    """GAN inversion (components/invert): a StyleGAN2 generator, then an encoder into its latents."""
+
+    operational = frozenset({"checkpoint_minutes"})
+
+    arch: Arch = "resnet50"
+    """Backbone of the encoder, of the perceptual loss and of the judge; what is pretrained must be the same."""
+    size: Annotated[int, Field(ge=16, le=1024)] = 256
+    """Side of the images in pixels, a power of two; those of the shards are shrunk to it."""
+    latent_dim: Positive = 512
+    """Dimensions of z and of w."""
+    mapping_layers: Positive = 8
+    """Layers of the mapping network."""
+    channel_base: Positive = 16384
+    """Maps of R pixels a side have channel_base / R channels."""
+    channel_max: Positive = 512
+    """Most channels of a map."""
+    gan_epochs: Positive = 100
+    """Passes of the generator and the discriminator over the train split."""
+    gan_batch_size: Annotated[int, Field(ge=2)] = 32
+    """Images a step of the GAN."""
+    gan_lr: Annotated[float, Field(gt=0)] = 0.002
+    """Learning rate of Adam, for both networks."""
+    r1_gamma: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the R1 penalty on the discriminator; larger for larger images."""
+    path_weight: Annotated[float, Field(ge=0)] = 2.0
+    """Weight of the path length penalty on the generator; 0: without."""
+    perceptual: Literal["none", "scratch", "backbone"] = "backbone"
+    """Network of the perceptual loss: none, random weights, or the backbone that --perceptual names, else --backbone (without
+    either: random weights)."""
+    lambda_pixel: Annotated[float, Field(ge=0)] = 4.0
+    """Weight of the squared error of pixels in [0, 1]: 4 is 1 for pixels in [-1, 1]."""
+    lambda_perceptual: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the distance in the perceptual backbone."""
+    lambda_latent: Annotated[float, Field(ge=0)] = 0.005
+    """Weight of the squared distance of the latents to the mean latent."""
+    epochs: Positive = 100
+    """Passes of the encoder over the train split."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    """Images a step of the encoder."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak learning rate of the encoder's Adam: linear warm-up, then a cosine."""
+    refine_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps by which the latents of each val and test image are optimised after the encoder; 0: not at all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the weights, the latents, the noise and the order of the images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes between checkpoints."""
+
+    @model_validator(mode="after")
+    def _sizes_can_be_halved(self) -> "Invert":
+        if self.size & (self.size - 1):
+            raise ValueError(f"size must be a power of two, such as {2 ** (self.size.bit_length() - 1)}, not {self.size}")
+        if self.channel_base < self.size:
+            raise ValueError("channel_base must be at least size, or the largest maps have no channel")
+        return self
 
 
 class Evaluate(Section):
@@ -176,9 +338,38 @@ class Evaluate(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Level of the intervals."""
     min_positives: Positive = 5
-    """Positives, and negatives, that a finding needs in the test split to count in the macro average."""
+    """Positives, and negatives, that a finding needs in the test split to count in the macro average, and that a subgroup needs
+    to be judged without a warning."""
+    threshold: Literal["youden", "sensitivity"] = "youden"
+    """How a finding's threshold is chosen on the validation split: sensitivity + specificity is highest, or the highest threshold
+    that reaches target_sensitivity."""
+    target_sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Of threshold: sensitivity."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds the bootstrap."""
+
+
+class Study(Section):
+    """The paper's claims: which arms are compared, and where (pipelines/dvc.yaml, pipelines/study.py)."""
+
+    arms: tuple[Arm, ...] = ("scratch", "moco", "ifa", "ifa-cosine", "aligned")
+    """Values of pretrain.preset."""
+    reference: str = "moco"
+    """The arm that the others are compared with."""
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 1.0)
+    """Values of classify.label_fraction: the claim about few labels."""
+    imbalanced: str = "Lung Opacity"
+    """The finding of classify.positive_rate: the claim about rare positives."""
+    positive_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.02, 0.05, 0.1)
+    """Its shares of positives."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
+    """Each is a cell of its own, pretraining included."""
+
+    @model_validator(mode="after")
+    def _reference_is_an_arm(self) -> "Study":
+        if self.reference not in self.arms:
+            raise ValueError(f"reference: {self.reference} is none of the arms ({', '.join(self.arms)})")
+        return self
 
 
 class Register(Section):
@@ -192,6 +383,8 @@ class Register(Section):
     """Bootstrap resamples of the paired difference to the champion."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds the bootstrap."""
+    licence: str = "For internal research; the terms of the training data apply."
+    """Terms under which the model may be used, for its card."""
 
 
 class Params(Section):
@@ -201,7 +394,10 @@ class Params(Section):
     preprocess: Preprocess = Preprocess()
     pretrain: Pretrain = Pretrain()
     classify: Classify = Classify()
+    detect: Detect = Detect()
+    invert: Invert = Invert()
     evaluate: Evaluate = Evaluate()
+    study: Study = Study()
     register_: Register = Field(default=Register(), alias="register")
 
 
@@ -215,8 +411,10 @@ def load(path: str | Path = "params.yaml", overrides: list[str] | None = None) -
     Raises:
         UserError: a missing file, bad YAML, an unknown key or a value out of bounds, with its name.
     """
-    raw = _read_yaml(Path(path))
-    source = str(path)
+    return _check(_read_yaml(Path(path)), overrides, str(path))
+
+
+def _check(raw: dict[str, Any], overrides: list[str] | None, source: str) -> Params:
     for item in overrides or []:
         section, key, value = _split_override(item)
         raw.setdefault(section, {})
@@ -227,6 +425,19 @@ def load(path: str | Path = "params.yaml", overrides: list[str] | None = None) -
         return Params.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def parse(sections: dict[str, str], overrides: list[str] | None = None) -> Params:
+    """Parameters as they travel through a pipeline.
+
+    Args:
+        sections: JSON by name of the section; sections that are not there take the defaults.
+        overrides: `section.key=value`, the value in YAML.
+
+    Raises:
+        UserError: as by `load`.
+    """
+    return _check({name: yaml.safe_load(text) for name, text in sections.items()}, overrides, "the pipeline's parameters")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -270,7 +481,14 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     model: type[BaseModel] = Params
     for part in location[:-1]:
         field = next((f for n, f in model.model_fields.items() if (f.alias or n) == part), None)
-        model = field.annotation if field and isinstance(field.annotation, type) else Params
+        model = model if field is None else _model_in(field.annotation) or model
     known = [f.alias or n for n, f in model.model_fields.items()]
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, itself or as values of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for model in map(_model_in, get_args(annotation)) if model), None)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
-from components.common.shards import Pixels, Shards, decode, open_part, square
+from components.common.shards import Part, Pixels, Shards, decode, open_part, square
 
 WINDOW = 16
 """Row groups that are shuffled together: about 1,600 images."""
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class _Group:
-    part: str
+    part: Part
     number: int
     offsets: Indices
     """Wanted rows within the row group."""
@@ -120,11 +120,15 @@ class Reader:
             while len(rest) >= batch_size:
                 yield self._batch(rest[:batch_size])
                 rest = rest[batch_size:]
-        if rest and rng is None:
+        if rng is None and self._mine(rest):
             yield self._batch(rest)
 
+    def _mine(self, rows: list[T]) -> list[T]:
+        """This rank's slice."""
+        return rows[self._rank * len(rows) // self._ranks : (self._rank + 1) * len(rows) // self._ranks]
+
     def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> Batch:
-        mine = rows[self._rank * len(rows) // self._ranks : (self._rank + 1) * len(rows) // self._ranks]
+        mine = self._mine(rows)
         images: Pixels = np.stack(list(_decoders().map(lambda entry: square(decode(entry[1]), self.size), mine)))  # type: ignore[assignment]
         return Batch(images, np.array([index for index, _ in mine]))
 
@@ -172,7 +176,7 @@ def prefetch(batches: Iterator[T], depth: int = 2) -> Iterator[T]:
         thread.join()
 
 
-def _groups(parts: list[str], wanted: npt.NDArray[np.bool_]) -> list[_Group]:
+def _groups(parts: list[Part], wanted: npt.NDArray[np.bool_]) -> list[_Group]:
     """The row groups that hold wanted rows."""
     groups = []
     numbers = np.cumsum(wanted) - 1

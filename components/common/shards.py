@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.common import storage
+from components.common import cache, storage
 from components.common.errors import UserError
 from components.common.job import read_input, upstream_run_id
 
@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 100
 SPLITS = ("train", "val", "test")
-CODEC = "delta-zstd"
+CODEC = "delta-bitshuffle-zstd"
 
 BOX = pa.struct([("label", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("width", pa.float32()), ("height", pa.float32())])
 SCHEMA = pa.schema([
@@ -51,8 +51,8 @@ SCHEMA = pa.schema([
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-# On differences of radiographs level 1 is twice as fast as 3, both ways, and packs as tightly.
-_zstd = pa.Codec("zstd", compression_level=1)
+# Without entropy coding, which the noise in the lower bits would only slow down.
+_zstd = pa.Codec("zstd", compression_level=-1)
 
 # Pixels are compressed already, and neither a dictionary nor minima and maxima of them are of use.
 _SMALL = [name for name in SCHEMA.names if name not in ("pixels", "labels", "boxes")]
@@ -64,9 +64,11 @@ _WRITER_OPTIONS: dict[str, Any] = {
 
 
 def encode(image: Pixels) -> dict[str, Any]:
-    """The pixel columns of a row: horizontal differences (modulo the type's range), then zstd.
+    """The pixel columns of a row: differences in reading order (modulo the type's range), sorted by bit, then zstd.
 
-    Neighbours in a radiograph are alike, so that differences take half the space and zstd is quick on them.
+    Neighbours in a radiograph are alike, so that the upper bits of a difference are nearly always those of 0 or -1; put beside each
+    other (bitshuffle) they shrink to little, and zstd does not dwell on the lower ones, which are noise. docs/adr/0005-codec.md
+    compares other ways.
 
     Args:
         image: (H, W), uint8 or uint16.
@@ -74,11 +76,10 @@ def encode(image: Pixels) -> dict[str, Any]:
     Returns:
         pixels, codec, height, width and bits.
     """
-    differences = image.copy()
-    differences[:, 1:] -= image[:, :-1]
+    differences = imagecodecs.delta_encode(image.reshape(-1))
+    planes = imagecodecs.bitshuffle_encode(differences.astype(image.dtype.newbyteorder("<"), copy=False))
     height, width = image.shape
-    packed = _zstd.compress(differences.astype(image.dtype.newbyteorder("<"), copy=False), asbytes=True)
-    return {"pixels": packed, "codec": CODEC, "height": height, "width": width, "bits": 8 * image.itemsize}
+    return {"pixels": _zstd.compress(planes, asbytes=True), "codec": CODEC, "height": height, "width": width, "bits": 8 * image.itemsize}
 
 
 def decode(row: dict[str, Any]) -> Pixels:
@@ -97,11 +98,11 @@ def decode(row: dict[str, Any]) -> Pixels:
         raise UserError(f"codec {row['codec']!r} of image {row['image_id']} is not known; run preprocess again")
     dtype = np.dtype("<u1" if row["bits"] == 8 else "<u2")
     height, width = row["height"], row["width"]
-    raw = _zstd.decompress(row["pixels"], decompressed_size=height * width * dtype.itemsize)
-    differences = np.frombuffer(raw, dtype).reshape(height, width)
-    # Six times as fast as numpy.cumsum, to the same bits.
-    image: Pixels = imagecodecs.delta_decode(differences.astype(dtype.newbyteorder("="), copy=False), axis=1)
-    return image
+    planes = _zstd.decompress(row["pixels"], decompressed_size=height * width * dtype.itemsize)
+    differences = imagecodecs.bitshuffle_decode(np.frombuffer(planes, dtype))
+    # A sixth of numpy.cumsum's time, to the same bits.
+    flat: Pixels = imagecodecs.delta_decode(differences.astype(dtype.newbyteorder("="), copy=False))
+    return flat.reshape(height, width)
 
 
 def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -131,6 +132,13 @@ def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return written
 
 
+class Part(NamedTuple):
+    """A Parquet file of shards."""
+
+    uri: str
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Shards:
     """One or more folders of shards, opened for reading as if they were one."""
@@ -156,6 +164,12 @@ class Shards:
         return int(max(manifest["size"] for manifest in self.manifests))
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Parameters of `preprocess` that a file's pixels, and whether it is taken, depend on; none where a manifest lacks them."""
+        known = self.manifests[0].get("params", {})
+        return {name: known[name] for name in ("size", "bits", "clip_percentile", "views", "text_check") if name in known}
+
+    @property
     def mean_std(self) -> tuple[float, float]:
         """Mean and standard deviation of the train split's pixels, as fractions of the full range."""
         weights = np.array([max(m["train_pixels"]["count"], 1) for m in self.manifests], float)
@@ -177,16 +191,15 @@ class Shards:
         found = zip(self.inputs, map(upstream_run_id, self.folders), strict=True)
         return {name: run_id for name, run_id in found if run_id}
 
-    def parts(self) -> list[str]:
-        """URIs of all parts, in order."""
-        pairs = zip(self.folders, self.manifests, strict=True)
-        return [storage.join(folder, part["name"]) for folder, manifest in pairs for part in manifest["parts"]]
+    def parts(self) -> list[Part]:
+        """All parts, in order."""
+        return [part for folder, manifest in zip(self.folders, self.manifests, strict=True) for part in _parts(folder, manifest)]
 
     def table(self, columns: list[str]) -> pa.Table:
         """Some columns of all rows, in order: for the small ones. `labels` are in the order of `findings`, NaN where a folder has none."""
         tables = []
         for folder, manifest in zip(self.folders, self.manifests, strict=True):
-            parts = [pq.read_table(open_part(storage.join(folder, part["name"])), columns=columns) for part in manifest["parts"]]
+            parts = [pq.read_table(open_part(part), columns=columns) for part in _parts(folder, manifest)]
             tables += [_with_labels(part, manifest["findings"], self.findings) for part in parts]
         return pa.concat_tables(tables)
 
@@ -218,9 +231,13 @@ def _with_labels(table: pa.Table, own: list[str], wanted: list[str]) -> pa.Table
     return table.set_column(table.column_names.index("labels"), SCHEMA.field("labels"), [list(labels)])
 
 
-def open_part(uri: str) -> Any:
-    """A part as pyarrow reads it: a path, or an object's bytes in memory."""
-    return pa.BufferReader(storage.read(uri)) if storage.is_s3(uri) else uri
+def _parts(folder: str, manifest: dict[str, Any]) -> list[Part]:
+    return [Part(storage.join(folder, part["name"]), part["sha256"]) for part in manifest["parts"]]
+
+
+def open_part(part: Part) -> Any:
+    """A part as pyarrow reads it: a path, or an object from the cache."""
+    return cache.opened(part.uri, part.sha256) if storage.is_s3(part.uri) else part.uri
 
 
 def square(image: Pixels, size: int) -> Pixels:

@@ -122,6 +122,17 @@ def write(uri: str, content: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
+def copy(source: str, target: str) -> None:
+    """Copies an object within the S3 server.
+
+    Raises:
+        UserError: it does not exist, or the server cannot be reached.
+    """
+    (bucket, key), (into, name) = _split(source), _split(target)
+    with _explained(source):
+        _client().copy({"Bucket": bucket, "Key": key}, into, name)
+
+
 def listing(uri: str) -> Iterator[Entry]:
     """All files below the folder `uri`, sorted by path.
 

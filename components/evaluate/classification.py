@@ -1,222 +1,190 @@
-"""The task `classify`: numbers, intervals and curves of one model's predictions."""
+"""The task `classify`: columns score_F and target_F for each finding F of model.json."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
+from components.common import storage
 from components.common.errors import UserError
-from components.common.metrics import (
-    Curve,
-    Floats,
-    Interval,
-    auroc,
-    average_precision,
-    bootstrap_mean,
-    bootstrap_ranking,
-    correct,
-    has_both,
-    paired_auroc_difference,
-    percentile_interval,
-    precision_recall_curve,
-    roc_curve,
-    youden_threshold,
-)
+from components.common.metrics import Interval, has_both, patient_indices
 from components.common.params import Evaluate
-from components.evaluate.predictions import Predictions, Split
+from components.evaluate import findings_page, subgroups
+from components.evaluate.charts import thin
+from components.evaluate.findings import METRICS, PAIRED, Findings, Split, evaluate
+from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, matrix, rows_of
+from components.evaluate.subgroups import Subgroup
+from components.evaluate.task import Difference, Points, family
 
-METRICS = ("auroc", "ap", "accuracy")
-MOST_POINTS = 200  # of a curve
+NAMES = {
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "brier": "Brier score",
+}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The evaluation of one finding."""
+def read(table: pa.Table, model: Model, params: Evaluate) -> "Classification":
+    """Evaluates the predictions of one classifier.
 
-    name: str
-    counted: bool
-    """Whether it is part of the macro averages."""
-    intervals: dict[str, Interval]
-    """By metric, on the test split."""
-    val_auroc: float
-    threshold: float
-    """Chosen on the validation split; NaN when that has one class only."""
-    sensitivity: float
-    specificity: float
-    counts: dict[str, tuple[int, int, int]]
-    """Positives, negatives and unknown by split."""
-    roc: Curve | None
-    pr: Curve | None
-    """On the test split; None when that has one class only."""
+    Raises:
+        UserError: columns that are missing, or that hold what they must not; findings that metric names cannot tell apart.
+    """
+    names = _names(table, model)
+    table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
+    val, test = (_split(rows_of(table, split), split, names, model.source) for split in ("val", "test"))
+    found = evaluate(names, val, test, params)
+    return Classification(model, params, found, subgroups.evaluate(rows_of(table, "test"), found, params))
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The evaluation of one model."""
+    """The evaluation of one classifier."""
 
-    predictions: Predictions
-    findings: list[Finding]
-    macro: dict[str, Interval]
-    """By metric, over the counted findings."""
-    val_auroc_macro: float
-
-    @property
-    def counted(self) -> list[Finding]:
-        """The findings in the macro averages."""
-        return [finding for finding in self.findings if finding.counted]
+    model: Model
+    params: Evaluate
+    findings: Findings
+    subgroups: list[Subgroup]
 
     def metrics(self, prefix: str = "classify") -> dict[str, float]:
-        """Flat, for metrics.json.
-
-        Raises:
-            UserError: two findings whose names differ only in characters that a metric's name cannot have.
-        """
-        flat = {f"{prefix}_val_auroc_macro": self.val_auroc_macro, f"{prefix}_test_findings_counted": float(len(self.counted))}
-        for split, images in (("val", self.predictions.val), ("test", self.predictions.test)):
-            flat |= {f"{prefix}_{split}_images": len(images.targets), f"{prefix}_{split}_patients": images.patient_count}
+        """Flat, for metrics.json."""
+        found = self.findings
+        flat = {f"{prefix}_val_auroc_macro": found.val_auroc_macro, f"{prefix}_test_findings_counted": float(len(found.counted))}
+        for name, split in (("val", found.val), ("test", found.test)):
+            flat |= {f"{prefix}_{name}_images": len(split.targets), f"{prefix}_{name}_patients": split.patient_count}
+        flat[f"{prefix}_test_ece_macro"] = found.ece_macro
         for metric in METRICS:
-            flat |= _flat(f"{prefix}_test_{metric}_macro", self.macro[metric])
-        keys = [_key(finding.name) for finding in self.findings]
-        for key, finding in zip(keys, self.findings, strict=True):
-            if keys.count(key) > 1 or key == "macro":
-                raise UserError(f"finding {finding.name}: cannot be told from another in metric names; rename its column in labels.csv")
+            flat |= _flat(f"{prefix}_test_{metric}_macro", found.macro[metric])
+        for finding in found.each:
+            key = _key(finding.name)
             for metric in METRICS:
                 flat |= _flat(f"{prefix}_test_{metric}_{key}", finding.intervals[metric])
             positives, negatives, _ = finding.counts["test"]
             flat |= {f"{prefix}_test_positives_{key}": positives, f"{prefix}_test_negatives_{key}": negatives}
+            flat |= {f"{prefix}_test_ece_{key}": finding.reliability.error, f"{prefix}_val_threshold_{key}": finding.threshold}
+        for group in self.subgroups:
+            flat |= _flat(f"{prefix}_test_auroc_macro_{_key(f'{group.attribute}_{group.value}')}", group.macro)
         return flat
 
+    def headline(self) -> dict[str, Interval]:
+        """Macro averages, and the AUROC of each finding."""
+        macro = {f"Macro {NAMES[metric]}": self.findings.macro[metric] for metric in METRICS}
+        return macro | {f"AUROC, {finding.name}": finding.intervals["auroc"] for finding in self.findings.each}
 
-def evaluate(predictions: Predictions, params: Evaluate) -> Classification:
-    """Evaluates a classifier: everything is chosen on val and measured on test."""
-    val, test = predictions.val, predictions.test
-    thresholds = np.array([youden_threshold(target, score) for target, score in zip(val.targets.T, val.scores.T, strict=True)])
-    right = correct(test.targets, test.scores, thresholds)
-    ranking = bootstrap_ranking(test.targets, test.scores, test.patients, params.resamples, params.seed)
-    samples = {
-        "auroc": ranking.auroc,
-        "ap": ranking.average_precision,
-        "accuracy": bootstrap_mean(right, test.patients, params.resamples, params.seed),
-    }
-    estimates = {"auroc": _each(auroc, test), "ap": _each(average_precision, test), "accuracy": _mean(right)}
-    counted = has_both(test.targets, params.min_positives)
-    findings = []
-    for index, name in enumerate(predictions.findings):
-        intervals = {
-            metric: percentile_interval(float(estimates[metric][index]), samples[metric][:, index], params.confidence) for metric in METRICS
+    def curves(self) -> dict[str, Points]:
+        """ROC, precision-recall and reliability curves, and the subgroups."""
+        each = self.findings.each
+        roc = [(finding.name, *point) for finding in each if finding.roc for point in _rounded(thin(finding.roc))]
+        pr = [(finding.name, *point) for finding in each if finding.pr for point in _rounded(thin(finding.pr))]
+        bins = [
+            (finding.name, *_rounded([(score, share)])[0], int(images))
+            for finding in each
+            for score, share, images in zip(*finding.reliability[:3], strict=True)
+        ]
+        return {
+            "roc.csv": Points(("finding", "fpr", "tpr"), roc),
+            "pr.csv": Points(("finding", "recall", "precision"), pr),
+            "reliability.csv": Points(("finding", "score", "share", "images"), bins),
+            "subgroups.csv": subgroups.points(self.subgroups),
         }
-        findings.append(_finding(predictions, index, name, bool(counted[index]), intervals, thresholds[index]))
-    macro = {}
-    for metric in METRICS:
-        # A finding without a threshold has no accuracy, and the others still have.
-        chosen = counted & ~np.isnan(estimates[metric])
-        macro[metric] = _macro(estimates[metric][chosen], samples[metric][:, chosen], params.confidence)
-    return Classification(predictions, findings, macro, _macro_val(val, counted))
+
+    def sections(self) -> list[str]:
+        """The report, but for what it says of every task."""
+        sections = findings_page.sections(self.findings, self.params) + subgroups.sections(self.subgroups, self.params)
+        return [*sections, findings_page.notes(self.findings, self.params)]
+
+    def warnings(self) -> list[str]:
+        """Findings and groups too small to be judged."""
+        few = self.params.min_positives
+        found = (
+            [] if self.findings.counted else [f"no finding has {few} positives and as many negatives in the test split: no macro average"]
+        )
+        return found + subgroups.warnings(self.subgroups, few)
+
+    def compare(self, baseline: "Classification") -> list[Difference]:
+        """AUROC and average precision: the macro average alone, the findings together under Holm.
+
+        Raises:
+            UserError: other images, targets or findings than the baseline's.
+        """
+        self._check_comparable(baseline)
+        differences = []
+        for metric in PAIRED:
+            differences += self._macro_difference(metric, baseline)
+            differences += self._finding_differences(metric, baseline)
+        return differences
+
+    def _check_comparable(self, baseline: "Classification") -> None:
+        mine, theirs = self.findings.test, baseline.findings.test
+        where = f"{self.model.folder} and {baseline.model.folder} cannot be compared"
+        if [finding.name for finding in self.findings.each] != [finding.name for finding in baseline.findings.each]:
+            raise UserError(f"{where}: they have other findings; train both on the same shards")
+        if not np.array_equal(mine.image_ids, theirs.image_ids):
+            common = len(np.intersect1d(mine.image_ids, theirs.image_ids))
+            counts = f"{len(mine.image_ids)} and {len(theirs.image_ids)} test images, {common} in common"
+            raise UserError(f"{where}: {counts}; train both on the same shards")
+        if not np.array_equal(mine.targets, theirs.targets, equal_nan=True):
+            raise UserError(f"{where}: their test labels differ; train both on the same shards")
+
+    def _macro_difference(self, metric: str, baseline: "Classification") -> list[Difference]:
+        counted = has_both(self.findings.test.targets, self.params.min_positives)
+        if not counted.any():
+            return []
+        estimate = float(self._estimates(metric, baseline)[counted].mean())
+        samples = self._samples(metric, baseline)[:, counted].mean(axis=1)
+        return family([(f"{metric}_macro", f"Macro {NAMES[metric]}")], [estimate], samples[None], self.params.confidence)
+
+    def _finding_differences(self, metric: str, baseline: "Classification") -> list[Difference]:
+        """Of the counted findings."""
+        counted = [index for index, finding in enumerate(self.findings.each) if finding.counted]
+        name = NAMES[metric][:1].upper() + NAMES[metric][1:]
+        found = [self.findings.each[index].name for index in counted]
+        estimates, samples = self._estimates(metric, baseline), self._samples(metric, baseline)
+        names = [(f"{metric}_{_key(finding)}", f"{name}, {finding}") for finding in found]
+        return family(names, estimates[counted], samples[:, counted].T, self.params.confidence)
+
+    def _samples(self, metric: str, baseline: "Classification") -> Any:
+        """(B, F). Both have drawn the same patients in each resample: the seed and the patients are the same."""
+        return self.findings.samples[metric] - baseline.findings.samples[metric]
+
+    def _estimates(self, metric: str, baseline: "Classification") -> Any:
+        mine, theirs = ([finding.intervals[metric].estimate for finding in each.findings.each] for each in (self, baseline))
+        return np.array(mine) - np.array(theirs)
 
 
-def difference(one: Classification, other: Classification, params: Evaluate) -> Interval | None:
-    """Macro AUROC of `one` minus that of `other` in a paired bootstrap; None when images, targets or findings differ."""
-    a, b = one.predictions.test, other.predictions.test
-    if one.predictions.findings != other.predictions.findings or set(a.image_ids) != set(b.image_ids):
-        return None
-    order_a, order_b = np.argsort(a.image_ids), np.argsort(b.image_ids)
-    if not np.array_equal(a.targets[order_a], b.targets[order_b], equal_nan=True):
-        return None
-    return paired_auroc_difference(
-        a.targets[order_a],
-        a.scores[order_a],
-        b.scores[order_b],
-        a.patients[order_a],
-        params.resamples,
-        params.seed,
-        params.min_positives,
-        params.confidence,
-    )
+def _names(table: pa.Table, model: Model) -> list[str]:
+    description = storage.join(model.folder, DESCRIPTION)
+    findings = model.description.get("findings")
+    if not isinstance(findings, list) or not findings:
+        raise UserError(f"{description}: names no findings; run classify again")
+    wanted = [f"{kind}_{finding}" for finding in findings for kind in ("score", "target")]
+    if missing := [column for column in wanted if column not in table.column_names]:
+        raise UserError(f"{description}: its findings need the column {missing[0]}, which {PREDICTIONS} lacks; run classify again")
+    keys = [_key(str(finding)) for finding in findings]
+    for index, (finding, key) in enumerate(zip(findings, keys, strict=True)):
+        if key in keys[:index] or key == "macro":
+            raise UserError(f"finding {finding}: cannot be told from another in metric names; rename its column in labels.csv")
+    return [str(finding) for finding in findings]
 
 
-def curve_rows(classification: Classification, which: str, label: str = "") -> list[tuple[str, float, float]]:
-    """The points of all findings' curves as rows (finding, x, y), thinned.
-
-    Args:
-        classification: the evaluation.
-        which: `roc` or `pr`.
-        label: put before the finding's name, to tell models apart.
-    """
-    rows = []
-    for finding in classification.findings:
-        curve: Curve | None = getattr(finding, which)
-        if curve is not None:
-            rows += [(label + finding.name, round(x, 6), round(y, 6)) for x, y in thin(curve)]
-    return rows
+def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> Split:
+    scores = matrix(rows, [f"score_{finding}" for finding in findings])
+    targets = matrix(rows, [f"target_{finding}" for finding in findings])
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise UserError(f"{source}: the {name} split has scores that are not probabilities; run classify again")
+    if not (np.isnan(targets) | np.isin(targets, (0, 1))).all():
+        raise UserError(f"{source}: the {name} split has targets other than 1, 0 and unknown; run classify again")
+    if name == "test" and np.isnan(targets).all():
+        raise UserError(f"{source}: no patient of the test split has a known label; add labels.csv and run preprocess again")
+    return Split(targets, scores, patient_indices(rows["patient_id"].to_pylist()), np.array(rows["image_id"].to_pylist(), dtype=np.str_))
 
 
-def thin(curve: Curve, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points of a curve, its ends among them.
-
-    Points in the middle of a straight run are left out first, which changes nothing; of the rest, every k-th stays.
-    """
-    xy = np.stack([curve.x, curve.y], axis=1)
-    before, after = np.diff(xy[:-1], axis=0), np.diff(xy[1:], axis=0)
-    bends = np.concatenate([[True], np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-12, [True]])
-    kept = np.flatnonzero(bends)
-    if len(kept) > most:
-        kept = kept[np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
-    return [(float(x), float(y)) for x, y in xy[kept]]
-
-
-def _finding(predictions: Predictions, index: int, name: str, counted: bool, intervals: dict[str, Interval], threshold: float) -> Finding:
-    val, test = predictions.val, predictions.test
-    target, score = test.targets[:, index], test.scores[:, index]
-    both = bool(has_both(target))
-    return Finding(
-        name=name,
-        counted=counted,
-        intervals=intervals,
-        val_auroc=auroc(val.targets[:, index], val.scores[:, index]),
-        threshold=float(threshold),
-        sensitivity=_share(score[target == 1] >= threshold, threshold),
-        specificity=_share(score[target == 0] < threshold, threshold),
-        counts={"val": _count(val.targets[:, index]), "test": _count(target)},
-        roc=roc_curve(target, score) if both else None,
-        pr=precision_recall_curve(target, score) if both else None,
-    )
-
-
-def _each(metric: Callable[[Floats, Floats], float], split: Split) -> Floats:
-    """The metric of each finding."""
-    return np.array([metric(target, score) for target, score in zip(split.targets.T, split.scores.T, strict=True)])
-
-
-def _mean(values: Floats) -> Floats:
-    """Column means, NaN left out; NaN for a column without numbers."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis=0)
-    means: Floats = np.divide(np.where(known, values, 0).sum(axis=0), counts, out=np.full(len(counts), np.nan), where=counts > 0)
-    return means
-
-
-def _macro(estimates: Floats, samples: Floats, confidence: float) -> Interval:
-    """Over the findings; a resample in which one of them is undefined is left out, lest it average something else."""
-    if not len(estimates):
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
-    return percentile_interval(float(estimates.mean()), samples.mean(axis=1), confidence)
-
-
-def _macro_val(val: Split, counted: npt.NDArray[np.bool_]) -> float:
-    """Over those of the counted findings that have both classes in val."""
-    values = _each(auroc, val)[counted]
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _share(right: npt.NDArray[np.bool_], threshold: float) -> float:
-    return float(right.mean()) if len(right) and not np.isnan(threshold) else float("nan")
-
-
-def _count(targets: Floats) -> tuple[int, int, int]:
-    return int((targets == 1).sum()), int((targets == 0).sum()), int(np.isnan(targets).sum())
+def _rounded(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(round(x, 6), round(y, 6)) for x, y in points]
 
 
 def _flat(name: str, interval: Interval) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What evaluate reads: the predictions of a model on val and test, checked, and what is known of how it was made."""
+"""What evaluate reads of any task: a stage's predictions on val and test, checked, and what is known of how they were made."""
 
 import csv
 import io
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,45 +14,24 @@ import pyarrow.parquet as pq
 from components.common import storage
 from components.common.errors import UserError
 from components.common.job import RUN_FILE, read_input
-from components.common.metrics import Floats, Integers, patient_indices
+from components.common.metrics import Floats
 
 PREDICTIONS = "predictions.parquet"
 HISTORY = "history.csv"
 DESCRIPTION = "model.json"
 COLUMNS = ("image_id", "patient_id", "split", "task")
 SPLITS = ("val", "test")
-TASKS = ("classify",)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
-class Split:
-    """The images of one split."""
+class Model:
+    """The output folder of a downstream stage, but for the rows of its predictions."""
 
-    targets: Floats
-    """(n, F), 1, 0 or NaN (unknown)."""
-    scores: Floats
-    """(n, F), probabilities."""
-    patients: Integers
-    """(n,), index of each image's patient, 0 ... P - 1."""
-    image_ids: npt.NDArray[np.str_]
-    """(n,), to tell whether two models saw the same images."""
-
-    @property
-    def patient_count(self) -> int:
-        """P."""
-        return len(np.unique(self.patients))
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The output folder of a model, read."""
-
+    folder: str
+    """For messages only: it differs from place to place."""
     task: str
-    findings: list[str]
-    val: Split
-    test: Split
-    model: dict[str, Any]
+    description: dict[str, Any]
     """Content of model.json."""
     record: dict[str, Any]
     """Content of run.json."""
@@ -64,31 +42,47 @@ class Predictions:
     digests: dict[str, str]
     """SHA-256 of `predictions` and `model`."""
 
+    @property
+    def source(self) -> str:
+        """Where the predictions are, for messages."""
+        return storage.join(self.folder, PREDICTIONS)
 
-def read_predictions(folder: str) -> Predictions:
-    """Reads and checks the output folder of a downstream stage.
+
+def read_predictions(folder: str) -> tuple[pa.Table, Model]:
+    """Reads the output folder of a downstream stage and checks what does not depend on the task.
+
+    Returns:
+        The rows of predictions.parquet, some of them of the test split; and everything else.
 
     Raises:
         UserError: the folder is incomplete, or its predictions cannot be evaluated; names the file.
     """
-    model, model_digest = read_input(folder, DESCRIPTION, "classify")
+    description, model_digest = read_input(folder, DESCRIPTION, "classify, detect or invert")
     source = storage.join(folder, PREDICTIONS)
     content = storage.read(source)
     table = _parse(content, source)
     task = _task(table, source)
-    findings = _findings(table, model, storage.join(folder, DESCRIPTION))
     _check_rows(table, source)
-    return Predictions(
+    model = Model(
+        folder=folder,
         task=task,
-        findings=findings,
-        val=_split(table, "val", findings, source),
-        test=_split(table, "test", findings, source),
-        model=model,
+        description=description,
         record=json.loads(storage.read(storage.join(folder, RUN_FILE))),
         history=read_history(storage.join(folder, HISTORY)),
         figures=_figures(folder),
         digests={"predictions": storage.digest(content), "model": model_digest},
     )
+    return table, model
+
+
+def rows_of(table: pa.Table, split: str) -> pa.Table:
+    """The rows of one split."""
+    return table.filter(pc.equal(table["split"], split))
+
+
+def matrix(rows: pa.Table, columns: list[str]) -> Floats:
+    """(n, F) float64 of the named columns, null as NaN."""
+    return np.stack([rows[name].to_numpy().astype(np.float64) for name in columns], axis=1)
 
 
 def read_history(source: str) -> dict[str, list[float]]:
@@ -112,64 +106,38 @@ def _parse(content: bytes, source: str) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(content))
     except pa.ArrowInvalid as error:
-        raise UserError(f"{source}: not a Parquet file ({str(error).splitlines()[0]}); run classify again") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source}: not a Parquet file ({reason}); run the stage that wrote it again") from None
     if missing := [name for name in COLUMNS if name not in table.column_names]:
-        raise UserError(f"{source}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; run classify again")
+        columns = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        raise UserError(f"{source}: lacks the {columns}; run the stage that wrote it again")
     return table
 
 
 def _task(table: pa.Table, source: str) -> str:
     tasks = sorted(str(value) for value in table["task"].unique().to_pylist())
     if not tasks:
-        raise UserError(f"{source}: has no rows; run classify with images in the val and test splits")
+        raise UserError(f"{source}: has no rows; run the stage that wrote it with images in the val and test splits")
     if len(tasks) > 1:
         raise UserError(f"{source}: holds several tasks ({', '.join(tasks)}); write one file a task")
-    if tasks[0] not in TASKS:
-        raise UserError(f"{source}: predictions of the task {tasks[0]}, which evaluate does not know; known: {', '.join(TASKS)}")
     return tasks[0]
 
 
-def _findings(table: pa.Table, model: dict[str, Any], description: str) -> list[str]:
-    findings = model.get("findings")
-    if not isinstance(findings, list) or not findings:
-        raise UserError(f"{description}: names no findings; run classify again")
-    wanted = [f"{kind}_{finding}" for finding in findings for kind in ("score", "target")]
-    if missing := [column for column in wanted if column not in table.column_names]:
-        raise UserError(f"{description}: its findings need the column {missing[0]}, which {PREDICTIONS} lacks; run classify again")
-    return [str(finding) for finding in findings]
-
-
 def _check_rows(table: pa.Table, source: str) -> None:
-    """Refuses what would make the numbers wrong: repeated images, and patients on both sides of the fence."""
+    """Refuses what would make the numbers wrong: repeated images, patients on both sides of the fence, nothing to test on."""
     images = table["image_id"].to_pylist()
     if len(set(images)) < len(images):
         raise UserError(f"{source}: {len(images) - len(set(images))} rows repeat the image_id of another; evaluate one row an image")
     if strangers := sorted({str(name) for name in table["split"].unique().to_pylist()} - set(SPLITS)):
         raise UserError(f"{source}: holds the split {strangers[0]}; only val and test are evaluated")
-    patients = {name: set(table.filter(pc.equal(table["split"], name))["patient_id"].to_pylist()) for name in SPLITS}
+    patients = {name: set(rows_of(table, name)["patient_id"].to_pylist()) for name in SPLITS}
     if shared := len(patients["val"] & patients["test"]):
         plural = "patients are" if shared > 1 else "patient is"
-        raise UserError(f"{source}: {shared} {plural} in both val and test, so the test split is leaked; run preprocess and classify again")
-
-
-def _split(table: pa.Table, name: str, findings: list[str], source: str) -> Split:
-    rows = table.filter(pc.equal(table["split"], name))
-    if name == "test" and not rows.num_rows:
+        raise UserError(
+            f"{source}: {shared} {plural} in both val and test, so the test split is leaked; run preprocess and this stage again"
+        )
+    if not patients["test"]:
         raise UserError(f"{source}: the test split is empty; raise preprocess.test_fraction or add patients")
-    scores = _matrix(rows, [f"score_{finding}" for finding in findings])
-    targets = _matrix(rows, [f"target_{finding}" for finding in findings])
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise UserError(f"{source}: the {name} split has scores that are not probabilities; run classify again")
-    if not (np.isnan(targets) | np.isin(targets, (0, 1))).all():
-        raise UserError(f"{source}: the {name} split has targets other than 1, 0 and unknown; run classify again")
-    if name == "test" and np.isnan(targets).all():
-        raise UserError(f"{source}: no patient of the test split has a known label; add labels.csv and run preprocess again")
-    return Split(targets, scores, patient_indices(rows["patient_id"].to_pylist()), np.array(rows["image_id"].to_pylist(), dtype=np.str_))
-
-
-def _matrix(rows: pa.Table, columns: list[str]) -> Floats:
-    """(n, F) float64, null as NaN."""
-    return np.stack([rows[name].to_numpy().astype(np.float64) for name in columns], axis=1)
 
 
 def _figures(folder: str) -> dict[str, bytes]:

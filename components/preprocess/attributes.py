@@ -3,7 +3,8 @@
 import re
 
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
+
+from components.preprocess.elements import text
 
 VIEW_CODES = {
     "272479007": "PA",
@@ -59,17 +60,17 @@ _GENERIC = {"MEDICAL", "SYSTEM", "SYSTEMS", "HEALTH", "HEALTHCARE", "IMAGING", "
 
 def read_view(dataset: Dataset) -> str:
     """View Position as `canonical_view` spells it, else what View Code Sequence means (PS3.3 C.8.11.5); empty if neither says."""
-    text = canonical_view(_text(dataset, "ViewPosition"))
-    if text:
-        return text
+    view = canonical_view(text(dataset, "ViewPosition"))
+    if view:
+        return view
     items = dataset.get("ViewCodeSequence") or []
-    return next((VIEW_CODES.get(_text(item, "CodeValue"), "OTHER") for item in items), "")
+    return next((VIEW_CODES.get(text(item, "CodeValue"), "OTHER") for item in items), "")
 
 
-def canonical_view(text: str) -> str:
+def canonical_view(view: str) -> str:
     """A view in upper case; the ways to write a frontal or lateral one become PA, AP, LL, RL or LATERAL (of an unknown side)."""
-    text = text.strip().upper()
-    return _SPELLINGS.get(re.sub(r"[^A-Z]", "", text), text)
+    view = view.strip().upper()
+    return _SPELLINGS.get(re.sub(r"[^A-Z]", "", view), view)
 
 
 def accepts(views: tuple[str, ...], view: str) -> bool:
@@ -84,22 +85,12 @@ def read_manufacturer(dataset: Dataset) -> str:
     That is: it is written as a person's name is, has a long number, or a word that the header's names of people and places or
     its ids hold, too.
     """
-    text = _text(dataset, "Manufacturer").upper()
-    if not text or "^" in text or re.search(r"\d{4}", text):
+    maker = text(dataset, "Manufacturer").upper()
+    if not maker or "^" in maker or re.search(r"\d{4}", maker):
         return ""
-    words = _names(text)
-    if any(words & _names(_text(dataset, keyword).upper()) for keyword in IDENTIFYING):
-        return ""
-    return text
+    others = " ".join(text(dataset, keyword) for keyword in IDENTIFYING).upper()
+    return "" if _names(maker) & _names(others) else maker
 
 
-def _names(text: str) -> set[str]:
-    return {word for word in re.findall(r"[^\W_]+", text) if len(word) >= _SHORTEST_NAME} - _GENERIC
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    """The element's first value, stripped; empty where it is missing."""
-    value = dataset.get(keyword)
-    if isinstance(value, MultiValue | list):
-        value = value[0] if len(value) else None
-    return "" if value is None else str(value).strip(" \0\t\r\n")
+def _names(words: str) -> set[str]:
+    return {word for word in re.findall(r"[^\W_]+", words) if len(word) >= _SHORTEST_NAME} - _GENERIC

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from components.preprocess import attributes
 
 if TYPE_CHECKING:
-    from components.preprocess.dicom import Header
+    from components.preprocess.header import Header
 
 
 class Reason(StrEnum):

@@ -9,12 +9,11 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from typing import Any
 
 from components.common.errors import UserError
 from components.preprocess.attributes import canonical_view
-from components.preprocess.dicom import Header
+from components.preprocess.header import Header
 from components.preprocess.labels import Record
 
 ENVIRONMENT_VARIABLE = "CXR_PSEUDONYM_KEY"
@@ -72,7 +71,7 @@ class Pseudonyms:
 
     def _of(self, domain: str, text: str) -> str:
         # The domain keeps pseudonyms of different things apart when their raw values agree.
-        return hmac.new(self.key, f"{domain}\0{text}".encode("utf-8", "surrogateescape"), sha256).hexdigest()[:32]
+        return hmac.digest(self.key, f"{domain}\0{text}".encode("utf-8", "surrogateescape"), "sha256").hex()[:32]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Processes of the pool, and a process for one call that may kill it: a decoder's crash must not end the stage."""
+"""Processes of the pool, and a process for one call that may kill it: a decoder that crashes or hangs must not end the stage."""
 
 import multiprocessing
 import os
@@ -18,6 +18,10 @@ SPAWN = multiprocessing.get_context("spawn")
 """Nothing is inherited: neither connections to a server nor the parent's threads and locks."""
 
 
+MAX_SECONDS = 240.0
+"""For one file. The largest that is decoded at all (50 megapixels of JPEG 2000) takes about 3."""
+
+
 class Died(Exception):  # noqa: N818 - what happened to the other process
     """The process ended without an answer.
 
@@ -30,11 +34,16 @@ class Died(Exception):  # noqa: N818 - what happened to the other process
         self.signal = -exit_code
 
 
+class Hung(Exception):  # noqa: N818 - what happened to the other process
+    """There was no answer within MAX_SECONDS."""
+
+
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls a function of a module in a process of its own.
 
     Raises:
         Died: the process crashed or was killed.
+        Hung: it took too long, and was ended.
         Exception: what the function raised.
     """
     receiver, sender = SPAWN.Pipe(duplex=False)
@@ -42,6 +51,10 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     process.start()
     sender.close()
     with receiver:
+        if not receiver.poll(MAX_SECONDS):
+            process.kill()
+            process.join()
+            raise Hung
         try:
             result, error = receiver.recv()
         except EOFError:

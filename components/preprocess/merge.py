@@ -107,6 +107,10 @@ class Ledger:
         for path, reason, detail in self._database.execute("SELECT path, reason, detail FROM files WHERE reason IS NOT NULL ORDER BY path"):
             yield {"path": _printable(to_text(path)), "reason": reason, "detail": detail or ""}
 
+    def close(self) -> None:
+        """Lets go of its files, so that nobody else finds them vanishing."""
+        self._database.close()
+
     def contents(self) -> Iterator[tuple[str, str]]:
         """Path and SHA-256 of every file, by path."""
         for path, sha256 in self._database.execute("SELECT path, sha256 FROM files ORDER BY path"):

@@ -1,7 +1,7 @@
 """One part of the shards: its files one after the other, and what is noted about each for the merge.
 
 A part is done when its notes are there; a stopped or killed one is begun again and ends with the same bytes. The file that
-was begun last before that is then read in a process of its own: if it crashed its decoder, it is quarantined.
+was begun last before that is then read in a process of its own: if it crashes its decoder, or hangs it, it is quarantined.
 """
 
 import json
@@ -9,11 +9,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from components.common import shards, storage
@@ -22,11 +23,12 @@ from components.common.params import Preprocess
 from components.preprocess import checks, deidentify, dicom, isolated, picture, text
 from components.preprocess.checks import Reason, Refused
 from components.preprocess.deidentify import Pseudonyms
-from components.preprocess.dicom import Header
 from components.preprocess.fetch import contents
+from components.preprocess.header import Header
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table
 from components.preprocess.picture import Picture
+from components.preprocess.render import Rendered, render
 from components.preprocess.split import divided, split_of
 
 Row = dict[str, Any]
@@ -175,7 +177,7 @@ def _rows(
             attempts.begin(number)
             process = _process_suspect if number in attempts.suspects else process_file
             row, note = process(context, file.path, content)
-            notes.write(json.dumps(asdict(note)) + "\n")
+            notes.write(json.dumps(vars(note)) + "\n")
             if row:
                 yield row
             advance()
@@ -193,6 +195,8 @@ def _process_suspect(context: Context, path: str, content: bytes) -> tuple[Row |
         if death.signal == signal.SIGKILL:
             raise UserError(f"{path}: its process was killed, perhaps for want of memory; give it more, or take the file away") from None
         return None, Note(path, storage.digest(content), None, Reason.UNREADABLE.value, "crashes the decoder")
+    except isolated.Hung:
+        return None, Note(path, storage.digest(content), None, Reason.UNREADABLE.value, "takes the decoder too long")
 
 
 def process_file(context: Context, path: str, content: bytes) -> tuple[Row | None, Note]:
@@ -211,23 +215,23 @@ def process_file(context: Context, path: str, content: bytes) -> tuple[Row | Non
     try:
         opened, header = picture.open_file(content) if picture.is_picture(content) else dicom.open_file(content)
         record = context.table.record(path, header.sop_instance_uid)
-        image = _examine(context.params, opened, header, record)
+        image, counts = _examine(context.params, opened, header, record)
         has_text = _look_for_text(context.params, header, image)
     except Refused as refusal:
         image_id = context.pseudonyms.image(header.sop_instance_uid) if header and header.sop_instance_uid else None
         return None, Note(path, digest, image_id, refusal.reason.value, refusal.detail)
     context.pseudonyms.check(header)
     row, source = _row(context, path, header, record, image)
-    sums, histogram = _pixel_statistics(image)
+    sums, histogram = _statistics(counts)
     return row, Note(path, digest, row["image_id"], identity=source, sums=sums, histogram=histogram, text=has_text)
 
 
-def _examine(params: Preprocess, opened: Dataset | Picture, header: Header, record: Record | None) -> shards.Pixels:
+def _examine(params: Preprocess, opened: Dataset | Picture, header: Header, record: Record | None) -> Rendered:
     """All tests in their order, and the rendered image."""
     checks.check_header(header, params.views, deidentify.view_of(header, record))
     stored, grayscale = picture.decode(opened, header) if isinstance(opened, Picture) else dicom.decode(opened, header)
     checks.check_size(*stored.shape)
-    return dicom.render(stored, grayscale, params.size, params.bits, params.clip_percentile)
+    return render(stored, grayscale, params.size, params.bits, params.clip_percentile)
 
 
 def _look_for_text(params: Preprocess, header: Header, image: shards.Pixels) -> bool:
@@ -268,8 +272,8 @@ def _scale(box: Box, vertical: float, horizontal: float) -> Row:
     return {"label": box.label, **{k: v * horizontal for k, v in across.items()}, **{k: v * vertical for k, v in down.items()}}
 
 
-def _pixel_statistics(image: shards.Pixels) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+def _statistics(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int, int], tuple[int, ...]]:
     """Number of pixels, sum and sum of squares; and a histogram. In integers: they must not depend on the order of summation."""
-    counts = dicom.histogram(image, 8 * image.itemsize)
     values = np.arange(counts.size)
-    return (image.size, int(counts @ values), int(counts @ values**2)), tuple(counts.reshape(BINS, -1).sum(1).tolist())
+    weighted = counts * values
+    return (int(counts.sum()), int(weighted.sum()), int(weighted @ values)), tuple(counts.reshape(BINS, -1).sum(1).tolist())

@@ -6,7 +6,7 @@ them, to find duplicates, and labels of unknown images, across partitions; merge
 
 import os
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,8 @@ def write(context: Context, partition: Partition, parts: list[Part], out: Path) 
     Returns:
         The metrics.
     """
-    ledger = merge.read_ledger(context.folder, parts)
+    with closing(merge.read_ledger(context.folder, parts)) as ledger:
+        metrics: dict[str, float] = {"files": ledger.files, "quarantined": ledger.quarantined}
     names = [name for part in parts for name in (part.notes_name, part.name)]
     files = [name for name in (merge.NAMES, *names) if (context.folder / name).exists()]
     for name in files:
@@ -73,7 +74,7 @@ def write(context: Context, partition: Partition, parts: list[Part], out: Path) 
         "files": [{"name": name, "sha256": storage.digest_file(out / name)} for name in files],
     }
     write_json(out / PARTITION, content)
-    return {"files": ledger.files, "quarantined": ledger.quarantined}
+    return metrics
 
 
 def open_all(folders: list[str]) -> list[Output]:

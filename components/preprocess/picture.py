@@ -22,7 +22,9 @@ from PIL import Image
 
 from components.preprocess import checks
 from components.preprocess.checks import PHOTOMETRICS, Reason, Refused
-from components.preprocess.dicom import MAX_FILE_BYTES, Grayscale, Header
+from components.preprocess.dicom import MAX_FILE_BYTES
+from components.preprocess.grayscale import Grayscale
+from components.preprocess.header import Header
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"

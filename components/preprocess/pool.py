@@ -4,9 +4,11 @@ A module of its own: each process of the pool imports it, and must not wait for 
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,6 +22,8 @@ Advance = Callable[[int], object]
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20
+_GRACE_SECONDS = 60
+"""Beyond the time for one file, in which a process may itself be waiting for one that reads a suspect."""
 
 
 def process_parts(context: Context, parts: list[Part]) -> None:
@@ -68,7 +72,8 @@ class _Worker:
 
     def __init__(self, context: Context, shared: _Shared):
         self.connection, theirs = isolated.SPAWN.Pipe()
-        self.process = isolated.SPAWN.Process(target=_work, args=(theirs, context, shared))
+        self._begun = isolated.SPAWN.RawValue("d", 0.0)
+        self.process = isolated.SPAWN.Process(target=_work, args=(theirs, context, shared, self._begun))
         self.process.start()
         theirs.close()  # the process's death must be felt at our end
         self.part: Part | None = None
@@ -77,6 +82,12 @@ class _Worker:
         """Lets it work on a part."""
         self.part = part
         self.connection.send(part)
+
+    def end_if_stuck(self) -> None:
+        """Kills it if it has been at one file for too long; its death then shows as any other."""
+        begun = self._begun.value
+        if begun and time.monotonic() - begun > isolated.MAX_SECONDS + _GRACE_SECONDS:
+            self.process.kill()
 
     def stop(self) -> None:
         """Waits until it has ended."""
@@ -88,7 +99,7 @@ class _Worker:
 
 
 class _Pool:
-    """Unlike those of the standard library, it survives the death of a process."""
+    """Unlike those of the standard library, it survives the death of a process, and ends one that hangs."""
 
     def __init__(self, context: Context, workers: int, advance: Advance):
         self._context, self._advance = context, advance
@@ -106,6 +117,8 @@ class _Pool:
                         worker.give(queue.popleft())
                 for connection in wait([worker.connection for worker in self._workers if worker.part], _POLL_SECONDS):
                     self._receive(next(worker for worker in self._workers if worker.connection is connection))
+                for worker in self._workers:
+                    worker.end_if_stuck()
                 self._show()
         finally:
             self._shared.stop.set()
@@ -140,16 +153,25 @@ class _Pool:
         self._shown = now
 
 
-def _work(connection: Connection, context: Context, shared: _Shared) -> None:
-    """What a process of the pool does."""
+def _work(connection: Connection, context: Context, shared: _Shared, begun: Any) -> None:
+    """What a process of the pool does; `begun` says since when it is at a file, on the system's monotonic clock."""
     isolated.begin_process()
+
+    def begin() -> bool:
+        begun.value = time.monotonic()
+        return shared.stop.is_set()
+
+    def end() -> None:
+        begun.value = 0.0
+        shared.advance()
+
     while True:
         try:
             part = connection.recv()
         except EOFError:
             return
         try:
-            process_part(context, part, shared.stop.is_set, shared.advance)
+            process_part(context, part, begin, end)
             answer = None
         except Stopped:
             return

@@ -5,6 +5,7 @@ makes of their outputs what a single run would have made.
 """
 
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from components.common.errors import UserError
 from components.common.job import Job, open_job, upstream_run_id
 from components.common.params import Params
 from components.common.shards import MANIFEST, SPLITS
-from components.preprocess import dicom, layouts, merge, partitions
+from components.preprocess import frame, layouts, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index, Partition
 from components.preprocess.part import Context, Part
@@ -41,7 +42,7 @@ def run(*, raw: str, out: str, params: Params, partition: str | None = None) -> 
     section = params.preprocess
     part_of_whole = partitions.parse(partition) if partition else Partition()
     _refuse_nesting(raw, out)
-    dicom.check_decoders()
+    frame.check_decoders()
     pseudonyms = load_pseudonyms()
     index = Index()
     table = layouts.read(raw, section, index)
@@ -105,19 +106,19 @@ def _refuse_nesting(raw: str, out: str) -> None:
 def _complete(job: Job, parts: list[Part], common: dict[str, Any], names: list[Path], raw: str) -> dict[str, float]:
     """Judges the whole, completes the work folder and returns the metrics."""
     folder = job.work / WORK_FOLDER
-    ledger = merge.read_ledger(folder, parts)
-    report = merge.write_quarantine(ledger, job.work)
-    merge.check_names(ledger, names, raw)
-    merge.check_quarantine(ledger, job.params["max_quarantined"], report)
-    summary = merge.Summary(common["findings"])
-    for part in parts:
-        merge.finish_part(part, ledger, folder, job.work)
-        summary.add(part, ledger, folder, job.work)
-    merge.check_patients(ledger, raw)
-    manifest = merge.write_manifest(job.work / MANIFEST, common, ledger, summary)
-    rows = manifest["counts"]["rows"]
-    log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
-    return _metrics(manifest)
+    with closing(merge.read_ledger(folder, parts)) as ledger:
+        report = merge.write_quarantine(ledger, job.work)
+        merge.check_names(ledger, names, raw)
+        merge.check_quarantine(ledger, job.params["max_quarantined"], report)
+        summary = merge.Summary(common["findings"])
+        for part in parts:
+            merge.finish_part(part, ledger, folder, job.work)
+            summary.add(part, ledger, folder, job.work)
+        merge.check_patients(ledger, raw)
+        manifest = merge.write_manifest(job.work / MANIFEST, common, ledger, summary)
+        rows = manifest["counts"]["rows"]
+        log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
+        return _metrics(manifest)
 
 
 def _metrics(manifest: dict[str, object]) -> dict[str, float]:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as V
 
 SHIFT = 0.0625
 """Largest shift, as a share of the side."""
@@ -30,6 +29,8 @@ NOISE = 0.04
 """Largest standard deviation of the noise, as a share of the full range."""
 BLUR_KERNEL = 5
 """Side of the Gaussian kernel that blurs or, subtracted, sharpens, in pixels."""
+BLUR_SIGMA = 1.1
+"""Of that kernel."""
 PROBABILITY = 0.5
 """Of each change of intensity, and of the distortion."""
 
@@ -47,6 +48,15 @@ class Warp(NamedTuple):
     """(B,), radial."""
 
 
+class View(NamedTuple):
+    """Views of a batch."""
+
+    image: Tensor
+    """(B, 1, H, W), in [0, 1]."""
+    warp: Warp
+    """How each was moved."""
+
+
 class Tone(NamedTuple):
     """Intensities of a view, a value a sample; 0 changes nothing."""
 
@@ -58,7 +68,7 @@ class Tone(NamedTuple):
     """(B, 1, H, W), to be added."""
 
 
-def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: int, number: int) -> Tensor:
+def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: int, number: int) -> View:
     """A random view of each image.
 
     Args:
@@ -67,14 +77,18 @@ def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: i
         seed: of the run.
         epoch: counts from 0.
         number: 0 for the query, 1 for the key.
-
-    Returns:
-        (B, 1, H, W), in [0, 1].
     """
     warp, tone = draw(indices, image_B1HW.shape[-1], seed, epoch, number)
     device = image_B1HW.device
-    warped = apply_warp(image_B1HW, Warp(*(value.to(device) for value in warp)))
-    return apply_tone(warped, Tone(*(value.to(device) for value in tone)))
+    warp, tone = Warp(*(value.to(device) for value in warp)), Tone(*(value.to(device) for value in tone))
+    return View(apply_tone(apply_warp(image_B1HW, warp), tone), warp)
+
+
+def untouched(image_B1HW: Tensor) -> View:
+    """The images as views of themselves."""
+    batch = len(image_B1HW)
+    zero, one = image_B1HW.new_zeros(batch), image_B1HW.new_ones(batch)
+    return View(image_B1HW, Warp(shift=image_B1HW.new_zeros(batch, 2), scale=one, angle=zero, distortion=zero))
 
 
 def draw(indices: npt.NDArray[np.int64], size: int, seed: int, epoch: int, number: int) -> tuple[Warp, Tone]:
@@ -114,15 +128,27 @@ def sampling_grid(warp: Warp, height: int, width: int) -> Tensor:
     device = warp.scale.device
     y = torch.linspace(-1, 1, height, device=device) * (1 - 1 / height)
     x = torch.linspace(-1, 1, width, device=device) * (1 - 1 / width)
-    y_HW, x_HW = torch.meshgrid(y, x, indexing="ij")
-    # Pixels of the view are moved back: unshift, undo rotation and scale, then distort radially.
-    x_BHW = x_HW - 2 * warp.shift[:, 0, None, None]
-    y_BHW = y_HW - 2 * warp.shift[:, 1, None, None]
+    return to_image(warp, x[None, None, :], y[None, :, None])
+
+
+def to_image(warp: Warp, x: Tensor, y: Tensor) -> Tensor:
+    """Points of the view, in the image: unshifted, rotation and scale undone, then distorted radially.
+
+    Args:
+        warp: of the view.
+        x: of the points, in [-1, 1] from border to border; to be broadcast to (B, H, W) together with `y`.
+        y: likewise.
+
+    Returns:
+        (B, H, W, 2), likewise.
+    """
+    shift_x, shift_y = (2 * warp.shift)[:, None, None].unbind(-1)
     cos = (warp.angle.cos() / warp.scale)[:, None, None]
     sin = (warp.angle.sin() / warp.scale)[:, None, None]
-    x_BHW, y_BHW = cos * x_BHW + sin * y_BHW, cos * y_BHW - sin * x_BHW
-    radial = 1 + warp.distortion[:, None, None] * (x_BHW.square() + y_BHW.square())
-    return torch.stack([x_BHW * radial, y_BHW * radial], dim=-1)
+    x, y = x - shift_x, y - shift_y
+    x, y = cos * x + sin * y, cos * y - sin * x
+    radial = 1 + warp.distortion[:, None, None] * (x.square() + y.square())
+    return torch.stack([x * radial, y * radial], dim=-1)
 
 
 def apply_warp(image_B1HW: Tensor, warp: Warp) -> Tensor:
@@ -133,8 +159,24 @@ def apply_warp(image_B1HW: Tensor, warp: Warp) -> Tensor:
 
 def apply_tone(image_B1HW: Tensor, tone: Tone) -> Tensor:
     """The image with other intensities, in [0, 1]."""
-    blurred = V.gaussian_blur(image_B1HW, [BLUR_KERNEL, BLUR_KERNEL])
-    image_B1HW = torch.lerp(image_B1HW, blurred, tone.blur[:, None, None, None])
+    image_B1HW = torch.lerp(image_B1HW, blur(image_B1HW), tone.blur[:, None, None, None])
     mean = image_B1HW.mean(dim=(1, 2, 3), keepdim=True)
     image_B1HW = mean + (image_B1HW - mean) * (1 + tone.contrast[:, None, None, None])
     return (image_B1HW + tone.brightness[:, None, None, None] + tone.noise).clamp(0, 1)
+
+
+def blur(image_B1HW: Tensor) -> Tensor:
+    """The image through a Gaussian kernel, mirrored at its borders.
+
+    Sums of shifted images: a convolution with one channel keeps a CPU busy ten times as long.
+    """
+    reach = BLUR_KERNEL // 2
+    weights = np.exp(-0.5 * (np.arange(reach + 1) / BLUR_SIGMA) ** 2)
+    weights /= 2 * weights.sum() - weights[0]
+    for dim, padding in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
+        padded, size = F.pad(image_B1HW, padding, mode="reflect"), image_B1HW.shape[dim]
+        image_B1HW = float(weights[0]) * padded.narrow(dim, reach, size)
+        for offset in range(1, reach + 1):
+            for start in (reach - offset, reach + offset):
+                image_B1HW.add_(padded.narrow(dim, start, size), alpha=float(weights[offset]))
+    return image_B1HW

@@ -1,8 +1,19 @@
-"""InfoNCE and IFA, the two terms of the pretraining loss."""
+"""The terms of the pretraining loss: InfoNCE, IFA, and the mean squared error of its closest relative."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SLAB = {"cpu": 2**18, "cuda": 2**24}
+"""Elements of a map that are multiplied at a time: few enough for a core's cache, or to be small beside a GPU's maps."""
+NOTHING = 1e-30
+"""A squared norm below which a position counts as all zero: its inverse would overflow."""
+MSE_POOLED = {"layer1": 16, "layer2": 16, "layer3": 4, "layer4": 4}
+"""Side to which `mse` pools the map after each stage."""
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -24,23 +35,6 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def similarity_map(query_map: Tensor, key_map: Tensor) -> Tensor:
-    """Cosine similarity over channels at each position, s_l(p); no gradient flows into the key.
-
-    Args:
-        query_map: (B, C, H, W).
-        key_map: (B, C, H, W).
-
-    Returns:
-        (B, H, W) in [-1, 1]; 0 where a map is all zero.
-    """
-    query, key = query_map.float(), key_map.detach().float()
-    # One dot and the squared norms: no normalised copies of the maps are kept for the backward pass.
-    dot = (query * key).sum(1)
-    squares = query.square().sum(1) * key.square().sum(1)
-    return dot * squares.clamp_min(1e-12).rsqrt()
-
-
 def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
     """Intermediate feature approximation (Cho et al. 2024, doi 10.1007/s10278-024-01032-x).
 
@@ -52,4 +46,92 @@ def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
     Returns:
         Scalar: mean over batch and positions of |target - s(p)|.
     """
-    return (target - similarity_map(query_map, key_map)).abs().mean()
+    return average((target - similarity_map(query_map, key_map)).abs())
+
+
+def similarity_map(query_map: Tensor, key_map: Tensor) -> Tensor:
+    """Cosine similarity over channels at each position, s_l(p); no gradient flows into the key.
+
+    Args:
+        query_map: (B, C, H, W).
+        key_map: (B, C, H, W).
+
+    Returns:
+        (B, H, W) in [-1, 1], at least single precision; 0, and without gradient, where a map is all zero.
+    """
+    similarity: Tensor = _Similarity.apply(query_map, key_map.detach())
+    return similarity
+
+
+def average(values_BHW: Tensor, inside_BHW: Tensor | None = None) -> Tensor:
+    """Mean over batch and positions; over those `inside` alone, if given, where all samples weigh the same (0 for one without)."""
+    if inside_BHW is None:
+        return values_BHW.mean()
+    # A mean of means, so that the loss of a batch is that of its parts on several devices, averaged.
+    counts = inside_BHW.sum((1, 2)).clamp_min(1)
+    return ((values_BHW * inside_BHW).sum((1, 2)) / counts).mean()
+
+
+def mse(query_map: Tensor, key_map: Tensor, side: int) -> Tensor:
+    """Mean squared error of pooled maps (MoCo-MSE of Kaku et al. 2021, arXiv 2110.14805).
+
+    As in their published code, which minimises InfoNCE + sum over l of lambda_l * MSE(pool_l(z_q,l), pool_l(z_k,l)): the maps
+    after the four stages are average-pooled to 16 x 16 (layer1, layer2) and 4 x 4 (layer3, layer4), not normalised, and the mean
+    is over batch, channels and positions; each lambda_l is 0.25. Their other variant has Barlow Twins' loss instead of the MSE.
+
+    Args:
+        query_map: (B, C, H, W).
+        key_map: (B, C, H, W); no gradient flows into it.
+        side: of the pooled maps.
+
+    Returns:
+        Scalar.
+    """
+    query, key = (F.adaptive_avg_pool2d(stage_map, side).float() for stage_map in (query_map, key_map.detach()))
+    return F.mse_loss(query, key)
+
+
+class _Similarity(torch.autograd.Function):
+    """Keeps the maps as they are and three numbers a position; what autograd would keep are copies of the maps.
+
+    With a = |q|, b = |k| and s = <q, k> / (a b), the gradient of s with respect to q is k / (a b) - s q / a^2.
+    """
+
+    @staticmethod
+    def forward(context: Any, query_map: Tensor, key_map: Tensor) -> Tensor:
+        dot, query_square, key_square = _products(query_map, key_map)
+        query_inverse, key_inverse = (torch.where(square > NOTHING, square.rsqrt(), 0) for square in (query_square, key_square))
+        both = query_inverse * key_inverse
+        similarity = dot * both
+        context.save_for_backward(query_map, key_map, both, similarity * query_inverse.square())
+        return similarity
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        query_map, key_map, both, share = context.saved_tensors
+        to_query = torch.empty_like(query_map)
+        torch.mul(key_map, (gradient * both).unsqueeze(1), out=to_query)
+        return to_query.addcmul_(query_map, (gradient * share).unsqueeze(1), value=-1), None
+
+
+def _products(query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """<q, k>, |q|^2 and |k|^2 at each position, (B, H, W), a slab at a time: no temporary is as large as a map."""
+    batch, _, height, width = query_map.shape
+    wide = torch.promote_types(query_map.dtype, torch.float32)
+    products = query_map.new_empty((3, batch, height, width), dtype=wide)
+    for samples, rows in _slabs(query_map):
+        query, key = query_map[samples, :, rows].to(wide), key_map[samples, :, rows].to(wide)
+        for product, (one, other) in zip(products, ((query, key), (query, query), (key, key)), strict=True):
+            torch.sum(one * other, 1, out=product[samples, rows])
+    return products[0], products[1], products[2]
+
+
+def _slabs(stage_map: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and rows that divide a (B, C, H, W) map into parts of about SLAB elements."""
+    batch, channels, height, width = stage_map.shape
+    rows = max(1, SLAB.get(stage_map.device.type, SLAB["cuda"]) // (channels * width))
+    samples = max(1, rows // height)
+    for first in range(0, batch, samples):
+        for top in range(0, height, rows):
+            yield slice(first, first + samples), slice(top, top + rows)

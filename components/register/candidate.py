@@ -1,6 +1,7 @@
 """What is about to be registered: a classifier and the evaluation of its predictions, checked against each other."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from components.common import storage
 from components.common.errors import UserError
-from components.common.job import METRICS_FILE, RUN_FILE, read_input, upstream_run_id
+from components.common.job import METRICS_FILE, RUN_FILE, flat, read_input, upstream_run_id
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
@@ -31,6 +32,10 @@ class Candidate:
     """Content of model.json."""
     metrics: dict[str, float | None]
     """Content of the evaluation's metrics.json."""
+    record: dict[str, Any]
+    """Content of the model's run.json."""
+    training: dict[str, float | None]
+    """Content of the model's metrics.json, where there is one."""
     min_positives: int
     """With which the macro average was computed."""
     inputs: dict[str, str]
@@ -46,8 +51,16 @@ class Candidate:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The macro average and its interval, for the registry."""
-        return {name: f"{value:.6g}" for name, value in self.metrics.items() if name.startswith(METRIC) and value is not None}
+        """The macro average and its interval, and all that it takes to train the model again, for the registry."""
+        wanted = ("fingerprint", "params", "inputs", "git", "packages", "python", "threads", "upstream_mlflow_run_ids")
+        training = flat({name: self.record[name] for name in wanted if name in self.record}, "train.")
+        results = {name: self.metrics.get(name) for name in (METRIC, f"{METRIC}_low", f"{METRIC}_high")}
+        return {name: str(value) for name, value in training.items()} | {k: f"{v:.6g}" for k, v in results.items() if v is not None}
+
+    @staticmethod
+    def key(finding: str) -> str:
+        """A finding's name within evaluate's metric names."""
+        return re.sub(r"[^\w. -]", "_", finding)
 
     @property
     def summary(self) -> str:
@@ -57,8 +70,8 @@ class Candidate:
         about = self.description
         return (
             f"{about['arch']} for {', '.join(about['findings'])} on frontal chest radiographs.\n\n"
-            f"Macro test AUROC {self.auroc:.3f}{interval}. Input: (N, H, W) uint{about['bits']} pixels of shards, H and W at most "
-            f"{about['size']}; output: a probability a finding. For research; not a medical device."
+            f"Macro test AUROC {self.auroc:.3f}{interval}. Input: DICOM files, or (N, H, W) uint{about['bits']} pixels of shards; output: "
+            "a probability a finding. For research; not a medical device. The model card is README.md among the model's files."
         )
 
     @cached_property
@@ -67,8 +80,8 @@ class Candidate:
         table = pq.read_table(pa.BufferReader(storage.read(storage.join(self.model, PREDICTIONS))))
         return table.filter(pa.compute.equal(table["split"], "test"))
 
-    def copy_files(self, folder: Path) -> tuple[Path, Path]:
-        """Local copies of model.safetensors, checked against its digest, and model.json.
+    def copy_weights(self, folder: Path) -> Path:
+        """A local copy of model.safetensors, checked against its digest.
 
         Raises:
             UserError: the weights are not those that model.json describes.
@@ -77,8 +90,7 @@ class Candidate:
         if storage.digest(weights) != self.description["sha256"]:
             raise UserError(f"{storage.join(self.model, WEIGHTS)}: does not match {DESCRIPTION}; run classify again")
         (folder / WEIGHTS).write_bytes(weights)
-        (folder / DESCRIPTION).write_bytes(storage.read(storage.join(self.model, DESCRIPTION)))
-        return folder / WEIGHTS, folder / DESCRIPTION
+        return folder / WEIGHTS
 
 
 def read_candidate(model: str, evaluation: str) -> Candidate:
@@ -94,11 +106,13 @@ def read_candidate(model: str, evaluation: str) -> Candidate:
     metrics, metrics_digest = read_input(evaluation, METRICS_FILE, "evaluate")
     if METRIC not in metrics:
         raise UserError(f"{storage.join(evaluation, METRICS_FILE)}: has no {METRIC}; give --evaluation the output folder of evaluate")
-    record = json.loads(storage.read(storage.join(evaluation, RUN_FILE)))
+    evaluated, trained = (json.loads(storage.read(storage.join(folder, RUN_FILE))) for folder in (evaluation, model))
     predictions_digest = storage.digest(storage.read(storage.join(model, PREDICTIONS)))
-    if predictions_digest != record["inputs"].get("predictions"):  # those of the first model, which METRIC is about
+    if predictions_digest != evaluated["inputs"].get("predictions"):  # those of the first model, which METRIC is about
         path = storage.join(model, PREDICTIONS)
         raise UserError(f"{evaluation}: evaluates other predictions than {path}; run evaluate with {model} as the first of --predictions")
     inputs = {"model": model_digest, "predictions": predictions_digest, "evaluation": metrics_digest}
     upstream = {name: run_id for name, uri in (("model", model), ("evaluation", evaluation)) if (run_id := upstream_run_id(uri))}
-    return Candidate(model, evaluation, description, metrics, record["params"]["min_positives"], inputs, upstream)
+    training = storage.join(model, METRICS_FILE)
+    counts = json.loads(storage.read(training)) if storage.exists(training) else {}
+    return Candidate(model, evaluation, description, metrics, trained, counts, evaluated["params"]["min_positives"], inputs, upstream)

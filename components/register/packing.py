@@ -1,65 +1,80 @@
-"""Packs a classifier as an MLflow model folder: its code, safetensors, signature, input example and pinned requirements."""
+"""Packs a classifier as an MLflow model folder: its code, safetensors, ONNX, model card, signature and pinned requirements.
 
+The same folder serves who does not use MLflow: README.md says how to load `artifacts/model.safetensors` and `artifacts/model.onnx`.
+"""
+
+import logging
 import shutil
 import tempfile
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
+import torch
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, Schema
 
 from components.common.errors import UserError
+from components.common.job import write_json
 from components.common.shards import Pixels
+from components.register import imports, networks
 
-ROOT = Path(__file__).parents[2]
 ENTRY = Path(__file__).with_name("model.py")
-CODE = (
-    "components/__init__.py",
-    "components/common/__init__.py",
-    "components/common/backbone.py",
-    "components/common/errors.py",
-    "components/common/interrupt.py",
-    "components/common/job.py",
-    "components/common/shards.py",
-    "components/common/storage.py",
-)
-"""What model.py imports from this repository, directly or not."""
-REQUIREMENTS = ("imagecodecs", "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch", "torchvision")
-"""Packages that model.py and CODE import."""
+CARD = "README.md"
+MODEL_URI = "models:/MODEL_ID"
+"""Stands in a card for the model's address until it has one."""
+ONNX = "model.onnx"
 
 
-def pack(weights: Path, description: Path, content: dict[str, Any], folder: Path) -> None:
+def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> None:
     """Makes an MLflow model folder that loads without a pickle and without this repository, and tries it out.
 
     Args:
         weights: model.safetensors.
-        description: model.json.
         content: of model.json.
+        card: the model card, in Markdown.
         folder: where the packed model goes; must not exist.
 
     Raises:
         UserError: the weights do not fit the description, or give numbers that are not probabilities.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        mlflow.pyfunc.save_model(
-            folder,
-            python_model=ENTRY,
-            artifacts={"weights": str(weights), "description": str(description)},
-            code_paths=[str(_copy_code(Path(scratch)))],
-            signature=signature(content["findings"], content["bits"]),
-            input_example=example(content["size"], content["bits"]),
-            pip_requirements=requirements(),  # named, or MLflow finds them by loading the model in a second process
-        )
+        description, onnx = Path(scratch, "model.json"), Path(scratch, ONNX)
+        write_json(description, content)
+        export_onnx(networks.classifier(content, weights).cpu(), content["size"], onnx)
+        code = imports.modules(ENTRY)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is neither a type nor an example of the input: there are several kinds
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=ENTRY,
+                artifacts={"weights": str(weights), "description": str(description), "onnx": str(onnx)},
+                code_paths=[str(_copy(code, Path(scratch, "code")))],
+                signature=ModelSignature(outputs=Schema([ColSpec(DataType.float, finding) for finding in content["findings"]])),
+                pip_requirements=requirements([ENTRY, *(imports.ROOT / path for path in code)]),
+            )
+    (folder / CARD).write_text(card, encoding="utf-8")
     _try_out(folder, content)
 
 
-def signature(findings: list[str], bits: int) -> ModelSignature:
-    """(N, H, W) pixels in, a float column a finding out."""
-    images = Schema([TensorSpec(np.dtype(f"uint{bits}"), (-1, -1, -1))])
-    return ModelSignature(images, Schema([ColSpec(DataType.float, finding) for finding in findings]))
+def export_onnx(network: torch.nn.Module, size: int, path: Path) -> None:
+    """Writes a classifier as ONNX: `image` (B, 1, size, size) in [0, 1] -> `probability` (B, findings), for any B."""
+    batch = {0: torch.export.Dim("batch")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own dependencies
+        logging.getLogger("onnxscript").setLevel(logging.WARNING)
+        torch.onnx.export(
+            network, (torch.zeros(2, 1, size, size),), path, dynamo=True, external_data=False, verbose=False,
+            input_names=["image"], output_names=["probability"], dynamic_shapes=(batch,),
+        )  # fmt: skip
+
+
+def requirements(files: list[Path]) -> list[str]:
+    """The exact versions in use of what files import; a local build such as +cpu is named by its public version."""
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in imports.distributions(files)]
 
 
 def example(size: int, bits: int) -> Pixels:
@@ -69,21 +84,15 @@ def example(size: int, bits: int) -> Pixels:
     return ramp
 
 
-def requirements() -> list[str]:
-    """The exact versions in use; a local build such as +cpu is named by its public version."""
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
-
-
-def _copy_code(folder: Path) -> Path:
+def _copy(files: list[Path], folder: Path) -> Path:
     """The package `components`, with no more in it than the model needs."""
-    for name in CODE:
+    for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    return folder / "components"
+        shutil.copyfile(imports.ROOT / name, folder / name)
+    return folder / imports.PACKAGE
 
 
 def _try_out(folder: Path, content: dict[str, Any]) -> None:
-    probabilities = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"]))
-    values = probabilities.to_numpy()
+    values = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"])).to_numpy()
     if not ((values >= 0) & (values <= 1)).all():
         raise UserError("model.safetensors: gives numbers that are not probabilities; run classify again")

@@ -3,8 +3,9 @@
 Every step can be repeated: a run that was killed between any two of them finds what it made and goes on.
 """
 
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
@@ -13,9 +14,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME, Model
 
 from components.common import tracking
-from components.register.packing import ENTRY
+from components.common.errors import UserError
+from components.register.packing import CARD, ENTRY, MODEL_URI
 
 PREDICTIONS = "test_predictions.parquet"
+PREVIOUS = "champion.previous"
+"""Tag of a champion: the version that was champion before it."""
+WITHDRAWN = "withdrawn"
+"""Tag of a version that a person has taken back: it does not become champion again by itself."""
+
+
+ALIASES = ("champion", "challenger")
 
 
 class Version(NamedTuple):
@@ -61,19 +70,64 @@ class Registry:
             )
         return Version(self.name, str(made.version))
 
-    def assign(self, alias: str, version: str, reason: str, instead_of: tuple[str, ...]) -> None:
-        """Gives a version an alias, notes why, and takes from it the other aliases named."""
+    def assign(self, alias: str, version: str, reason: str) -> None:
+        """Gives a version an alias, notes why and, of a champion, whom it succeeds; takes other aliases from it."""
         aliases = self._aliases()
         with tracking.reachable():
             self._client.set_model_version_tag(self.name, version, f"{alias}.reason", reason)
-            self._client.set_registered_model_alias(self.name, alias, version)
-            for other in instead_of:
-                if other != alias and aliases.get(other) == version:
-                    self._client.delete_registered_model_alias(self.name, other)
+            if alias == "champion" and aliases.get(alias) not in (None, version):
+                self._client.set_model_version_tag(self.name, version, PREVIOUS, aliases[alias])
+        self._move(alias, version)
 
-    def reason(self, version: str, alias: str) -> str | None:
-        """Why a version was given an alias; None when it was not this stage that gave it."""
-        return self._version(version).tags.get(f"{alias}.reason")
+    def rollback(self) -> tuple[str, str]:
+        """Makes the champion's predecessor the champion again.
+
+        Returns:
+            The versions that were and that is champion.
+
+        Raises:
+            UserError: there is no champion, or none before it.
+        """
+        champion = self._champion()
+        previous = self._version(champion).tags.get(PREVIOUS)
+        if previous is None:
+            raise UserError(f"{self.name} version {champion}: there was no champion before it; take its alias with --demote")
+        self._note(champion, WITHDRAWN, f"rolled back to version {previous} on {_today()}")
+        self._note(previous, "champion.reason", f"version {champion} was rolled back on {_today()}")
+        self._move("champion", previous)
+        self._move("challenger", champion)
+        return champion, previous
+
+    def demote(self) -> str:
+        """Takes the champion's alias away; until the next one there is none.
+
+        Returns:
+            The version that was champion.
+
+        Raises:
+            UserError: there is no champion.
+        """
+        champion = self._champion()
+        self._note(champion, WITHDRAWN, f"demoted on {_today()}")
+        self._move("challenger", champion)
+        return champion
+
+    def tag(self, version: str, name: str) -> str | None:
+        """The value of a version's tag."""
+        return self._version(version).tags.get(name)
+
+    def history(self, metric: str) -> list[dict[str, Any]]:
+        """Number, aliases, metric and reason of every version, newest first."""
+        with tracking.reachable():
+            found = self._client.search_model_versions(f"name = '{self.name}'")
+        aliases: dict[str, list[str]] = {}
+        for alias, version in self._aliases().items():
+            aliases.setdefault(version, []).append(alias)
+        return [_summary(one, aliases.get(str(one.version), []), metric) for one in sorted(found, key=_number, reverse=True)]
+
+    def download(self, version: Version, folder: Path) -> None:
+        """The packed model, as the registry holds it."""
+        download(version.uri, folder)
 
     def predictions(self, version: str, folder: Path) -> Path | None:
         """A version's test predictions, downloaded into a folder; None if its run does not hold any."""
@@ -94,6 +148,26 @@ class Registry:
         with tracking.reachable():
             found = self._client.search_registered_models(f"name = '{self.name}'")
         return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
+
+    def _champion(self) -> str:
+        champion = self.holder("champion")
+        if champion is None:
+            raise UserError(
+                f"{self.name}: has no champion in MLflow at {tracking.uri()}; set register.name to another model or register one"
+            )
+        return champion
+
+    def _note(self, version: str, name: str, text: str) -> None:
+        with tracking.reachable():
+            self._client.set_model_version_tag(self.name, version, name, text)
+
+    def _move(self, alias: str, version: str) -> None:
+        """Gives a version this alias and no other of ours."""
+        with tracking.reachable():
+            self._client.set_registered_model_alias(self.name, alias, version)
+            for other in ALIASES:
+                if other != alias and self._aliases().get(other) == version:
+                    self._client.delete_registered_model_alias(self.name, other)
 
     def _create(self) -> None:
         """Makes the registered model, unless it is there."""
@@ -121,8 +195,47 @@ class Registry:
         return self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
+def download(uri: str, folder: Path) -> None:
+    """Copies a model into a folder.
+
+    Args:
+        uri: models:/NAME/VERSION, models:/NAME@ALIAS, or another address of MLflow.
+        folder: a local one.
+
+    Raises:
+        UserError: MLflow cannot be reached, or has no such model.
+    """
+    tracking.client()
+    mlflow.set_tracking_uri(tracking.uri())
+    try:
+        mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+    except MlflowException as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{uri}: MLflow at {tracking.uri()} cannot give this model ({reason}); name another or start its store") from None
+
+
+def _summary(version: ModelVersion, aliases: list[str], metric: str) -> dict[str, Any]:
+    reasons = [version.tags.get(name) for name in (WITHDRAWN, *(f"{alias}.reason" for alias in aliases))]
+    return {
+        "number": str(version.version),
+        "aliases": ", ".join(sorted(aliases)),
+        "value": version.tags.get(metric),
+        "reason": next(filter(None, reasons), None),
+    }
+
+
+def _number(version: ModelVersion) -> int:
+    return int(version.version)
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
 def _sign(packed: Path, model: LoggedModel) -> None:
     """Writes into a packed model which logged model it is, and that its code is in it, not where it was packed from."""
+    card = packed / CARD
+    card.write_text(card.read_text(encoding="utf-8").replace(MODEL_URI, f"models:/{model.model_id}"), encoding="utf-8")
     description = Model.load(packed)
     description.run_id, description.model_id, description.artifact_path = model.source_run_id, model.model_id, model.artifact_location
     description.flavors["python_function"]["model_code_path"] = ENTRY.name

@@ -9,14 +9,16 @@ import pyarrow.parquet as pq
 
 from components.common import storage, tracking
 from components.common.job import Job, open_job, write_json
+from components.common.lineage import tags as lineage
 from components.common.params import Params, Register
-from components.register import gate
+from components.register import card, gate
 from components.register.candidate import METRIC, REPORT, Candidate, read_candidate
 from components.register.packing import pack
-from components.register.registry import PREDICTIONS, Registry, Version
+from components.register.registry import PREDICTIONS, WITHDRAWN, Registry, Version
 
 REGISTRATION = "registration.json"
-ALIASES = ("champion", "challenger")
+EXPORT = "model"
+"""Folder of the output: the packed model, as the registry holds it."""
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def run(*, model: str, evaluation: str, out: str, params: Params) -> None:
         registry = Registry(settings.name)
         known = registry.find(_identity(job))
         version = known or _add(registry, candidate, job, tracker)
+        registry.download(version, job.work / EXPORT)
         decision, champion = _settle(registry, candidate, version, settings)
         registration = _registration(version, candidate, settings, champion, decision) | {"reused": known is not None}
         _tell(registration)
@@ -54,6 +57,47 @@ def run(*, model: str, evaluation: str, out: str, params: Params) -> None:
         job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
 
 
+def rollback(*, params: Params, out: str | None = None) -> None:
+    """Makes the version that was champion before the present one the champion again.
+
+    Args:
+        params: `register.name` says of which model.
+        out: gets a registration.json, too; the registry's tags say what was done, and when.
+
+    Raises:
+        UserError: there is no champion, or none before it; MLflow cannot be reached.
+    """
+    registry = Registry(params.register_.name)
+    was, now = registry.rollback()
+    log.info("register: %s version %s is the champion again, version %s a challenger", registry.name, now, was)
+    _record(out, params.register_, Version(registry.name, now), "champion", was)
+
+
+def demote(*, params: Params, out: str | None = None) -> None:
+    """Makes the champion a challenger; until a model passes the gate there is no champion.
+
+    Args:
+        params: `register.name` says of which model.
+        out: gets a registration.json, too.
+
+    Raises:
+        UserError: there is no champion; MLflow cannot be reached.
+    """
+    registry = Registry(params.register_.name)
+    was = registry.demote()
+    log.info("register: %s version %s is no longer the champion", registry.name, was)
+    _record(out, params.register_, Version(registry.name, was), "challenger", was)
+
+
+def _record(out: str | None, settings: Register, version: Version, alias: str, champion_before: str) -> None:
+    """What was done by hand, as an output."""
+    if out:
+        job = open_job("register", out, settings, {}, extra={"version": version, "alias": alias})
+        content = {"name": version.name, "version": version.number, "model_uri": version.uri, "alias": alias}
+        write_json(job.work / REGISTRATION, content | {"reason": "by hand", "champion_before": champion_before})
+        job.publish({"version": float(version.number), "champion": float(alias == "champion")})
+
+
 def _identity(job: Job) -> dict[str, str]:
     """Tags that make a version the same: of model, predictions and evaluation; not of when, where or with which floor."""
     return {f"input.{name}.sha256": value for name, value in job.inputs.items()}
@@ -63,12 +107,14 @@ def _add(registry: Registry, candidate: Candidate, job: Job, tracker: tracking.T
     """A new version. What later ones are compared with is attached first: without it a version could not be judged."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        pack(*candidate.copy_files(folder), candidate.description, folder / "packed")
+        text = card.render(candidate, registry.name, job.params["licence"], registry.history(METRIC))
+        pack(candidate.copy_weights(folder), candidate.description, text, folder / "packed")
         pq.write_table(candidate.test_predictions, folder / PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
         tracker.attach(folder / PREDICTIONS)
         tracker.attach(folder / REPORT)
-        return registry.add(folder / "packed", tracker.run_id, tracking.lineage(job) | candidate.tags, candidate.summary)
+        tracker.flush()
+        return registry.add(folder / "packed", tracker.run_id, lineage(job) | candidate.tags, candidate.summary)
 
 
 def _settle(registry: Registry, candidate: Candidate, version: Version, settings: Register) -> tuple[gate.Decision, str | None]:
@@ -81,16 +127,18 @@ def _settle(registry: Registry, candidate: Candidate, version: Version, settings
         champion = registry.holder("champion")
         decision = _decide(registry, candidate, version, champion, settings)
         if registry.holder("champion") == champion:
-            registry.assign(decision.alias, version.number, decision.reason, instead_of=ALIASES)
+            registry.assign(decision.alias, version.number, decision.reason)
             return decision, champion
         log.info("register: the champion changed meanwhile; comparing again")
 
 
 def _decide(registry: Registry, candidate: Candidate, version: Version, champion: str | None, settings: Register) -> gate.Decision:
+    if champion == version.number:
+        return gate.Decision("champion", registry.tag(champion, "champion.reason") or f"version {champion} was made the champion by hand")
+    if withdrawn := registry.tag(version.number, WITHDRAWN):
+        return gate.Decision("challenger", f"it was {withdrawn}; only by hand does it become champion again")
     if champion is None:
         return gate.first(candidate.auroc, settings.min_auroc)
-    if champion == version.number:
-        return gate.Decision("champion", registry.reason(champion, "champion") or f"version {champion} was made the champion by hand")
     with tempfile.TemporaryDirectory() as folder:
         path = registry.predictions(champion, Path(folder))
         theirs = pq.read_table(path) if path else None

@@ -1,31 +1,28 @@
-import math
-
-import pytest
 import torch
+from torch import nn
 
-from components.classify.network import masked_bce, prior_logits
-
-NAN = float("nan")
-
-
-def test_masked_bce_is_the_mean_over_known_labels() -> None:
-    logits = torch.tensor([[0.3, -1.2], [2.0, 0.1]])
-    targets = torch.tensor([[1.0, NAN], [0.0, 1.0]])
-    terms = [math.log(1 + math.exp(-0.3)), math.log(1 + math.exp(2.0)), math.log(1 + math.exp(-0.1))]
-    assert float(masked_bce(logits, targets)) == pytest.approx(sum(terms) / 3, rel=1e-6)
+from components.classify.network import attach_head, fold_standardisation, parameter_groups, scale_logits
+from components.common import backbone
 
 
-def test_unknown_labels_move_nothing() -> None:
-    logits = torch.zeros(2, 2, requires_grad=True)
-    masked_bce(logits, torch.tensor([[NAN, 1.0], [NAN, NAN]])).backward()
-    assert logits.grad is not None
-    assert (logits.grad != 0).tolist() == [[False, True], [False, False]]
+def test_learning_rates_fall_from_the_head_down() -> None:
+    resnet = attach_head(backbone.build("resnet18"), 3)
+    groups = parameter_groups(resnet, 0.5)
+    scale = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
+    expected = {"fc": 1, "layer4": 1 / 2, "layer3": 1 / 4, "layer2": 1 / 8, "layer1": 1 / 16, "conv1": 1 / 32, "bn1": 1 / 32}
+    named = dict(resnet.named_parameters())
+    assert {name: scale[id(parameter)] for name, parameter in named.items()} == {name: expected[name.split(".")[0]] for name in named}
+    assert sum(len(group["params"]) for group in groups) == len(named)
 
 
-def test_a_batch_without_labels_costs_nothing() -> None:
-    assert float(masked_bce(torch.randn(3, 2), torch.full((3, 2), NAN))) == 0
+def test_scaled_logits() -> None:
+    head, x = nn.Linear(4, 2), torch.randn(5, 4)
+    before = head(x) / 2.5
+    scale_logits(head, 2.5)
+    assert torch.allclose(head(x), before, atol=1e-6)
 
 
-def test_prior_is_the_log_odds_of_known_labels() -> None:
-    targets = torch.tensor([[1.0, NAN], [1.0, NAN], [0.0, NAN], [NAN, NAN]])
-    assert prior_logits(targets).tolist() == pytest.approx([math.log(3 / 2), 0.0])
+def test_folded_standardisation() -> None:
+    head, x = nn.Linear(4, 2), torch.randn(6, 4)
+    mean, std = torch.tensor([0.1, -2.0, 3.0, 0.0]), torch.tensor([0.5, 2.0, 0.1, 1.0])
+    torch.testing.assert_close(fold_standardisation(head, mean, std)(mean + x * std), head(x), atol=1e-4, rtol=1e-4)

@@ -1,20 +1,23 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 from components.classify import run as classify
-from components.common import backbone, interrupt
+from components.classify import training
+from components.common import backbone, interrupt, loop
 from components.common.errors import UserError
 from components.common.params import Params
-from components.common.reader import Reader
 from components.common.shards import decode, open_shards, square
+from components.evaluate import run as evaluate
 from tests.conftest import FINDINGS, MakeShards
 
 
@@ -74,59 +77,150 @@ def test_lineage_names_the_inputs(make_shards: MakeShards, tiny: Params, tmp_pat
     assert record["upstream_mlflow_run_ids"] == {"shards": "upstream-run", "backbone": "pretrain-run"}
 
 
-def test_a_stopped_run_continues_to_the_same_model(
-    make_shards: MakeShards, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shards = make_shards()
-    classify.run(shards=[shards], out=str(tmp_path / "whole"), params=tiny)
-    steps = 0
-    train_step = classify.Classification.train_step
+MODES: dict[str, dict[str, Any]] = {
+    "finetune": {"layer_decay": 0.7, "loss": "weighted_bce", "tta_flip": True},
+    "finetune with patience": {"epochs": 6, "patience": 2, "loss": "focal", "label_fraction": 0.5},
+    "linear": {"mode": "linear", "epochs": 4, "lr": 0.05, "loss": "logit_adjustment"},
+    "linear with patience": {"mode": "linear", "epochs": 30, "patience": 2, "lr": 0.05, "positive_rate": {"Left": 0.3}},
+}
 
-    def counted(self: classify.Classification, *arguments: object) -> dict[str, float]:
+
+def predicted(out: Path) -> pd.DataFrame:
+    table: pd.DataFrame = pq.read_table(out / "predictions.parquet").to_pandas()
+    return table
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stopped_run_continues_to_the_same_model(
+    mode: str, make_shards: MakeShards, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: str
+) -> None:
+    shards, params = make_shards(), changed(tiny, **MODES[mode])
+    if mode == "finetune with patience":
+        monkeypatch.setattr(training, "macro_auroc", lambda targets, scores: 0.6)  # the first epoch stays the best
+    classify.run(shards=[shards], out=str(tmp_path / "whole"), params=params, backbone=pretrained)
+    epochs = len((tmp_path / "whole" / "history.csv").read_text().splitlines()) - 1
+    assert (epochs < params.classify.epochs) is ("patience" in mode)
+    steps, stops = 0, {2, 6, 8}  # within epochs, and after the last step of one
+    train_step = training.Classification.train_step
+
+    def counted(self: training.Classification, *arguments: object) -> dict[str, float]:
         nonlocal steps
         steps += 1
-        if steps == 6:  # in the second epoch
+        if steps in stops:
             interrupt._stop.set()
         return train_step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(classify.Classification, "train_step", counted)
-    with pytest.raises(interrupt.Interrupted):
-        classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=tiny)
-    interrupt._stop.clear()
-    classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=tiny)
+    monkeypatch.setattr(training.Classification, "train_step", counted)
+    for _ in stops:
+        try:
+            classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=params, backbone=pretrained)
+        except interrupt.Interrupted:
+            interrupt._stop.clear()
+    if not (tmp_path / "stopped").exists():
+        classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=params, backbone=pretrained)
 
-    for name in ("model.safetensors", "predictions.parquet"):
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["resumed"]
+    for name in ("model.safetensors", "predictions.parquet", "model.json"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_test_labels_change_nothing_but_the_targets(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """Poisoned test labels leave the model and every score as they are."""
-    clean, poisoned = make_shards("clean"), make_shards("poisoned")
-    for path in Path(poisoned).glob("part-*.parquet"):
+def test_early_stopping_waits_for_its_patience(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=changed(tiny, mode="linear", epochs=40, patience=3, lr=0.05))
+    aurocs = pd.read_csv(tmp_path / "out" / "history.csv")["val_auroc_macro"].to_numpy()
+    best = json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"]
+    assert best == 1 + aurocs.argmax()  # the first of equals
+    assert len(aurocs) == best + 3 < 40
+
+
+def test_linear_probe_leaves_the_backbone_alone(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
+    """Its weights and its batch statistics are, bit for bit, what they were."""
+    params = changed(tiny, mode="linear", epochs=20, lr=0.02)
+    classify.run(shards=[make_shards(images=200)], out=str(tmp_path / "out"), params=params, backbone=pretrained)
+    before, after = load_file(Path(pretrained, "backbone.safetensors")), load_file(tmp_path / "out" / "model.safetensors")
+    assert set(after) - set(before) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    test = predicted(tmp_path / "out").query("split == 'test'").dropna()
+    assert all(roc_auc_score(test[f"target_{finding}"], test[f"score_{finding}"]) > 0.7 for finding in FINDINGS)
+
+
+def test_linear_probe_is_the_saved_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
+    """What was trained on standardised features of the cache is what the whole network gives for an image."""
+    params = changed(tiny, mode="linear", epochs=5, lr=0.05)
+    task = training.LinearProbe(params.classify, open_shards([make_shards()]), pretrained)
+    for batch in task.batches(0, 0):
+        task.train_step(batch, 0, 0.5)
+    task.end_epoch(0)
+    cached = task.val_logits()
+    np.testing.assert_allclose(task.predict(task.best_network(), task.val), cached, atol=1e-4)
+    assert np.ptp(cached) > 0.1
+
+
+def test_mirror_images_count_half(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    task = training.FineTuning(tiny.classify.model_copy(update={"tta_flip": True}), open_shards([make_shards()]), None)
+    images = next(task.val.in_order(8)).images
+    with torch.no_grad():
+        both = [task.network.eval()(task.normalise(loop.to_unit(each, task.device))) for each in (images, images[:, :, ::-1].copy())]
+    np.testing.assert_allclose(task.predict(task.network, task.val)[:8], (both[0] + both[1]).numpy() / 2, atol=1e-5)
+
+
+def test_scores_are_calibrated_on_val(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    """By hand: the saved head times T gives the logits before; no temperature near T has a lower likelihood on val."""
+    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=tiny)
+    temperature = json.loads((tmp_path / "out" / "model.json").read_text())["temperature"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["temperature"] == temperature != 1
+    val = predicted(tmp_path / "out").query("split == 'val'")
+    scores = np.concatenate([val.dropna(subset=[f"target_{each}"])[f"score_{each}"].to_numpy(float) for each in FINDINGS])
+    targets = np.concatenate([val.dropna(subset=[f"target_{each}"])[f"target_{each}"].to_numpy(float) for each in FINDINGS])
+
+    def likelihood(factor: float) -> float:
+        return float(log_loss(targets, 1 / (1 + (1 / scores - 1) ** (1 / factor))))
+
+    assert metrics["val_nll"] == pytest.approx(likelihood(1), rel=1e-5)
+    assert metrics["val_nll_uncalibrated"] == pytest.approx(likelihood(1 / temperature), rel=1e-4)
+    assert likelihood(1) <= min(likelihood(0.97), likelihood(1.03), likelihood(1 / temperature))
+
+
+def poison(shards: str) -> None:
+    """Turns every label of the test split round."""
+    for path in Path(shards).glob("part-*.parquet"):
         table = pq.read_table(path)
         labels = [[1 - v for v in row["labels"]] if row["split"] == "test" else row["labels"] for row in table.to_pylist()]
         index = table.schema.get_field_index("labels")
-        poison = pa.array(labels, pa.list_(pa.float32()))
-        pq.write_table(table.set_column(index, table.schema.field(index), poison), path, row_group_size=7)
+        turned = pa.array(labels, pa.list_(pa.float32()))
+        pq.write_table(table.set_column(index, table.schema.field(index), turned), path, row_group_size=7)
+
+
+@pytest.mark.parametrize("mode", ["finetune", "linear"])
+def test_poisoned_test_labels_change_nothing_that_is_chosen(mode: str, make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    """Weights, best epoch, temperature, scores and thresholds are the same to the bit; only what is measured on test turns round."""
+    clean, poisoned = make_shards("clean"), make_shards("poisoned")
+    poison(poisoned)
+    params = changed(tiny, mode=mode, epochs=3, patience=2, label_fraction=0.5, positive_rate={"Left": 0.4}, loss="weighted_bce")
+    measured = []
     for name, shards in (("a", clean), ("b", poisoned)):
-        classify.run(shards=[shards], out=str(tmp_path / name), params=tiny)
-    a, b = (pq.read_table(tmp_path / name / "predictions.parquet").to_pandas() for name in "ab")
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
-    assert a["score_Left"].tolist() == b["score_Left"].tolist()
+        classify.run(shards=[shards], out=str(tmp_path / name), params=params)
+        evaluate.run(predictions=[str(tmp_path / name)], out=str(tmp_path / f"evaluation-{name}"), params=params)
+        measured.append(json.loads((tmp_path / f"evaluation-{name}" / "metrics.json").read_text()))
+    a, b = (predicted(tmp_path / name) for name in "ab")
     assert a["target_Right"].tolist() != b["target_Right"].tolist()
+    for name in ("model.safetensors", "model.json", "metrics.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for finding in FINDINGS:
+        assert a[f"score_{finding}"].tolist() == b[f"score_{finding}"].tolist()
+        assert measured[0][f"classify_val_threshold_{finding}"] == measured[1][f"classify_val_threshold_{finding}"]
+        assert measured[0][f"classify_test_auroc_{finding}"] == pytest.approx(1 - measured[1][f"classify_test_auroc_{finding}"])
 
 
-def test_label_fractions_are_nested_and_by_patient(make_shards: MakeShards) -> None:
-    reader = Reader(open_shards(make_shards(images=200)), "train")
-    patients = np.array(reader.table["patient_id"].to_pylist())
-    chosen = [set(classify.labelled_rows(reader, fraction)) for fraction in (0.1, 0.25, 1.0)]
-    assert chosen[0] < chosen[1] < chosen[2]
-    assert len(chosen[2]) == len(reader)
-    for rows in chosen:
-        inside = set(patients[sorted(rows)])
-        outside = set(patients[sorted(set(range(len(reader))) - rows)])
-        assert not inside & outside
-    assert len(set(patients[sorted(chosen[1])])) == round(0.25 * len(set(patients)))
+def test_few_labels_make_smaller_batches(make_shards: MakeShards, tiny: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=changed(tiny, label_fraction=0.1))
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train_images"] == 4  # two patients of eighteen
+    assert "batches of 4 images" in caplog.text
+
+
+def test_an_unknown_finding_in_positive_rate_is_refused(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"classify\.positive_rate: Middle is not a finding"):
+        classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=changed(tiny, positive_rate={"Middle": 0.1}))
 
 
 def test_shards_without_findings_are_refused(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:

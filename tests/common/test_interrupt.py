@@ -43,6 +43,15 @@ def test_the_second_signal_does_not_wait() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_torchrun_signals_twice_and_is_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    with interrupt.deferred():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(interrupt.Interrupted):
+        interrupt.check()
+
+
 def test_deferrals_nest() -> None:
     with interrupt.deferred():
         with interrupt.deferred():

@@ -10,6 +10,7 @@ from components.common import interrupt, loop
 from components.common.errors import UserError
 from components.common.job import Job, open_job
 from components.common.params import Params
+from components.common.progress import VOLATILE
 from components.common.reader import Batch
 
 
@@ -46,7 +47,7 @@ def job(tmp_path: Path) -> Job:
 
 def fit(task: Counting, job: Job) -> list[dict[str, float]]:
     rows = loop.Fit(task, job, epochs=3, checkpoint_minutes=60).run(lambda metrics, step: None)
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in VOLATILE} for row in rows]
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 6, 10, 14])
@@ -85,3 +86,103 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch sees no GPU"):
         loop.set_up("cuda", 0)
+
+
+class Failing(Counting):
+    """Loses its way at some step: its weights are not finite, though its loss is, or it doubts itself."""
+
+    def __init__(self, infinite_from: int = 99, doubt_from: int = 99, patience: int = 2):
+        super().__init__()
+        self.infinite_from, self.doubt_from, self.patience = infinite_from, doubt_from, patience
+
+    def state(self) -> dict[str, Any]:
+        weight = float("inf") if len(self.seen) >= self.infinite_from else 1.0
+        return {**super().state(), "model": {"weight": torch.tensor([1.0, weight])}}
+
+    def doubt(self, row: dict[str, float]) -> str | None:
+        return "it has collapsed" if row["loss"] >= self.doubt_from else None
+
+
+def checkpoints(job: Job) -> list[str]:
+    return sorted(path.name for path in (job.work / "checkpoints").glob("*"))
+
+
+def test_weights_that_are_not_finite_are_never_saved(job: Job) -> None:
+    expected = r"task\.model\.weight is not finite after step 4; lower pretrain\.lr; the last sound checkpoint is .*000000003\.pt"
+    with pytest.raises(UserError, match=expected):
+        loop.Fit(Failing(infinite_from=4), job, epochs=3, checkpoint_minutes=0).run()
+    assert checkpoints(job) == ["000000002.pt", "000000003.pt"]
+
+
+def test_weights_are_looked_at_in_the_end_too(job: Job) -> None:
+    with pytest.raises(UserError, match=r"model\.weight is not finite after step 15"):
+        loop.Fit(Failing(infinite_from=15), job, epochs=3, checkpoint_minutes=60).run()
+
+
+def test_doubt_for_long_enough_stops_and_keeps_the_last_sound_checkpoint(job: Job) -> None:
+    # Losses are 0 to 4, then 10 to 14, then 20 to 24: from the second epoch on there is doubt.
+    with pytest.raises(UserError, match=r"it has collapsed; the last sound checkpoint is .*000000005\.pt"):
+        loop.Fit(Failing(doubt_from=10), job, epochs=9, checkpoint_minutes=0, keep=3).run()
+    assert checkpoints(job) == ["000000005.pt", *(f"0000000{step}.doubtful.pt" for step in (12, 13, 14))]
+
+
+def test_doubt_that_passes_does_not_stop(job: Job) -> None:
+    assert len(loop.Fit(Failing(doubt_from=20), job, epochs=3, checkpoint_minutes=60).run()) == 3
+
+
+def test_a_number_of_checkpoints_is_kept(job: Job) -> None:
+    loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=0, keep=3).run()
+    assert checkpoints(job) == ["000000003.pt", "000000004.pt", "000000005.pt"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 700])
+def test_a_torn_checkpoint_is_passed_over(job: Job, kept: int) -> None:
+    with pytest.raises(interrupt.Interrupted):
+        loop.Fit(Counting(stop_at=3), job, epochs=1, checkpoint_minutes=0).run()
+    interrupt._stop.clear()
+    newest = job.work / "checkpoints" / checkpoints(job)[-1]
+    newest.write_bytes(newest.read_bytes()[:kept])
+    task = Counting()
+    fit(task, job)
+    assert task.seen == [10 * epoch + step for epoch in range(3) for step in range(5)]
+
+
+def test_a_disk_without_room_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written \(No space left on device\)"):
+        loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=0).run()
+
+
+def test_rates_and_waits_are_in_the_history(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))  # a second passes whenever somebody looks
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    row = loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=60).run()[0]
+    assert 0 < row["data_wait"] < 1
+    assert 0 < row["images_per_second"] < 10
+
+
+def test_where_there_is_no_terminal_lines_say_how_far_it_is(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("components.common.progress.LINE_SECONDS", 0)
+    with caplog.at_level("INFO"):
+        loop.Fit(Counting(), job, epochs=2, checkpoint_minutes=60).run()
+    assert "pretrain: epoch 2/2, step 3/5, loss 12, 0 min left" in caplog.text
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
+    with loop.autocast(torch.device("cpu"), precision):
+        assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == dtype
+
+
+@pytest.mark.gpu
+def test_batches_are_copied_to_the_gpu_ahead() -> None:
+    batches = [Batch(np.full((2, 4, 4), number, np.uint16), np.array([number, 0])) for number in range(5)]
+    copied = list(loop.on_device(iter(batches), torch.device("cuda")))
+    for ours, theirs in zip(copied, batches, strict=True):
+        unit = loop.to_unit(ours.images, torch.device("cuda"))
+        torch.testing.assert_close(unit.cpu(), loop.to_unit(theirs.images, torch.device("cpu")))

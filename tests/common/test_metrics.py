@@ -115,6 +115,16 @@ def test_youden_threshold_takes_the_highest_of_equals_and_is_a_score_even_below_
     assert metrics.youden_threshold(np.array([0, 1.0]), np.array([0.9, 0.1])) == 0.1
 
 
+def test_sensitivity_threshold_is_the_highest_that_reaches_it() -> None:
+    rng = np.random.default_rng(7)
+    target = rng.integers(0, 2, 80).astype(float)
+    score = np.round(np.clip(rng.normal(0.4 + 0.2 * target, 0.2), 0, 1), 2)
+    for wanted in (0.5, 0.9, 1.0):
+        reaching = [t for t in score if (score[target == 1] >= t).mean() >= wanted]
+        assert metrics.sensitivity_threshold(target, score, wanted) == max(reaching)
+    assert np.isnan(metrics.sensitivity_threshold(np.ones(3), np.ones(3), 0.9))
+
+
 def test_correct_counts_the_threshold_itself_as_positive() -> None:
     targets, scores = np.array([[1, 0], [0, 1], [np.nan, 1.0]]), np.array([[0.5, 0.5], [0.4, 0.9], [0.9, 0.9]])
     np.testing.assert_array_equal(metrics.correct(targets, scores, np.array([0.5, np.nan])), [[1, np.nan], [1, np.nan], [np.nan, np.nan]])

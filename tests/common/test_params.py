@@ -49,6 +49,8 @@ def test_unknown_keys_are_named_with_a_suggestion(refused: Refused) -> None:
     assert refused("pretrain: {epoch: 3}") == f"{refused.path}: pretrain.epoch is not a parameter; did you mean epochs?"
     assert refused("pretrian: {epochs: 3}") == f"{refused.path}: pretrian is not a parameter; did you mean pretrain?"
     assert refused("register_: {}").endswith("register_ is not a parameter; did you mean register?")
+    nested = refused("pretrain: {terms: {layer1: {wight: 2}}}")
+    assert nested.endswith("pretrain.terms.layer1.wight is not a parameter; did you mean weight?")
     assert refused("", "register.min_auc=1").endswith("register.min_auc is not a parameter; did you mean min_auroc?")
     assert "known: name, min_auroc" in refused("register: {zzzz: 1}")
 

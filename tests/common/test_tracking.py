@@ -1,18 +1,22 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from components.common import tracking
+from components.common import outbox, tracking
 from components.common.errors import UserError
 from components.common.interrupt import Interrupted
 from components.common.job import Job, open_job
 from components.common.params import Register
 
-PARAMS = Register(min_auroc=0.6)
+PARAMS = Register(min_auroc=0.6, licence="none")
 
 
 @pytest.fixture
@@ -37,8 +41,10 @@ def test_a_run_holds_parameters_metrics_and_lineage(job: Job, client: MlflowClie
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == job.stage
-    assert run.data.params == {"name": "cxr-classify", "min_auroc": "0.6", "resamples": "2000", "seed": "0"}
-    assert run.data.metrics == {"loss": 1.0}
+    assert run.data.params == {"name": "cxr-classify", "min_auroc": "0.6", "resamples": "2000", "seed": "0", "licence": "none"}
+    assert {name: value for name, value in run.data.metrics.items() if not name.startswith("system/")} == {"loss": 1.0}
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert [(source.dataset.name, source.dataset.digest) for source in run.inputs.dataset_inputs] == [("model", "abc")]
     assert [(point.step, point.value) for point in client.get_metric_history(tracker.run_id, "loss")] == [(1, 2.0), (2, 1.0)]
     expected = {
         "stage": job.stage,
@@ -49,6 +55,108 @@ def test_a_run_holds_parameters_metrics_and_lineage(job: Job, client: MlflowClie
         "more": "yes",
     }
     assert expected.items() <= run.data.tags.items()
+
+
+def points(client: MlflowClient, run_id: str, name: str = "loss") -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+
+
+@pytest.fixture
+def switch(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Takes the server away, after it has done what it was last asked for but cannot answer, and brings it back."""
+    original = MlflowClient.log_batch
+
+    def turn(there: bool) -> None:
+        def answerless(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            raise MlflowException("no answer")
+
+        monkeypatch.setattr(MlflowClient, "log_batch", original if there else answerless)
+
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "WAIT_SECONDS_STOPPED", 0.1)
+    return turn
+
+
+def test_what_a_lost_server_misses_is_sent_when_it_is_back(
+    job: Job, client: MlflowClient, switch: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with tracking.run(job) as tracker:
+        tracker.log({"loss": 3.0}, 1)
+        tracker.flush()
+        switch(False)
+        for epoch in (2, 3):
+            tracker.log({"loss": 4.0 - epoch}, epoch)
+        time.sleep(0.2)
+        assert (caplog.text.count("is lost"), caplog.text.count(" is back; ")) == (1, 0)
+        switch(True)
+        tracker.log({"loss": 0.0}, 4)
+    assert points(client, tracker.run_id) == [(1, 3.0), (2, 2.0), (3, 1.0), (4, 0.0)]
+    assert caplog.text.count(" is back; ") == 1
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_what_it_missed_to_the_end_is_sent_by_the_next_stage(
+    job: Job, client: MlflowClient, switch: Callable[[bool], None], tmp_path: Path
+) -> None:
+    with tracking.run(job) as tracker:
+        (job.work / "report.html").write_text("report")
+        switch(False)
+        tracker.log({"loss": 1.0}, 1)
+        tracker.tag({"more": "yes"})
+        tracker.attach(job.work / "report.html", "reports")
+        job.publish({}, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    switch(True)
+
+    with tracking.run(open_job(f"{job.stage}_next", str(tmp_path / "next"), PARAMS, {})):
+        pass
+
+    run = client.get_run(tracker.run_id)
+    assert (run.info.status, run.data.tags["more"]) == ("FINISHED", "yes")
+    assert points(client, tracker.run_id) == [(1, 1.0)]
+    assert [item.path for item in client.list_artifacts(tracker.run_id, "reports")] == ["reports/report.html"]
+    assert list(tmp_path.rglob(f"*{tracking.UNSENT}")) == []
+
+
+def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Job, client: MlflowClient) -> None:
+    with pytest.raises(Interrupted), tracking.run(job) as tracker:
+        tracker.log({"loss": 3.0, "images_per_second": 10.0}, 1)
+        raise Interrupted
+    (job.work / tracking.HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # 2 was lost with the process
+
+    job.lock.close()
+    with tracking.run(open_job(job.stage, job.out, PARAMS, job.inputs)) as tracker:
+        tracker.log({"loss": 2.0, "images_per_second": 12.0}, 2)  # repeated from an older checkpoint
+        tracker.log({"loss": 1.0, "images_per_second": 12.0}, 3)
+
+    assert points(client, tracker.run_id) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [step for step, _ in points(client, tracker.run_id, "images_per_second")] == [1, 2, 3]
+
+
+def test_what_the_server_refuses_does_not_hold_up_the_rest(job: Job, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+    with tracking.run(job) as tracker:
+        tracker.log({"not*a*name": 1.0}, 1)
+        tracker.log({"loss": 1.0}, 1)
+    assert points(client, tracker.run_id) == [(1, 1.0)]
+    assert "refuses a part of run" in caplog.text
+
+
+def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = client.create_run(client.create_experiment(f"{job.stage}_theirs")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+    monkeypatch.setenv("KFP_RUN_ID", "kfp-7")
+    with tracking.run(job) as tracker:
+        tracker.log({"loss": 1.0})
+    run = client.get_run(theirs)
+    assert (tracker.run_id, run.info.status, run.data.metrics["loss"], run.data.tags["kfp.run_id"]) == (theirs, "RUNNING", 1.0, "kfp-7")
+
+    with tracking.run(open_job(f"{job.stage}_second", f"{job.out}2", PARAMS, {})) as second:  # one pipeline run, several stages
+        pass
+    assert second.run_id != theirs
+    assert client.get_run(second.run_id).data.tags["mlflow.parentRunId"] == theirs
 
 
 def test_artifacts_lie_beside_the_database(job: Job, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +246,15 @@ def test_a_server_that_goes_away_hides_nothing(job: Job, monkeypatch: pytest.Mon
         raise ConnectionError("gone")
 
     with pytest.raises(ZeroDivisionError), tracking.run(job) as tracker:
-        monkeypatch.setattr(MlflowClient, "set_terminated", gone)
+        monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.1)
+        monkeypatch.setattr(tracking, "WAIT_SECONDS_STOPPED", 0.1)
         monkeypatch.setattr(MlflowClient, "log_batch", gone)
-        with pytest.raises(UserError, match="gone"):
-            tracker.log({"loss": 1.0})
+        tracker.log({"loss": 1.0})
+        with pytest.raises(UserError, match="is lost"):
+            tracker.flush()
         raise ZeroDivisionError
-    assert f"{tracker.run_id} could not be marked FAILED (gone)" in caplog.text
+    assert caplog.text.count("is lost (gone)") == 1
+    assert f"run {tracker.run_id} could not be completed" in caplog.text
 
 
 def test_importing_it_turns_telemetry_off() -> None:

@@ -7,29 +7,10 @@ from collections.abc import Callable
 import imagecodecs
 import numpy as np
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
-from tests.preprocess.phantoms import dataset, lookup_table, picture, to_bytes, without_meta
+from tests.preprocess.phantoms import LOSSY, SYNTAXES, dataset, lookup_table, picture, to_bytes, without_meta
 
-BITS = {JPEGBaseline8Bit: (8,), JPEGExtended12Bit: (12,)}
-SYNTAXES = (
-    ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEGBaseline8Bit,
-    JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless,
-)  # fmt: skip
 BOMB_SIDE = 7_000
 """Pixels a side of the largest image that is decoded at all, roughly."""
 
@@ -38,7 +19,7 @@ def whole_files() -> list[bytes]:
     """A file of every transfer syntax, 8 and 12 bits, with a window or a VOI LUT; and one without preamble and file meta."""
     files = []
     for syntax in SYNTAXES:
-        for bits in BITS.get(syntax, (8, 12)):
+        for bits in (LOSSY[syntax],) if syntax in LOSSY else (8, 12):
             pixels = picture(bits=bits)
             if bits == 8:
                 made = dataset(pixels, bits, syntax, WindowCenter=["120", "60"], WindowWidth=["200", "100"])

@@ -13,14 +13,19 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    RLELossless,
     generate_uid,
 )
 
@@ -39,6 +44,16 @@ IDENTIFIERS = {
 """Header values that must not leave."""
 
 
+LOSSY = {JPEGBaseline8Bit: 8, JPEGExtended12Bit: 12}
+"""Transfer syntax -> the number of bits that it takes."""
+SYNTAXES = (
+    ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, *LOSSY,
+    JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless,
+)  # fmt: skip
+"""All that are decoded."""
+LOSSLESS = tuple(syntax for syntax in SYNTAXES if syntax not in LOSSY)
+JPEG = (*LOSSY, JPEGLossless, JPEGLosslessSV1)
+"""Of ISO 10918."""
 ENCODERS: dict[UID, Callable[[Array, int], bytes]] = {
     HTJ2KLossless: lambda pixels, bits: imagecodecs.htj2k_encode(pixels, reversible=True),
     JPEGExtended12Bit: lambda pixels, bits: imagecodecs.jpeg8_encode(pixels, 95, bitspersample=12),

@@ -8,51 +8,37 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from pydicom import uid
 from pydicom.dataset import FileDataset
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
 
 from components.preprocess import dicom
-from tests.preprocess.phantoms import Array, dataset, lookup_table, picture, to_bytes, without_meta
+from components.preprocess.render import render
+from tests.preprocess.phantoms import JPEG, LOSSY, Array, dataset, lookup_table, picture, to_bytes, without_meta
 
 PROGRAMS = ("dcm2pnm", "dcmj2pnm", "dcml2pnm", "dcmcjpeg", "dcmcjpls", "dcmcrle")
 pytestmark = pytest.mark.skipif(
     any(shutil.which(program) is None for program in PROGRAMS), reason="dcmtk is not installed (Debian: apt-get install dcmtk)"
 )
 
-JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 WINDOW = ("+Wi", "1")
 VOI_LUT = ("+Wl", "1")
 
 
 def ours(content: bytes, size: int) -> Array:
     stored, grayscale = dicom.decode(*dicom.open_file(content))
-    return dicom.render(stored, grayscale, size, 8, 99.0)
+    return render(stored, grayscale, size, 8, 99.0).pixels
 
 
-def theirs(content: bytes, folder: Path, *options: str, syntax: UID = ExplicitVRLittleEndian) -> Array:
+def theirs(content: bytes, folder: Path, *options: str, syntax: uid.UID = uid.ExplicitVRLittleEndian) -> Array:
     """dcmtk's picture in 16 bits, then the paper's clip to [0, 99th percentile]."""
     shown = dcmtk(content, folder, *options, syntax=syntax).astype(float)
     upper = np.percentile(shown, 99)
     return np.round(np.clip(shown, 0, upper) / upper * 255)
 
 
-def dcmtk(content: bytes, folder: Path, *options: str, syntax: UID = ExplicitVRLittleEndian) -> Array:
+def dcmtk(content: bytes, folder: Path, *options: str, syntax: uid.UID = uid.ExplicitVRLittleEndian) -> Array:
     """(H, W), uint16: what dcmtk would put on a screen."""
-    program = "dcmj2pnm" if syntax in JPEG else "dcml2pnm" if syntax == JPEGLSLossless else "dcm2pnm"
+    program = "dcmj2pnm" if syntax in JPEG else "dcml2pnm" if syntax == uid.JPEGLSLossless else "dcm2pnm"
     source, target = folder / "image.dcm", folder / "image.png"
     source.write_bytes(content)
     subprocess.run([program, "-q", *options, "+on2", str(source), str(target)], check=True, capture_output=True)
@@ -73,10 +59,10 @@ def compressed(content: bytes, folder: Path, *command: str) -> bytes:
     return (folder / "packed.dcm").read_bytes()
 
 
-NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian)
 
 
-def windowed(bits: int, signed: bool, syntax: UID = ExplicitVRLittleEndian) -> FileDataset:
+def windowed(bits: int, signed: bool, syntax: uid.UID = uid.ExplicitVRLittleEndian) -> FileDataset:
     """A picture and a window that shows most of it."""
     low = -(2 ** (bits - 1)) if signed else 0
     pixels = picture(bits=bits).astype(int) + low
@@ -84,35 +70,37 @@ def windowed(bits: int, signed: bool, syntax: UID = ExplicitVRLittleEndian) -> F
     return dataset(stored, bits, syntax, WindowCenter=str(low + 2 ** (bits - 1)), WindowWidth=str(0.8 * 2**bits))
 
 
-@pytest.mark.parametrize("syntax", NATIVE, ids=lambda uid: uid.name[:20])
+@pytest.mark.parametrize("syntax", NATIVE, ids=lambda syntax: syntax.name[:20])
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
-def test_uncompressed_pixels(syntax: UID, signed: bool, bits: int, tmp_path: Path) -> None:
+def test_uncompressed_pixels(syntax: uid.UID, signed: bool, bits: int, tmp_path: Path) -> None:
     content = to_bytes(windowed(bits, signed, syntax))
     assert_alike(ours(content, 60), theirs(content, tmp_path, *WINDOW))
 
 
 COMPRESSORS = {
-    RLELossless: ("dcmcrle",),
-    JPEGBaseline8Bit: ("dcmcjpeg", "+eb", "+q", "95"),
-    JPEGExtended12Bit: ("dcmcjpeg", "+ee", "+q", "95"),
-    JPEGLossless: ("dcmcjpeg", "+el", "+sv", "6"),
-    JPEGLosslessSV1: ("dcmcjpeg", "+e1"),
-    JPEGLSLossless: ("dcmcjpls",),
+    uid.RLELossless: ("dcmcrle",),
+    uid.JPEGBaseline8Bit: ("dcmcjpeg", "+eb", "+q", "95"),
+    uid.JPEGExtended12Bit: ("dcmcjpeg", "+ee", "+q", "95"),
+    uid.JPEGLossless: ("dcmcjpeg", "+el", "+sv", "6"),
+    uid.JPEGLosslessSV1: ("dcmcjpeg", "+e1"),
+    uid.JPEGLSLossless: ("dcmcjpls",),
 }
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless], ids=lambda uid: uid.name[-24:])
-def test_codestreams_that_dcmtk_packed(syntax: UID, bits: int, signed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "syntax", [uid.RLELossless, uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless], ids=lambda syntax: syntax.name[-24:]
+)
+def test_codestreams_that_dcmtk_packed(syntax: uid.UID, bits: int, signed: bool, tmp_path: Path) -> None:
     content = compressed(to_bytes(windowed(bits, signed)), tmp_path, *COMPRESSORS[syntax])
     assert dicom.open_file(content)[1].transfer_syntax == syntax
     assert_alike(ours(content, 60), theirs(content, tmp_path, *WINDOW, syntax=syntax))
 
 
-@pytest.mark.parametrize(("syntax", "bits"), [(JPEGBaseline8Bit, 8), (JPEGExtended12Bit, 12)], ids=["baseline", "extended"])
-def test_lossy_codestreams_that_dcmtk_packed(syntax: UID, bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("syntax", "bits"), LOSSY.items(), ids=["baseline", "extended"])
+def test_lossy_codestreams_that_dcmtk_packed(syntax: uid.UID, bits: int, tmp_path: Path) -> None:
     content = compressed(to_bytes(windowed(bits, signed=False)), tmp_path, *COMPRESSORS[syntax])
     assert dicom.open_file(content)[1].transfer_syntax == syntax
     assert_alike(ours(content, 60), theirs(content, tmp_path, *WINDOW, syntax=syntax), levels=2)
@@ -120,8 +108,8 @@ def test_lossy_codestreams_that_dcmtk_packed(syntax: UID, bits: int, tmp_path: P
 
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("bits", [8, 12, 16])
-@pytest.mark.parametrize("syntax", [JPEG2000Lossless, HTJ2KLossless], ids=lambda uid: uid.name[:12])
-def test_wavelets_beside_dcmtks_picture_of_the_same_pixels_uncompressed(syntax: UID, bits: int, signed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.HTJ2KLossless], ids=lambda syntax: syntax.name[:12])
+def test_wavelets_beside_dcmtks_picture_of_the_same_pixels_uncompressed(syntax: uid.UID, bits: int, signed: bool, tmp_path: Path) -> None:
     packed, plain = to_bytes(windowed(bits, signed, syntax)), to_bytes(windowed(bits, signed))
     assert_alike(ours(packed, 60), theirs(plain, tmp_path, *WINDOW))
 

@@ -17,7 +17,7 @@ from components.preprocess.deidentify import (
     parse_sex,
     patient_identity,
 )
-from components.preprocess.dicom import Header
+from components.preprocess.header import Header
 from components.preprocess.labels import Record
 from tests.preprocess.phantoms import IDENTIFIERS, dataset, picture, to_bytes
 

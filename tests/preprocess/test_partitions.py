@@ -1,4 +1,4 @@
-"""Partitions and their merge, against a single run; and files that crash their decoder."""
+"""Partitions and their merge, against a single run; and files that crash or hang their decoder."""
 
 import json
 import os
@@ -119,32 +119,41 @@ def test_tables_on_disk_are_those_in_memory(tmp_path: Path, raw: Path) -> None:
     assert "p0/none" not in on_disk.records
 
 
-CRASHING = """
-import os, signal
-import pydicom
-_read = pydicom.dcmread
+FAILING = """
+import os, signal, time
+import pydicom.filereader
+_read = pydicom.filereader.read_dataset
 
-def crash(file, *arguments, **options):
+def fail(file, *arguments, **options):
     if b"crash the decoder" in file.getvalue():
         os.kill(os.getpid(), signal.SIGSEGV)
+    if b"hang the decoder" in file.getvalue():
+        time.sleep(3600)
     return _read(file, *arguments, **options)
 
-pydicom.dcmread = crash
+pydicom.filereader.read_dataset = fail
+
+from components.preprocess import isolated, pool
+isolated.MAX_SECONDS, pool._GRACE_SECONDS = 12, 2
 """
 
 
-def test_a_file_that_crashes_its_decoder_is_quarantined(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("word", "detail"),
+    [("crash", "crashes the decoder"), pytest.param("hang", "takes the decoder too long", marks=pytest.mark.slow)],
+)
+def test_files_that_crash_or_hang_their_decoder_are_quarantined(tmp_path: Path, word: str, detail: str) -> None:
     """Python runs sitecustomize at the start of every process."""
     raw = tmp_path / "raw"
     for number in range(12):
         write(raw / f"{number}.dcm", picture(seed=number))
     for number in range(2):
-        (raw / f"bad{number}.dcm").write_bytes(to_bytes(dataset(picture(), PatientComments="crash the decoder")))
-    (tmp_path / "sitecustomize.py").write_text(CRASHING)
+        (raw / f"bad{number}.dcm").write_bytes(to_bytes(dataset(picture(), PatientComments=f"{word} the decoder")))
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
     command = [sys.executable, "-m", "components", *arguments(tmp_path, "workers=2", "parts=2")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     quarantine = pq.read_table(tmp_path / "shards" / "quarantine.parquet").to_pylist()
-    assert quarantine == [{"path": f"bad{n}.dcm", "reason": "unreadable", "detail": "crashes the decoder"} for n in range(2)]
+    assert quarantine == [{"path": f"bad{n}.dcm", "reason": "unreadable", "detail": detail} for n in range(2)]
     assert len(rows_of(tmp_path / "shards")) == 12

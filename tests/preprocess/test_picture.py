@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from components.preprocess import dicom, picture
 from components.preprocess.checks import Reason, Refused
+from components.preprocess.render import render
 from tests.preprocess.phantoms import dataset, to_bytes
 from tests.preprocess.phantoms import picture as phantom
 
@@ -85,8 +86,8 @@ def test_jpeg(mode: str, progressive: bool) -> None:
 
 def test_it_is_rendered_as_the_same_pixels_in_dicom_are() -> None:
     opened, header = picture.open_file(encoded(Image.fromarray(GRAY16)))
-    from_png = dicom.render(*picture.decode(opened, header), size=24, bits=8, percentile=99)
-    from_dicom = dicom.render(*dicom.decode(*dicom.open_file(to_bytes(dataset(GRAY16)))), size=24, bits=8, percentile=99)
+    from_png = render(*picture.decode(opened, header), size=24, bits=8, percentile=99).pixels
+    from_dicom = render(*dicom.decode(*dicom.open_file(to_bytes(dataset(GRAY16)))), size=24, bits=8, percentile=99).pixels
     np.testing.assert_array_equal(from_png, from_dicom)
 
 

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as V
 
 from components.pretrain import augment
 from components.pretrain.augment import Tone, Warp
@@ -67,13 +68,19 @@ def test_tone_is_the_formula() -> None:
         assert compare((changed[..., 1:] - changed[..., :-1]).abs().mean(), rough)
 
 
+@pytest.mark.parametrize("size", [(33, 33), (5, 17)])
+def test_blur_agrees_with_torchvision(size: tuple[int, int]) -> None:
+    x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(augment.blur(x), V.gaussian_blur(x, [5, 5], [1.1, 1.1]), atol=1e-6, rtol=0)
+
+
 def test_a_view_depends_on_its_image_alone() -> None:
     x = image(batch=3)
-    together = augment.view(x, np.array([4, 9, 2]), seed=1, epoch=2, number=0)
-    alone = augment.view(x[1:2], np.array([9]), seed=1, epoch=2, number=0)
+    together = augment.view(x, np.array([4, 9, 2]), seed=1, epoch=2, number=0).image
+    alone = augment.view(x[1:2], np.array([9]), seed=1, epoch=2, number=0).image
     torch.testing.assert_close(together[1:2], alone)
     for other in ({"seed": 2}, {"epoch": 3}, {"number": 1}):
-        changed = augment.view(x[1:2], np.array([9]), **{"seed": 1, "epoch": 2, "number": 0, **other})
+        changed = augment.view(x[1:2], np.array([9]), **{"seed": 1, "epoch": 2, "number": 0, **other}).image
         assert (changed - alone).abs().mean() > 0.005
 
 

@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from lightly.models.utils import update_momentum
 
-from components.pretrain.moco import IFA_TARGETS, MoCo
+from components.pretrain.moco import Encoder, MoCo
 
 
 @pytest.fixture
@@ -72,8 +74,39 @@ def test_groups_have_batch_statistics_of_their_own() -> None:
     assert not torch.allclose(views.k[0], views.q[0], atol=1e-3)  # its query was normalised with another neighbour
 
 
-def test_presets_are_the_named_ablations() -> None:
-    assert IFA_TARGETS["ifa"] == {"layer1": 0.3, "layer4": 1.0}
-    assert IFA_TARGETS["ifa-cosine"] == {"layer1": 1.0, "layer4": 1.0}
-    assert IFA_TARGETS["ifa-layer4"] == {"layer4": 1.0}
-    assert IFA_TARGETS["moco"] == {}
+def test_parts_of_a_batch_have_the_groups_of_the_whole() -> None:
+    torch.manual_seed(0)
+    moco = MoCo("resnet18", dim=8, queue_size=8, key_momentum=0.9, groups=4)
+    query, key, order = torch.randn(8, 1, 32, 32), torch.randn(8, 1, 32, 32), torch.randperm(8)
+    whole = moco(query, key, order)
+    keys = moco.encode_keys(key, order, parts=2)
+    torch.testing.assert_close(keys.k, whole.k)
+    parts = [moco.encode_queries(image, part, 2) for image, part in zip(query.chunk(2), keys.chunk(2), strict=True)]
+    torch.testing.assert_close(torch.cat([part.q for part in parts]), whole.q)
+    torch.testing.assert_close(torch.cat([part.key_maps["layer1"] for part in parts]), whole.key_maps["layer1"])
+
+
+def test_maps_of_other_stages_are_not_kept() -> None:
+    moco = MoCo("resnet18", dim=8, queue_size=8, key_momentum=0.9, stages=("layer4",))
+    views = moco(torch.randn(2, 1, 32, 32), torch.randn(2, 1, 32, 32), torch.arange(2))
+    assert list(views.query_maps) == list(views.key_maps) == ["layer4"]
+
+
+def test_frozen_batch_norm_stays_so(moco: MoCo) -> None:
+    frozen = MoCo("resnet18", dim=8, queue_size=8, key_momentum=0.9, batch_norm="frozen").eval().train()
+    assert frozen.training
+    assert not any(module.training for module in frozen.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert all(module.training for module in moco.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+
+def test_groups_are_normalised_as_if_they_were_batches() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", 8)
+    alone = copy.deepcopy(encoder)
+    image = torch.randn(12, 1, 32, 32)
+    q, maps = encoder(image, 3)
+    parts = [alone(part, 1) for part in image.chunk(3)]
+    torch.testing.assert_close(q, torch.cat([part for part, _ in parts]))
+    torch.testing.assert_close(maps["layer2"], torch.cat([each["layer2"] for _, each in parts]))
+    for mine, theirs in zip(encoder.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)

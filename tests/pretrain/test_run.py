@@ -1,21 +1,18 @@
-import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.common import checkpoint, interrupt
+from components.common import backbone, interrupt
 from components.common.errors import UserError
 from components.common.params import Params
+from components.common.shards import open_shards
 from components.pretrain import run as pretrain
 from tests.conftest import MakeShards
-
-
-def history(folder: Path) -> list[dict[str, str]]:
-    with (folder / "history.csv").open() as file:
-        return [{name: value for name, value in row.items() if name != "images_per_second"} for row in csv.DictReader(file)]
+from tests.pretrain.commands import history
 
 
 def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -37,6 +34,7 @@ def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny:
     assert sorted(path.name for path in (tmp_path / "backbone").iterdir()) == [
         "backbone.json",
         "backbone.safetensors",
+        "figures",
         "history.csv",
         "metrics.json",
         "run.json",
@@ -47,14 +45,14 @@ def test_history_holds_a_row_an_epoch(make_shards: MakeShards, tiny: Params, tmp
     pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=tiny)
 
     rows = history(tmp_path / "out")
-    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:
-        parts = float(row["loss_nce"]) + float(row["loss_ifa_layer1"]) + float(row["loss_ifa_layer4"])
-        assert float(row["loss"]) == pytest.approx(parts, rel=1e-5)
-        assert 0 < float(row["feature_std"]) <= 1.1
-        assert float(row["positive_similarity"]) > float(row["negative_similarity"])
+        parts = row["loss_nce"] + row["loss_ifa_layer1"] + row["loss_ifa_layer4"]
+        assert row["loss"] == pytest.approx(parts, rel=1e-5)
+        assert 0 < row["feature_std"] <= 1.1
+        assert row["alignment"] == pytest.approx(2 - 2 * row["positive_similarity"], abs=1e-5)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["loss"] == pytest.approx(float(rows[-1]["loss"]))
+    assert metrics["loss"] == pytest.approx(rows[-1]["loss"])
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 6])
@@ -85,16 +83,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
     assert steps == 8  # four steps an epoch, none of them twice
     whole = (tmp_path / "whole" / "backbone.safetensors").read_bytes()
     assert (tmp_path / "stopped" / "backbone.safetensors").read_bytes() == whole
-    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
-
-
-def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, {"step": 1})
-    checkpoint.save(tmp_path, 2, {"step": 2})
-    newest = tmp_path / "checkpoints" / "000000002.pt"
-    newest.write_bytes(newest.read_bytes()[:100])
-
-    assert checkpoint.load_latest(tmp_path) == {"step": 1}
+    np.testing.assert_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
 
 
 def test_the_moco_preset_has_no_ifa(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -103,11 +92,104 @@ def test_the_moco_preset_has_no_ifa(make_shards: MakeShards, tiny: Params, tmp_p
 
     row = history(tmp_path / "out")[0]
     assert "loss_ifa_layer1" not in row
-    assert float(row["loss"]) == pytest.approx(float(row["loss_nce"]))
-    assert float(row["similarity_layer1"]) <= 1  # watched all the same
+    assert row["loss"] == pytest.approx(row["loss_nce"])
+    assert row["similarity_layer1"] <= 1  # watched all the same
 
 
 def test_too_few_images_are_named(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"batch_size": 64, "queue_size": 64})})
     with pytest.raises(UserError, match=r"pretrain\.batch_size: 64, but the train split has 36 images"):
         pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
+
+
+def with_pretrain(params: Params, **changes: object) -> Params:
+    return Params.model_validate({"pretrain": {**params.pretrain.model_dump(), **changes}})
+
+
+def test_parts_of_a_batch_add_up_to_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    """With statistics that do not depend on the batch, to rounding."""
+    shards, frozen = make_shards(), with_pretrain(tiny, batch_norm="frozen", epochs=1, preset="ifa")
+    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), params=frozen)
+    pretrain.run(shards=[shards], out=str(tmp_path / "parts"), params=with_pretrain(frozen, accumulate=4))
+
+    whole, parts = (history(tmp_path / name)[0] for name in ("whole", "parts"))
+    assert parts == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in whole.items()}
+    assert (tmp_path / "whole" / "backbone.safetensors").read_bytes() != (tmp_path / "parts" / "backbone.safetensors").read_bytes()
+
+
+def test_frozen_statistics_stay(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=with_pretrain(tiny, batch_norm="frozen", epochs=1))
+    weights = load_file(tmp_path / "out" / "backbone.safetensors")
+    assert (weights["bn1.running_mean"] == 0).all()
+    assert (weights["bn1.running_var"] == 1).all()
+    assert not (weights["bn1.weight"] == 1).all()
+
+
+def test_half_precision_gives_other_but_like_numbers(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    shards = make_shards()
+    for precision in ("fp32", "bf16"):
+        pretrain.run(shards=[shards], out=str(tmp_path / precision), params=with_pretrain(tiny, precision=precision, epochs=1))
+    full, half = (history(tmp_path / precision)[0]["loss_nce"] for precision in ("fp32", "bf16"))
+    assert full != half
+    assert full == pytest.approx(half, rel=0.1)
+
+
+def test_a_probe_every_few_epochs_and_at_the_end(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    params = with_pretrain(tiny, epochs=3, probe_epochs=2)
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
+    known = [row["knn_auroc_macro"] == row["knn_auroc_macro"] for row in history(tmp_path / "out")]
+    assert known == [False, True, True]
+
+
+def test_a_collapse_stops_the_run_and_keeps_the_last_good_checkpoint(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    shards = make_shards()
+    params = with_pretrain(tiny, epochs=9, collapse_std=2.0, collapse_epochs=3)  # what nothing can reach
+    with pytest.raises(UserError, match=r"collapsed to a point: feature_std is .* below pretrain\.collapse_std for 3 epochs"):
+        pretrain.run(shards=[shards], out=str(tmp_path / "out"), params=params)
+    assert not (tmp_path / "out").exists()
+    # The threshold is no part of the fingerprint: the same run goes on without it.
+    pretrain.run(shards=[shards], out=str(tmp_path / "out"), params=with_pretrain(params, collapse_std=0))
+    assert len(history(tmp_path / "out")) == 9
+
+
+def test_synchronised_statistics_need_gpus(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pretrain\.batch_norm: sync needs GPUs"):
+        pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=with_pretrain(tiny, batch_norm="sync", device="cpu"))
+
+
+def test_groups_that_do_not_divide_among_processes_are_named(
+    make_shards: MakeShards, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.common.distributed.ranks", lambda: 4)
+    with pytest.raises(UserError, match=r"pretrain\.shuffle_groups: 2 is no multiple of 4 processes"):
+        pretrain.Pretraining(tiny.pretrain, open_shards(make_shards()))
+
+
+@pytest.mark.slow
+def test_compiled_encoders_do_the_same(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    shards, short = make_shards(), with_pretrain(tiny, epochs=1, lr=1e-4)
+    pretrain.run(shards=[shards], out=str(tmp_path / "plain"), params=short)
+    pretrain.run(shards=[shards], out=str(tmp_path / "compiled"), params=with_pretrain(short, compile=True))
+    plain, compiled = (history(tmp_path / name)[0] for name in ("plain", "compiled"))
+    for name in ("loss", "loss_nce", "similarity_layer1", "feature_std"):
+        assert compiled[name] == pytest.approx(plain[name], rel=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [{}, {"batch_norm": "sync"}, {"accumulate": 2, "compile": True}])
+def test_on_a_gpu(make_shards: MakeShards, tiny: Params, tmp_path: Path, changes: dict[str, object]) -> None:
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=with_pretrain(tiny, device="cuda", **changes))
+    assert len(history(tmp_path / "out")) == 2
+
+
+def test_scratch_is_the_starting_point_as_it_is(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    """The arm that a study compares with: the weights with which a training of the same seed begins."""
+    params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"preset": "scratch", "seed": 3})})
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
+    weights = load_file(tmp_path / "out" / "backbone.safetensors")
+    torch.manual_seed(3)
+    expected = backbone.build("resnet18").state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert json.loads((tmp_path / "out" / "backbone.json").read_text())["epochs"] == 0
+    assert (tmp_path / "out" / "history.csv").read_text() == "epoch\n"

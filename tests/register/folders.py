@@ -33,8 +33,9 @@ def network(seed: int) -> nn.Module:
 
 
 def scores(resnet: nn.Module, pixels: npt.NDArray[np.uint8]) -> Scores:
-    """(N, findings) probabilities: (48, 36) is padded by 6 columns of black on either side."""
-    fractions = torch.nn.functional.pad(torch.from_numpy(pixels).double() / 255, (6, 6))
+    """(N, findings) probabilities: images of (N, H, W) are padded by black to a square; a column more goes to the right or below."""
+    (top, bottom), (left, right) = (((SIZE - side) // 2, (SIZE - side + 1) // 2) for side in pixels.shape[1:])
+    fractions = torch.nn.functional.pad(torch.from_numpy(pixels).double() / 255, (left, right, top, bottom))
     with torch.no_grad():
         logits = resnet((((fractions - MEAN) / STD).float())[:, None])
     return np.asarray(torch.sigmoid(logits).numpy())
@@ -53,9 +54,12 @@ def write_model(folder: Path, seed: int, targets: Scores, first_image: int = 0) 
     resnet = network(seed)
     save_file(resnet.state_dict(), folder / "model.safetensors")
     description = {"task": "classify", "arch": "resnet18", "findings": FINDINGS, "size": SIZE, "bits": BITS,
-                   "normalisation": {"mean": MEAN, "std": STD}, "sha256": storage.digest_file(folder / "model.safetensors")}  # fmt: skip
+                   "normalisation": {"mean": MEAN, "std": STD}, "inputs": {"shards": "5ha"},
+                   "sha256": storage.digest_file(folder / "model.safetensors")}  # fmt: skip
     (folder / "model.json").write_text(json.dumps(description))
-    (folder / "run.json").write_text(json.dumps({"stage": "classify", "mlflow_run_id": "classify-run"}))
+    record = {"stage": "classify", "mlflow_run_id": "classify-run", "params": {"lr": 0.001}, "inputs": {"shards": "5ha"},
+              "git": {"commit": "c0ffee", "dirty": False}, "packages": {"torch": "2.0"}}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(record))
     table = pd.DataFrame({"image_id": [f"image{first_image + index:03d}" for index in range(len(targets))]})
     table["patient_id"] = [f"patient{index // 2:03d}" for index in range(len(targets))]
     table["split"] = ["val"] * 10 + ["test"] * (len(targets) - 10)
@@ -74,6 +78,7 @@ def write_evaluation(folder: Path, model: str, **update: float | None) -> str:
     macro = np.mean([roc_auc_score(test[f"target_{finding}"], test[f"score_{finding}"]) for finding in FINDINGS])
     name = "classify_test_auroc_macro"
     metrics = {name: float(macro), f"{name}_low": float(macro) - 0.05, f"{name}_high": float(macro) + 0.05}
+    metrics |= {f"{name}_sex_F": 0.7, f"{name}_sex_F_low": 0.6, f"{name}_sex_F_high": 0.8}
     (folder / "metrics.json").write_text(json.dumps(metrics | update))
     (folder / "report.html").write_text("<h1>Report</h1>")
     record = {"stage": "evaluate", "inputs": {"predictions": storage.digest_file(Path(model, "predictions.parquet"))},

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,16 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score
 
+from components.__main__ import main
 from components.common import tracking
 from components.common.errors import UserError
 from components.common.interrupt import Interrupted
 from components.common.params import Params
+from components.register import packing
 from components.register import run as register
 from components.register.registry import Registry
 from tests.register import folders
@@ -29,8 +34,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def registered(tmp_path: Path, name: str) -> Register:
-    """Registers the network with a seed, and returns registration.json."""
+def registered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Registers the network with a seed, and returns registration.json. ONNX, which takes seconds each time, is test_model's."""
+    monkeypatch.setattr(packing, "export_onnx", lambda network, size, path: path.write_bytes(b""))
 
     def run(seed: int, targets: folders.Scores, min_auroc: float = 0.5, first_image: int = 0) -> dict[str, Any]:
         model, evaluation = tmp_path / f"model{seed}-{first_image}", tmp_path / f"evaluation{seed}-{first_image}"
@@ -123,6 +129,66 @@ def test_a_better_model_replaces_the_champion_and_a_worse_one_does_not(registere
     worse = registered(3, targets)
     assert (worse["version"], worse["alias"], worse["champion_before"]) == ("3", "challenger", "2")
     assert versions(name) == {"1": [], "2": ["champion"], "3": ["challenger"]}
+
+
+def test_rollback_restores_the_champion_and_demote_leaves_none(registered: Register, name: str, tmp_path: Path) -> None:
+    targets = folders.targets_of(2, flip=0.05)
+    registered(1, targets, min_auroc=0)
+    registered(2, targets)
+    assert versions(name) == {"1": [], "2": ["champion"]}
+    params = tmp_path / "params.yaml"
+    params.write_text(f"register: {{name: {name}}}")
+
+    assert main(["register", "--rollback", "--params", str(params)]) == 0
+    assert versions(name) == {"1": ["champion"], "2": ["challenger"]}
+    assert "version 2 was rolled back" in tracking.client().get_model_version(name, "1").tags["champion.reason"]
+    again = registered(2, targets)  # better than version 1 still, but a person has decided
+    assert (again["alias"], again["reason"].split(";")[1]) == ("challenger", " only by hand does it become champion again")
+
+    assert main(["register", "--params", str(params), "--demote", "--out", str(tmp_path / "demoted")]) == 0
+    assert versions(name) == {"1": ["challenger"], "2": []}
+    assert json.loads((tmp_path / "demoted" / "registration.json").read_text())["alias"] == "challenger"
+
+
+@pytest.mark.parametrize("option", ["--rollback", "--demote"])
+def test_nothing_to_take_back(option: str, registered: Register, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(f"register: {{name: {name}}}")
+    assert main(["register", option, "--params", str(params)]) == 2
+    assert f"{name}: has no champion" in capsys.readouterr().err
+
+
+def test_the_card_says_what_it_must_and_its_lines_load_the_export(registered: Register, name: str, tmp_path: Path) -> None:
+    registered(3, folders.targets_of(2, flip=0.05), min_auroc=0)
+    registered(2, folders.targets_of(2, flip=0.05))
+    export = tmp_path / "out" / "model"
+    card = (export / "README.md").read_text()
+    for part in (
+        "Effusion, Nodule",
+        "Not a medical device",
+        "| Effusion |",
+        "sex_F | 0.700 (0.600 to 0.800)",
+        "lr 0.001",
+        "shards 5ha",
+        "| 1 |",
+    ):
+        assert part in card, part
+    assert "$" not in card
+
+    pyfunc, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert tracking.client().get_model_version(name, "2").source in pyfunc
+    code = plain + "x = torch.load('x.pt')\ntorch.save(torch.sigmoid(network.eval()(x)), 'y.pt')"
+    x = torch.rand(3, 1, folders.SIZE, folders.SIZE)
+    torch.save(x, export / "x.pt")
+    subprocess.run([sys.executable, "-c", code], cwd=export, check=True)
+    torch.testing.assert_close(torch.load(export / "y.pt"), torch.sigmoid(folders.network(2)(x)).detach())
+
+
+def test_a_version_says_how_to_make_it_again(registered: Register, name: str) -> None:
+    registered(1, folders.targets_of(1), min_auroc=0)
+    tags = tracking.client().get_model_version(name, "1").tags
+    expected = {"train.git.commit": "c0ffee", "train.params.lr": "0.001", "train.packages.torch": "2.0", "train.inputs.shards": "5ha"}
+    assert expected.items() <= tags.items()
 
 
 def test_a_champion_that_appears_meanwhile_is_compared_with_too(registered: Register, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

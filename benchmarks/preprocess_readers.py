@@ -1,0 +1,247 @@
+"""Reading: shards beside other formats' readers, sizes of row groups, and ways to pack pixels."""
+
+import importlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import imagecodecs
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from benchmarks.preprocess_timing import Candidates, heading, installed, milliseconds, row, table, turns
+from components.common import reader, shards, storage
+
+IMAGES = 400
+"""Of a reader's round."""
+GROUPED_IMAGES = 1600
+"""Of a round with some size of row groups."""
+ROW_GROUPS = (25, 50, 100, 200, 400)
+BATCH = 20
+
+
+def readers(images: list[Any], scratch: Path, rounds: int) -> None:
+    """Decoded pixels of the same images, in shuffled order where the format has one, with a worker or thread a core."""
+    images = repeated(images, IMAGES)
+    workers = len(os.sched_getaffinity(0))
+    candidates: Candidates = {}
+    for make in (ours, png_folder, webdataset_png, mds, hugging_face):
+        candidates |= make(images, scratch, workers)
+    times = turns(candidates, rounds, time.perf_counter)
+    table(f"reading {IMAGES} images, {workers} workers or threads, wall clock", times, IMAGES)
+
+
+def row_groups(images: list[Any], scratch: Path, rounds: int) -> None:
+    """How fast shards are read, and what lies in memory, by the number of rows in a row group."""
+    images = repeated(images, GROUPED_IMAGES)
+    opened = {size: packed(images, scratch / f"groups-{size}", size) for size in ROW_GROUPS}
+    ways: dict[str, Callable[[reader.Reader], object]] = {
+        "shuffled": lambda one: count((batch.images for batch in one.shuffled(BATCH, 0, 0)), GROUPED_IMAGES),
+        "in order": lambda one: count((batch.images for batch in one.in_order(BATCH)), GROUPED_IMAGES),
+    }
+    candidates = {f"{size} {way}": partial(read, opened[size]) for size in ROW_GROUPS for way, read in ways.items()}
+    times = turns(candidates, rounds, time.perf_counter)
+    heading("rows in a row group", "images/s, shuffled", "images/s, in order", "MiB of packed rows in a shuffled window")
+    for size in ROW_GROUPS:
+        speeds = (f"{1000 / milliseconds(times[f'{size} {way}'], GROUPED_IMAGES):.0f}" for way in ways)
+        row(str(size), *speeds, f"{reader.WINDOW * size * packed_bytes(images) / 2**20:.0f}")
+
+
+def codecs(images: list[Any], rounds: int) -> None:
+    """Ways to pack the pixels of a row, one core."""
+    table_of = {name: turns({"pack": partial(all_of, pack, images)}, rounds) for name, (pack, _) in CODECS.items()}
+    heading("packing, one core", "ms to pack", "ms to unpack", "share of the raw bytes")
+    raw = sum(image.nbytes for image in images)
+    for name, (pack, unpack) in CODECS.items():
+        stored = [(pack(image), image) for image in images]
+        assert all(np.array_equal(unpack(content, image), image) for content, image in stored), name
+        unpacking = turns({"unpack": lambda stored=stored, unpack=unpack: [unpack(*pair) for pair in stored]}, rounds)["unpack"]
+        share = sum(len(content) for content, _ in stored) / raw
+        row(name, *(f"{milliseconds(times, len(images)):.2f}" for times in (table_of[name]["pack"], unpacking)), f"{share:.2f}")
+
+
+def ours(images: list[Any], scratch: Path, workers: int) -> Candidates:
+    """Shards through components.common.reader."""
+    opened = packed(images, scratch / "shards", shards.ROWS_PER_GROUP)
+    return {"shards, components.common.reader": lambda: count(batch.images for batch in opened.shuffled(BATCH, 0, 0))}
+
+
+def packed(images: list[Any], folder: Path, rows_per_group: int) -> reader.Reader:
+    """Opens shards of the images."""
+    folder.mkdir()
+    blank = {"split": "train", "labels": [], "boxes": []}
+    rows = ({**shards.encode(image), "image_id": f"{n}", "patient_id": f"{n}", **blank} for n, image in enumerate(images))
+    path = folder / "part-00000.parquet"
+    with mock.patch.object(shards, "ROWS_PER_GROUP", rows_per_group):
+        shards.write_part(path, rows)
+    size = max(max(image.shape) for image in images)
+    manifest = {"size": size, "bits": 8, "parts": [{"name": path.name, "sha256": storage.digest_file(path)}], "findings": []}
+    return reader.Reader(shards.Shards((str(folder),), (manifest,), ("",)), "train")
+
+
+def png_folder(images: list[Any], scratch: Path, workers: int) -> Candidates:
+    """ImageFolder of torchvision on PNGs."""
+    from torchvision.datasets import ImageFolder
+
+    folder = scratch / "png" / "class"
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:06d}.png")
+    dataset = ImageFolder(str(folder.parent), transform=lambda image: np.array(image.convert("L")), loader=Image.open)
+    return {"PNG folder, torchvision ImageFolder": lambda: count(image for image, _ in loader(dataset, workers, shuffle=True))}
+
+
+def webdataset_png(images: list[Any], scratch: Path, workers: int) -> Candidates:
+    """Tar files of PNGs, a shard a worker."""
+    if not installed("webdataset"):
+        return {}
+    wds = importlib.import_module("webdataset")
+    for worker in range(workers):
+        with wds.TarWriter(str(scratch / f"web-{worker}.tar")) as writer:
+            for number, image in enumerate(images[worker::workers]):
+                writer.write({"__key__": f"{number}", "png": png(image)})
+
+    def run() -> int:
+        dataset = wds.WebDataset(str(scratch / f"web-{{0..{workers - 1}}}.tar"), shardshuffle=False, empty_check=False)
+        dataset = dataset.shuffle(100).map(lambda sample: unpack_png(sample["png"]))
+        return count(loader(dataset, workers))
+
+    return {"webdataset, PNG": run}
+
+
+def mds(images: list[Any], scratch: Path, workers: int) -> Candidates:
+    """mosaicml-streaming's own format, raw arrays (its fastest) and PNG."""
+    if not installed("streaming"):
+        return {}
+    streaming = importlib.import_module("streaming")
+
+    def make(kind: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> Callable[[], int]:
+        folder = str(scratch / f"mds-{kind}")
+        with streaming.MDSWriter(out=folder, columns={"image": kind}, size_limit=2**24) as writer:
+            for image in images:
+                writer.write({"image": encode(image)})
+        dataset = streaming.StreamingDataset(local=folder, shuffle=True, batch_size=20)
+        return lambda: count(decode(sample["image"]) for sample in loader(dataset, workers))
+
+    return {
+        "mosaicml-streaming, raw": make("ndarray:uint8", lambda image: image, lambda image: image),
+        "mosaicml-streaming, PNG": make("png", Image.fromarray, np.array),
+    }
+
+
+def hugging_face(images: list[Any], scratch: Path, workers: int) -> Candidates:
+    """Hugging Face datasets on Parquet of PNGs."""
+    if not installed("datasets"):
+        return {}
+    datasets = importlib.import_module("datasets")
+    features = datasets.Features({"image": datasets.Image()})
+    columns = {"image": [{"bytes": png(image), "path": None} for image in images]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(scratch / "hugging-face.parquet"))
+    dataset = datasets.Dataset.from_parquet(str(scratch / "hugging-face.parquet"), cache_dir=str(scratch / "cache"))
+    dataset = dataset.with_transform(lambda batch: {"image": [np.asarray(image) for image in batch["image"]]})
+    return {"Hugging Face datasets, PNG": lambda: count(sample["image"] for sample in loader(dataset, workers, shuffle=True))}
+
+
+def loader(dataset: Any, workers: int, shuffle: bool | None = None) -> Iterator[Any]:
+    """A sample at a time: images differ in size, and collating is no part of any format."""
+    return iter(DataLoader(dataset, batch_size=None, shuffle=shuffle, num_workers=workers))
+
+
+def count(images: Iterable[Any], expected: int = IMAGES) -> int:
+    """Uses up the images; all of them must come."""
+    total = sum(len(image) if image.ndim == 3 else 1 for image in images)
+    assert total == expected, total
+    return total
+
+
+def repeated(images: list[Any], number: int) -> list[Any]:
+    """So many, over and over."""
+    return [images[n % len(images)] for n in range(number)]
+
+
+def packed_bytes(images: list[Any]) -> float:
+    """Mean size of a row's pixels."""
+    return sum(len(shards.encode(image)["pixels"]) for image in images[:100]) / len(images[:100])
+
+
+def all_of(work: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Does it to every item."""
+    for item in items:
+        work(item)
+
+
+def png(image: Any) -> bytes:
+    """PNG by Pillow's defaults."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def unpack_png(content: bytes) -> Any:
+    """PNG by Pillow."""
+    return np.array(Image.open(io.BytesIO(content)))
+
+
+def differences(image: Any) -> Any:
+    """In reading order."""
+    return imagecodecs.delta_encode(image.reshape(-1))
+
+
+def whole(flat: Any, image: Any) -> Any:
+    """From differences, in the shape of `image`."""
+    return imagecodecs.delta_decode(np.frombuffer(flat, image.dtype)).reshape(image.shape)
+
+
+def by_bits(image: Any) -> Any:
+    """Differences, sorted by bit."""
+    return imagecodecs.bitshuffle_encode(differences(image))
+
+
+def from_bits(planes: Any, image: Any) -> Any:
+    """The reverse."""
+    return whole(imagecodecs.bitshuffle_decode(np.frombuffer(planes, image.dtype)), image)
+
+
+def zstd(level: int) -> Any:
+    """Level -1 is without entropy coding."""
+    return pa.Codec("zstd", compression_level=level)
+
+
+def row_of(content: bytes, image: Any) -> dict[str, Any]:
+    """What a row says of its pixels."""
+    return {"pixels": content, "codec": shards.CODEC, "bits": 8 * image.itemsize, "height": image.shape[0], "width": image.shape[1]}
+
+
+CODECS: dict[str, tuple[Callable[[Any], bytes], Callable[[Any, Any], Any]]] = {
+    "the shards' own: differences, bitshuffle, zstd -1": (
+        lambda image: shards.encode(image)["pixels"],
+        lambda content, image: shards.decode(row_of(content, image)),
+    ),
+    "differences, bitshuffle, zstd 1": (
+        lambda image: zstd(1).compress(by_bits(image), asbytes=True),
+        lambda content, image: from_bits(zstd(1).decompress(content, image.nbytes), image),
+    ),
+    "differences, bitshuffle, LZ4": (
+        lambda image: imagecodecs.lz4_encode(by_bits(image)),
+        lambda content, image: from_bits(imagecodecs.lz4_decode(content, out=image.nbytes), image),
+    ),
+    "differences, zstd 1": (
+        lambda image: zstd(1).compress(differences(image), asbytes=True),
+        lambda content, image: whole(zstd(1).decompress(content, image.nbytes), image),
+    ),
+    "zstd 1": (
+        lambda image: zstd(1).compress(image, asbytes=True),
+        lambda content, image: np.frombuffer(zstd(1).decompress(content, image.nbytes), image.dtype).reshape(image.shape),
+    ),
+    "HTJ2K": (lambda image: imagecodecs.htj2k_encode(image, reversible=True), lambda content, image: imagecodecs.htj2k_decode(content)),
+    "JPEG-LS": (imagecodecs.jpegls_encode, lambda content, image: imagecodecs.jpegls_decode(content)),
+    "PNG, Pillow": (png, lambda content, image: unpack_png(content)),
+}
+"""Name -> to bytes, and back with the image's shape and type known."""

@@ -1,0 +1,93 @@
+"""What pretraining is measured beside: a floor, the authors' way to write the IFA term, lightly and albumentations."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from lightly.loss import NTXentLoss
+from lightly.models.modules import MoCoProjectionHead
+from lightly.models.utils import update_momentum
+from torch import Tensor, nn
+
+from components.common import backbone, loop
+from components.pretrain import augment
+
+
+class Floor:
+    """The arithmetic that no implementation can avoid."""
+
+    def __init__(self, arch: str, device: torch.device):
+        self.device = device
+        self.query = backbone.build(arch).to(device).to(memory_format=torch.channels_last)
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
+
+    def step(self, query: Tensor, key: Tensor) -> None:
+        """Query forward and backward, key forward."""
+        self.query.zero_grad(set_to_none=True)
+        with loop.autocast(self.device):
+            with torch.no_grad():
+                self.key(key)
+            features = self.query(query)
+        features.sum().backward()
+
+
+def lightly(arch: str, dim: int, queue: int, temperature: float, views: tuple[Tensor, Tensor]) -> Callable[[], None]:
+    """A step of MoCo v2 as lightly's documentation puts its parts together, on the same backbone."""
+    resnet, device = backbone.build(arch), views[0].device
+    width = backbone.width(resnet)
+    query = nn.Sequential(resnet, MoCoProjectionHead(width, width, dim)).to(device).to(memory_format=torch.channels_last)
+    key = copy.deepcopy(query).requires_grad_(False)
+    criterion = NTXentLoss(temperature=temperature, memory_bank_size=(queue, dim)).to(device)
+    optimizer = torch.optim.SGD(query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        update_momentum(query, key, m=0.999)
+        with loop.autocast(device):
+            q = query(views[0])
+            with torch.no_grad():
+                k = key(views[1])
+            loss = criterion(q, k)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def similarity_loop(query_map: Tensor, key_map: Tensor) -> Tensor:
+    """s_l(p) a sample at a time, as the authors' code has it: each sample is taken from its batch and written into a result."""
+    similarity = query_map.new_zeros(len(query_map), *query_map.shape[2:])
+    for index in range(len(query_map)):
+        similarity[index] = F.cosine_similarity(query_map[index], key_map[index], dim=0, eps=1e-6)
+    return similarity
+
+
+def similarity_torch(query_map: Tensor, key_map: Tensor) -> Tensor:
+    """s_l(p) by one call of torch."""
+    return F.cosine_similarity(query_map, key_map, dim=1)
+
+
+def albumentations_view(size: int) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """Changes of the kinds, ranges and probabilities of `augment`, an image (H, W, 1) at a time."""
+    import albumentations as A
+
+    shift, probability = augment.SHIFT, augment.PROBABILITY
+    compose = A.Compose(
+        [
+            A.OneOf([A.GaussianBlur(blur_limit=augment.BLUR_KERNEL), A.Sharpen()], p=probability),
+            A.RandomBrightnessContrast(augment.BRIGHTNESS, augment.CONTRAST, p=probability),
+            A.GaussNoise(std_range=(0, augment.NOISE), p=probability),
+            A.Affine(
+                scale=(1 - augment.SCALE, 1 + augment.SCALE),
+                translate_percent=(-shift, shift),
+                rotate=(-augment.ROTATE, augment.ROTATE),
+                p=1.0,
+            ),
+            A.OpticalDistortion(distort_limit=augment.DISTORT, p=probability),
+        ],
+        seed=0,
+    )
+    return lambda image: compose(image=image)["image"]

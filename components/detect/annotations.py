@@ -1,0 +1,96 @@
+"""The boxes of a split, on the square images that the network sees; and which images are known well enough to be used.
+
+An image is used if for every class it is known what it shows: it has a box of the class, or its label says that the
+class is absent. A finding that is labelled but not boxed, or not labelled at all, would teach and count true detections
+as false. Where the classes have no column in labels.csv, an image with boxes is taken to have all of its boxes, and one
+without is left out.
+
+A box is x, y, width, height in pixels here, with the origin at the top left.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from components.common.errors import UserError
+from components.common.reader import Reader
+
+COLUMNS = ("boxes", "height", "width")
+Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The boxes of a split, image by image, in the order of the reader's table."""
+
+    boxes: list[Array]
+    """(G, 4) an image, clipped to it, on the square."""
+    labels: list[Rows]
+    """(G,) numbers of the classes."""
+    known: npt.NDArray[np.bool_]
+    """(N,), whether all classes are known."""
+    origin: Array
+    """(N, 2): x and y of the image on the square."""
+    extent: Array
+    """(N, 2): its width and height."""
+
+    def present(self, classes: int) -> Array:
+        """(N, classes): whether an image has a box of each class; NaN where it is not known."""
+        found = np.array([[(labels == label).any() for label in range(classes)] for labels in self.labels], float)
+        return np.where(self.known[:, None], found, np.nan)
+
+
+def choose_classes(reader: Reader, wanted: tuple[str, ...]) -> list[str]:
+    """The classes to detect: those that are wanted, or all that have a box in this (the train) split, in alphabetical order.
+
+    Raises:
+        UserError: the split has no boxes, or none of a class that is wanted.
+    """
+    found = Counter(box["label"] for boxes in reader.table["boxes"].to_pylist() for box in boxes)
+    if not found:
+        raise UserError("the shards have no boxes in the train split; put a boxes.csv into the raw folder and run preprocess again")
+    if missing := [name for name in wanted if name not in found]:
+        raise UserError(f"detect.classes: no box of {missing[0]} in the train split; there are {', '.join(sorted(found))}")
+    return list(wanted) or sorted(found)
+
+
+def annotate(reader: Reader, classes: list[str], findings: list[str]) -> Annotations:
+    """Places the boxes of a split on the square images.
+
+    Args:
+        reader: with the COLUMNS.
+        classes: their names; boxes of others are left out.
+        findings: names of the label columns.
+
+    Raises:
+        UserError: a box outside of its image, or an empty one.
+    """
+    rows = reader.table.select(["image_id", *COLUMNS]).to_pylist()
+    extent = np.array([[row["width"], row["height"]] for row in rows], np.int64)
+    origin = (reader.size - extent) // 2
+    placed = [_place(row, classes, start) for row, start in zip(rows, origin, strict=True)]
+    boxes, labels = [each[0] for each in placed], [each[1] for each in placed]
+    return Annotations(boxes, labels, _known(rows, reader.labels(), classes, findings), origin.astype(float), extent.astype(float))
+
+
+def _place(row: dict[str, Any], classes: list[str], origin: Rows) -> tuple[Array, Rows]:
+    mine = [box for box in row["boxes"] if box["label"] in classes]
+    corners = np.array([[box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]] for box in mine], float).reshape(-1, 4)
+    clipped = corners.clip(0, [row["width"], row["height"]] * 2)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    if not (sides > 0).all():
+        raise UserError(f"image {row['image_id']}: a box is empty or outside of the image; mend boxes.csv and run preprocess again")
+    return np.concatenate([clipped[:, :2] + origin, sides], axis=1), np.array([classes.index(box["label"]) for box in mine], np.int64)
+
+
+def _known(rows: list[dict[str, Any]], labels: npt.NDArray[np.float32], classes: list[str], findings: list[str]) -> npt.NDArray[np.bool_]:
+    boxed = [{box["label"] for box in row["boxes"]} for row in rows]
+    known = np.ones(len(rows), bool)
+    for name in classes:
+        absent = labels[:, findings.index(name)] == 0 if name in findings else np.array([bool(names) for names in boxed])
+        known &= absent | np.array([name in names for names in boxed])
+    return known

@@ -1,0 +1,107 @@
+"""Pictures of predictions: an image with what is there and what was found, the same images whenever the scores are the same."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from components.common.detections import IOUS, iou
+from components.common.reader import Reader
+from components.common.shards import Pixels
+from components.detect.annotations import Annotations, Array
+from components.detect.predictions import Found
+
+KINDS = ("hit", "miss", "false_positive")
+EACH = 2
+"""Pictures of a kind."""
+SIDE = 480
+"""Least height or width of a picture, in pixels."""
+TEXT = 0.5
+"""Size of the letters."""
+TRUTH, RIGHT, WRONG = (80, 220, 80), (255, 200, 60), (70, 70, 255)
+"""As blue, green and red: boxes that are there, detections that hit one, and those that do not."""
+
+Picture = npt.NDArray[np.uint8]
+
+
+class Scene(NamedTuple):
+    """An image at the threshold."""
+
+    row: int
+    boxes: Array
+    """(D, 4), by falling score."""
+    scores: Array
+    names: list[str]
+    hit: npt.NDArray[np.bool_]
+    missed: int
+    """Boxes that were not found."""
+
+
+def draw(folder: Path, reader: Reader, found: list[Found], known: Annotations, classes: list[str], threshold: float) -> None:
+    """Writes up to EACH pictures of hits, of misses and of false positives, of a split.
+
+    Args:
+        folder: is made.
+        reader: of the split; it keeps the images that are drawn.
+        found: in the order of the reader's table.
+        known: the same.
+        classes: their names.
+        threshold: detections below are not drawn.
+    """
+    folder.mkdir(exist_ok=True)
+    scenes = [_scene(row, found[row], known, classes, threshold) for row in np.flatnonzero(known.known).tolist()]
+    wanted = {scene.row: name for name, scene in _choose(scenes).items()}
+    by_row = {scene.row: scene for scene in scenes}
+    reader.keep(np.array(list(wanted), np.int64))
+    for batch in reader.in_order(EACH):
+        for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
+            cv2.imwrite(str(folder / f"{wanted[row]}.png"), _draw(image, by_row[row], known))
+
+
+def _choose(scenes: list[Scene]) -> dict[str, Scene]:
+    """The surest hits without a mistake, the images with most misses, and the surest false positives; no image twice."""
+    ranked = {
+        "hit": sorted((s for s in scenes if s.hit.any() and s.hit.all() and not s.missed), key=lambda s: -s.scores[0]),
+        "miss": sorted((s for s in scenes if s.missed), key=lambda s: -s.missed),
+        "false_positive": sorted((s for s in scenes if not s.hit.all()), key=lambda s: -s.scores[~s.hit][0]),
+    }
+    chosen: dict[str, Scene] = {}
+    for kind in KINDS:
+        taken = {scene.row for scene in chosen.values()}
+        fresh = [scene for scene in ranked[kind] if scene.row not in taken]
+        chosen |= {f"{kind}_{index + 1}": scene for index, scene in enumerate(fresh[:EACH])}
+    return chosen
+
+
+def _scene(row: int, found: Found, known: Annotations, classes: list[str], threshold: float) -> Scene:
+    shown = found.scores >= threshold
+    boxes, scores, labels = found.boxes[shown], found.scores[shown], found.labels[shown]
+    right = (iou(boxes, known.boxes[row]) >= IOUS[0]) & (labels[:, None] == known.labels[row][None])
+    names = [classes[label] for label in labels]
+    return Scene(row, boxes, scores, names, right.any(axis=1), int((~right.any(axis=0)).sum()))
+
+
+def _draw(square: Pixels, scene: Scene, known: Annotations) -> Picture:
+    (left, top), (width, height) = known.origin[scene.row].astype(int), known.extent[scene.row].astype(int)
+    gray = square[top : top + height, left : left + width].astype(np.float32) / np.iinfo(square.dtype).max
+    factor = max(1, -(-SIDE // max(height, width)))
+    large = cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    picture: Picture = np.repeat((255 * large.clip(0, 1)).astype(np.uint8)[:, :, None], 3, axis=2)
+    for box in known.boxes[scene.row]:
+        _rectangle(picture, (box - [left, top, 0, 0]) * factor, TRUTH)
+    for box, score, name, hit in zip(scene.boxes, scene.scores, scene.names, scene.hit, strict=True):
+        _rectangle(picture, (box - [left, top, 0, 0]) * factor, RIGHT if hit else WRONG, f"{name} {score:.2f}")
+    return picture
+
+
+def _rectangle(picture: Picture, box: Array, colour: tuple[int, int, int], text: str = "") -> None:
+    x, y, right, bottom = np.concatenate([box[:2], box[:2] + box[2:]]).round().astype(int).tolist()
+    cv2.rectangle(picture, (x, y), (right, bottom), colour, 2)
+    if text:
+        (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, TEXT, 1)
+        left = max(0, min(x, picture.shape[1] - width))
+        bottom = y if y > height + below else bottom + height + below
+        cv2.rectangle(picture, (left, bottom - height - below), (left + width, bottom), colour, cv2.FILLED)
+        cv2.putText(picture, text, (left, bottom - below), cv2.FONT_HERSHEY_SIMPLEX, TEXT, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,0 +1,75 @@
+"""What a detector found, as numbers: to compare with the boxes that are there, and as rows of `predictions.parquet`."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from components.common.detections import Detected, froc_curve, match, pool
+from components.common.reader import Reader
+from components.common.shards import BOX
+from components.detect.annotations import Annotations, Array, Rows
+
+META = ("view", "sex", "age", "manufacturer")
+SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
+FALSE_POSITIVES = 0.5
+"""An image, on the validation split, where the threshold lies at which pictures are drawn."""
+
+
+class Found(NamedTuple):
+    """The detections of an image, by falling score."""
+
+    boxes: Array
+    """(D, 4), x, y, width, height on the square that the network sees."""
+    scores: Array
+    """(D,)."""
+    labels: Rows
+    """(D,)."""
+
+
+def to_numpy(found: dict[str, Tensor], origin: Array, extent: Array) -> Found:
+    """The network's output for an image, clipped to the image, which lies at `origin` on the square; what lies beside it is dropped."""
+    corners = found["boxes"].double().cpu().numpy().clip(np.tile(origin, 2), np.tile(origin + extent, 2))
+    sides = corners[:, 2:] - corners[:, :2]
+    kept = (sides > 0).all(axis=1)
+    boxes = np.concatenate([corners[:, :2], sides], axis=1)[kept]
+    return Found(boxes, found["scores"].double().cpu().numpy()[kept], found["labels"].cpu().numpy()[kept])
+
+
+def compared(found: list[Found], known: Annotations) -> list[Detected]:
+    """What was found beside what is there, of the images in which all classes are known."""
+    rows = zip(found, known.boxes, known.labels, known.known, strict=True)
+    return [Detected(*each, boxes, labels) for each, boxes, labels, sure in rows if sure]
+
+
+def operating_threshold(images: list[Detected], classes: int) -> float:
+    """The lowest score with at most FALSE_POSITIVES an image; 0.5 if there is no box to be found."""
+    marks = pool([match(images, label) for label in range(classes)])
+    if not marks.targets.sum():
+        return 0.5
+    curve = froc_curve(marks)
+    allowed = curve.thresholds[1:][curve.false_positives[1:] <= FALSE_POSITIVES]
+    return float(allowed[-1]) if len(allowed) else 1.0
+
+
+def table_of(reader: Reader, split: str, found: list[Found], known: Annotations, classes: list[str]) -> pa.Table:
+    """The rows of predictions.parquet of a split. Boxes are in pixels of the row's image; targets are null where not known."""
+    boxes = [_records(*each, start, classes) for each, start in zip(found, known.origin, strict=True)]
+    rows = zip(known.boxes, known.labels, known.origin, known.known, strict=True)
+    targets = [_records(box, None, label, start, classes) if sure else None for box, label, start, sure in rows]
+    return pa.table({
+        "image_id": reader.table["image_id"],
+        "patient_id": reader.table["patient_id"],
+        "split": pa.array([split] * len(reader)),
+        "task": pa.array(["detect"] * len(reader)),
+        **{name: reader.table[name] for name in META},
+        "boxes": pa.array(boxes, pa.list_(SCORED_BOX)),
+        "targets": pa.array(targets, pa.list_(BOX)),
+    })  # fmt: skip
+
+
+def _records(boxes: Array, scores: Array | None, labels: Rows, origin: Array, classes: list[str]) -> list[dict[str, Any]]:
+    placed = boxes - [*origin, 0, 0]
+    records = [{"label": classes[label], **dict(zip(BOX.names[1:], box, strict=True))} for label, box in zip(labels, placed, strict=True)]
+    return records if scores is None else [{**record, "score": score} for record, score in zip(records, scores, strict=True)]

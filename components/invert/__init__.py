@@ -1,0 +1,1 @@
+"""GAN inversion: a StyleGAN2 generator, and an encoder that finds the latents of an image."""

@@ -1,0 +1,28 @@
+"""invert as a step of a pipeline."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="gpu", install_kfp_package=False)
+def invert(shards: str, backbone: str, root: str, params: str, metrics: dsl.Output[dsl.Metrics], model: dsl.Output[dsl.Model]) -> str:
+    """Trains a generator and inverts it.
+
+    Args:
+        shards: folder of the shards.
+        backbone: folder of the backbone; empty: from scratch.
+        root: folder of all outputs.
+        params: JSON of the section `invert`.
+        metrics: on the validation split.
+        model: model.json, which describes the weights.
+
+    Returns:
+        The folder of the model and its predictions.
+    """
+    from components.invert.run import run
+    from components.pipeline.step import step
+
+    with step("invert", root, {"invert": params}, {"shards": shards, "backbone": backbone}) as this:
+        run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params)
+    metrics.metadata.update(this.metrics())
+    this.show("model.json", model.path)
+    return this.out

@@ -1,0 +1,64 @@
+"""The residual discriminator of StyleGAN2 (Karras et al. 2020, arXiv 1912.04958, figure 7c)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from components.invert.generator import START, channels, resolutions
+from components.invert.layers import EPSILON, EqualConv, EqualLinear, activate, downsample
+
+GROUP = 4
+"""Images over which the last layers see how much a batch varies."""
+
+
+class Discriminator(nn.Module):
+    """Images to logits: real or not."""
+
+    def __init__(self, size: int, channel_base: int, channel_max: int):
+        """Draws the weights; arguments as the generator's."""
+        super().__init__()
+        widths = [channels(resolution, channel_base, channel_max) for resolution in reversed(resolutions(size))]
+        self.from_gray = EqualConv(1, widths[0], 1)
+        self.blocks = nn.Sequential(*map(ResidualBlock, widths[:-1], widths[1:]))
+        last = widths[-1]
+        self.conv = EqualConv(last + 1, last, 3)
+        self.hidden = EqualLinear(last * START**2, last)
+        self.logit = EqualLinear(last, 1)
+
+    def forward(self, image_B1HW: Tensor) -> Tensor:
+        """(B, 1, size, size) -> (B,)."""
+        x = self.blocks(activate(self.from_gray(image_B1HW)))
+        x = activate(self.conv(append_batch_deviation(x)))
+        logit_B: Tensor = self.logit(activate(self.hidden(x.flatten(1))))[:, 0]
+        return logit_B
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions to half the size, and a linear way around them."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first = EqualConv(inputs, inputs, 3)
+        self.second = EqualConv(inputs, outputs, 3, down=True)
+        self.skip = EqualConv(inputs, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2); the sum keeps the variance of its terms."""
+        y = activate(self.second(activate(self.first(x))))
+        total: Tensor = y + self.skip(downsample(x))
+        return total / math.sqrt(2)
+
+
+def append_batch_deviation(x_BCHW: Tensor) -> Tensor:
+    """Adds a channel with the mean standard deviation over groups of images (Karras et al. 2018, arXiv 1710.10196, section 3).
+
+    Returns:
+        (B, C + 1, H, W). Groups have GROUP images, or a divisor of it that divides B.
+    """
+    count = len(x_BCHW)
+    groups = count // math.gcd(count, GROUP)
+    x_GMCHW = x_BCHW.reshape(count // groups, groups, *x_BCHW.shape[1:])
+    deviation_M = (x_GMCHW.var(0, correction=0) + EPSILON).sqrt().mean((1, 2, 3))
+    channel = deviation_M.repeat(count // groups)[:, None, None, None].expand(-1, 1, *x_BCHW.shape[2:])
+    return torch.cat([x_BCHW, channel], dim=1)

@@ -1,0 +1,44 @@
+"""Kernel inception distance between two sets of images, in any feature space (Binkowski et al. 2018, arXiv 1801.01401)."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Features = npt.NDArray[np.float64]
+
+BLOCK = 1000
+"""Images of each set that are compared at a time; the estimates of the blocks are averaged."""
+
+
+def kid(x: Features, y: Features, paired: bool = False) -> float:
+    """The squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, estimated without bias; it may be negative.
+
+    Within a set an image is not compared with itself. When the images of the sets belong together (an original and its
+    reconstruction), neither are the two of a pair, for they resemble each other more than two draws would
+    (Gretton et al. 2012, JMLR 13, equation 4): then the distance of a set to itself is 0.
+
+    Args:
+        x: (n, d), n at least 2.
+        y: (m, d), m at least 2; m = n when paired.
+        paired: whether x[i] and y[i] belong together.
+    """
+    blocks = math.ceil(max(len(x), len(y)) / BLOCK)
+    pairs = zip(np.array_split(x, blocks), np.array_split(y, blocks), strict=True)
+    return float(np.mean([_squared_discrepancy(a, b, paired) for a, b in pairs]))
+
+
+def _squared_discrepancy(x: Features, y: Features, paired: bool) -> float:
+    across = _kernel(x, y)
+    return _off_diagonal(_kernel(x, x)) + _off_diagonal(_kernel(y, y)) - 2 * (_off_diagonal(across) if paired else float(across.mean()))
+
+
+def _kernel(x: Features, y: Features) -> Features:
+    values: Features = (x @ y.T / x.shape[1] + 1) ** 3
+    return values
+
+
+def _off_diagonal(square: Features) -> float:
+    """Mean over the entries beside the diagonal."""
+    count = len(square)
+    return float((square.sum() - np.trace(square)) / (count * (count - 1)))

@@ -1,0 +1,115 @@
+"""What generator and discriminator are built of: Karras et al. 2020, arXiv 1912.04958 (StyleGAN2).
+
+Weights are drawn from N(0, 1) and scaled when they are used ("equalised learning rate", Karras et al. 2018,
+arXiv 1710.10196, section 4.1), so that Adam moves all layers at the same pace.
+"""
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-8
+SLOPE = 0.2
+"""Of leaky ReLU below 0."""
+
+
+def activate(x: Tensor) -> Tensor:
+    """Leaky ReLU that keeps the variance of its input."""
+    return F.leaky_relu(x, SLOPE) * math.sqrt(2)
+
+
+class EqualLinear(nn.Module):
+    """A linear layer with equalised learning rate: (B, inputs) -> (B, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_multiplier: float = 1.0):
+        """Draws the weights.
+
+        Args:
+            inputs: features in.
+            outputs: features out.
+            bias: where it starts.
+            lr_multiplier: the layer learns at this share of the pace of others.
+        """
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
+        self._scale, self._bias_scale = lr_multiplier / math.sqrt(inputs), lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weights and bias, scaled."""
+        return F.linear(x, self.weight * self._scale, self.bias * self._bias_scale)
+
+
+class EqualConv(nn.Module):
+    """A convolution with equalised learning rate, optionally to half the size: (B, inputs, H, W) -> (B, outputs, H', W')."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, down: bool = False, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self._scale, self._down = 1 / math.sqrt(inputs * kernel**2), down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves; to half the size with a low-pass filter first."""
+        weight = self.weight * self._scale
+        padding = weight.shape[-1] // 2
+        if not self._down:
+            return F.conv2d(x, weight, self.bias, padding=padding)
+        # The filter's four taps and the kernel together take the padding of both.
+        return F.conv2d(blur(x, padding + 1), weight, self.bias, stride=2)
+
+
+def modulated_conv(x_BIHW: Tensor, weight_OIKK: Tensor, style_BI: Tensor, demodulate: bool = True, up: bool = False) -> Tensor:
+    """A convolution whose weights are scaled by each sample's style: equations 1 to 3 of StyleGAN2.
+
+    w'_ijk = s_i w_ijk, and with demodulation w''_ijk = w'_ijk / sqrt(sum over i, k of w'_ijk^2 + epsilon). Maps are scaled
+    in place of weights, before and after: the same by linearity, and the whole batch shares one convolution.
+
+    Args:
+        x_BIHW: (B, I, H, W).
+        weight_OIKK: (O, I, K, K) with K odd.
+        style_BI: (B, I).
+        demodulate: whether to bring the outputs back to the variance of the inputs.
+        up: to twice the size, with a low-pass filter after it.
+
+    Returns:
+        (B, O, H, W), or with `up` (B, O, 2 H, 2 W).
+    """
+    x = x_BIHW * style_BI[:, :, None, None]
+    if up:
+        x = blur(F.conv_transpose2d(x, weight_OIKK.transpose(0, 1), stride=2), 1, gain=4.0)
+    else:
+        x = F.conv2d(x, weight_OIKK, padding=weight_OIKK.shape[-1] // 2)
+    if not demodulate:
+        return x
+    variance_BO = style_BI.square() @ weight_OIKK.square().sum((2, 3)).T
+    return x * (variance_BO + EPSILON).rsqrt()[:, :, None, None]
+
+
+def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+    """Low-pass filter [1, 3, 3, 1] in both directions: (B, C, H, W) -> (B, C, H + 2 padding - 3, W + 2 padding - 3)."""
+    return F.conv2d(x, _kernel(x, gain), padding=padding, groups=x.shape[1])
+
+
+def upsample(x: Tensor) -> Tensor:
+    """To twice the size, through the filter: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+    return F.conv_transpose2d(x, _kernel(x, gain=4.0), stride=2, padding=1, groups=x.shape[1])
+
+
+def downsample(x: Tensor) -> Tensor:
+    """To half the size, through the filter: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
+    return F.conv2d(x, _kernel(x, gain=1.0), stride=2, padding=1, groups=x.shape[1])
+
+
+def _kernel(x: Tensor, gain: float) -> Tensor:
+    """(C, 1, 4, 4), its sum is `gain`."""
+    return _filter(gain, x.device, x.dtype).expand(x.shape[1], 1, 4, 4)
+
+
+@cache
+def _filter(gain: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8
+    return gain * torch.outer(taps, taps)

@@ -1,0 +1,168 @@
+"""GAN inversion: shards and a backbone to `model.safetensors`, and how well it reconstructs images.
+
+First a StyleGAN2 is trained on the train split, unless --generator names one, then an encoder into its latents. Of the
+generator the running average is kept. The test split is read once, at the end.
+"""
+
+import logging
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from components.common import checkpoint, loop, storage, tracking
+from components.common.job import Job, open_job, write_json
+from components.common.params import Invert, Params
+from components.common.progress import VOLATILE
+from components.common.reader import Reader
+from components.common.shards import open_shards
+from components.invert.encoder import Encoder
+from components.invert.features import FeatureSpace
+from components.invert.gan import Adversarial, samples, start_generator
+from components.invert.generator import Generator
+from components.invert.inversion import Inversion
+from components.invert.kid import kid
+from components.invert.pixels import mean_image, write_picture
+from components.invert.predictions import SHOWN, Measured, measure, rows
+from components.invert.quality import scales
+from components.invert.sources import MODEL, PREFIX, SHAPE, WEIGHTS, Folders, Sources, open_sources
+
+GAN = "gan"
+"""Folder of the first phase in the work folder: checkpoints, history, and in the end the generator."""
+GENERATOR = "generator.safetensors"
+GAN_HISTORY = "gan_history.csv"
+ROWS = 3
+"""Of SHOWN generated images each, in a picture."""
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    *,
+    shards: list[str],
+    out: str,
+    params: Params,
+    backbone: str | None = None,
+    perceptual: str | None = None,
+    judge: str | None = None,
+    generator: str | None = None,
+) -> None:
+    """Trains a generator and an encoder into its latents, and reconstructs the val and test images.
+
+    Args:
+        shards: output folders of preprocess.
+        out: output folder.
+        params: the section `invert` is used.
+        backbone: output folder of pretrain, where the encoder starts; None: from scratch.
+        perceptual: output folder of pretrain, for the perceptual loss; None: that of `backbone`.
+        judge: output folder of pretrain, for feature distances and KID; None: a network with random weights.
+        generator: output folder of an earlier run of this stage, whose generator is used; None: one is trained.
+
+    Raises:
+        UserError: inputs that cannot be used.
+        Interrupted: a signal came; the checkpoint is written.
+    """
+    section = params.invert
+    sources = open_sources(section, open_shards(shards), Folders(backbone, perceptual, judge, generator))
+    job = open_job("invert", out, section, sources.inputs, upstream=sources.upstream)
+    with tracking.run(job) as tracker:
+        weights = sources.generator or train_generator(section, sources.train, job, tracker)
+        log.info("invert: the encoder, %d epochs", section.epochs)
+        inversion = start_inversion(section, sources, weights)
+        history = loop.Fit(inversion, job, section.epochs, section.checkpoint_minutes).run(tracker.log)
+        metrics = {name: value for name, value in history[-1].items() if name not in (*VOLATILE, "epoch")}
+        metrics = {"train_images": len(sources.train), **metrics, **finish(inversion, sources, job)}
+        tracker.log(metrics)
+        tracker.attach(job.work / loop.HISTORY)
+        tracker.attach(job.work / "figures")
+        job.publish(metrics, tracker.run_id, drop=(GAN, checkpoint.FOLDER, tracking.RUN_ID_FILE))
+
+
+def train_generator(params: Invert, train: Reader, job: Job, tracker: tracking.Tracker) -> dict[str, Tensor]:
+    """The first phase, or what it left behind in the work folder: the averaged generator's weights."""
+    work = job.work / GAN
+    if not (work / GENERATOR).exists():
+        work.mkdir(exist_ok=True)
+        log.info("invert: first the generator, %d epochs", params.gan_epochs)
+        task = Adversarial(params, train)
+        fit = loop.Fit(task, replace(job, work=work), params.gan_epochs, params.checkpoint_minutes)
+        fit.run(lambda numbers, epoch: tracker.log({f"gan_{name}": value for name, value in numbers.items()}, epoch))
+        weights = {name: value.cpu().contiguous() for name, value in task.average.state_dict().items()}
+        storage.write(str(work / GENERATOR), save(weights))
+    return load_file(work / GENERATOR)
+
+
+def start_inversion(params: Invert, sources: Sources, weights: dict[str, Tensor]) -> Inversion:
+    """The second phase, not yet begun. What it starts from does not depend on the perceptual loss."""
+    device = loop.set_up(params.device, params.seed)
+    generator = start_generator(params)
+    generator.load_state_dict(weights)
+    encoder = Encoder(sources.resnet, params.size, generator.latents, generator.mean_latent())
+    return Inversion(params, sources, generator.to(device).eval(), encoder.to(device))
+
+
+def finish(inversion: Inversion, sources: Sources, job: Job) -> dict[str, float]:
+    """Reconstructs val and test, writes everything, and returns what is worth a look."""
+    mean = mean_image(sources.train, inversion.params.size, inversion.batch_size, inversion.device)
+    readers = {"val": sources.val, "test": sources.test}
+    measured = {split: measure(inversion, sources.judge, mean, reader) for split, reader in readers.items()}
+    tables = [rows(readers[split], split, found) for split, found in measured.items()]
+    pq.write_table(pa.concat_tables(tables), job.work / "predictions.parquet")
+    distances = set_distances(inversion.generator, sources.judge, measured["test"], inversion.batch_size, inversion.params.seed)
+    draw(inversion, measured["test"], job)
+    write_model(inversion, sources, distances, job)
+    if (job.work / GAN / loop.HISTORY).exists():
+        shutil.copyfile(job.work / GAN / loop.HISTORY, job.work / GAN_HISTORY)
+    return {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()} | distances
+
+
+def set_distances(generator: Generator, judge: FeatureSpace, test: Measured, batch_size: int, seed: int) -> dict[str, float]:
+    """KID to the test images, of as many generated ones and of their reconstructions.
+
+    Features are in units of their root mean square over the test images: random networks have a scale of their own, and
+    the kernel is meant for features of about 1.
+    """
+    count = len(test.originals)
+    if count < 2:
+        return {"kid_samples": float("nan"), "kid_reconstructions": float("nan")}
+    unit = float((test.originals**2).mean() ** 0.5)
+    pooled = [judge.pooled(images) for images in samples(generator, count, batch_size, seed)]
+    generated = torch.cat(pooled).double().cpu().numpy()
+    return {
+        "kid_samples": kid(generated / unit, test.originals / unit),
+        "kid_reconstructions": kid(test.reconstructions / unit, test.originals / unit, paired=True),
+    }
+
+
+def draw(inversion: Inversion, test: Measured, job: Job) -> None:
+    """Pictures: originals, reconstructions and their difference in rows; and images of random latents."""
+    folder = job.work / "figures"
+    folder.mkdir(exist_ok=True)
+    write_picture(folder / "reconstructions.png", test.shown)
+    write_picture(folder / "samples.png", list(samples(inversion.generator, ROWS * SHOWN, SHOWN, inversion.params.seed)))
+
+
+def write_model(inversion: Inversion, sources: Sources, distances: dict[str, float], job: Job) -> None:
+    """Writes the weights, `generator.` and `encoder.` before their names, and what a user of them must know."""
+    encoder = {f"encoder.{name}": value for name, value in inversion.encoder.state_dict().items()}
+    weights = encoder | {f"{PREFIX}{name}": value for name, value in inversion.generator.state_dict().items()}
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, job.work / WEIGHTS)
+    params, shape = inversion.params, {name: getattr(inversion.params, name) for name in SHAPE}
+    description: dict[str, Any] = {
+        "task": "invert",
+        "arch": params.arch,
+        **shape,
+        "normalisation": sources.normalisation,
+        "perceptual": sources.perceptual.name if sources.perceptual else "none",
+        "judge": sources.judge.name,
+        "ms_ssim_scales": scales(params.size),
+        **{name: None if value != value else value for name, value in distances.items()},
+        "inputs": job.inputs,
+        "sha256": storage.digest_file(job.work / WEIGHTS),
+    }
+    write_json(job.work / MODEL, description)

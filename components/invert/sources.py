@@ -1,0 +1,140 @@
+"""What the stage is given, opened and checked before anything is trained: shards, backbones, a generator."""
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torchvision
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from components.common import backbone, loop, storage
+from components.common.errors import UserError
+from components.common.job import read_input, upstream_run_id
+from components.common.params import Invert
+from components.common.reader import Reader
+from components.common.shards import Shards
+from components.invert.features import FeatureSpace, pretrained, random
+
+MODEL, WEIGHTS = "model.json", "model.safetensors"
+SHAPE = ("size", "latent_dim", "mapping_layers", "channel_base", "channel_max")
+"""Parameters that a generator is built by."""
+META = ("view", "sex", "age", "manufacturer")
+PREFIX = "generator."
+"""Of the generator's weights; the encoder's begin with `encoder.`."""
+PERCEPTUAL_SEED, JUDGE_SEED = 1, 2
+"""Of networks with random weights; never the same network."""
+
+log = logging.getLogger(__name__)
+
+
+class Folders(NamedTuple):
+    """Outputs of other stages and runs; None where there is none."""
+
+    backbone: str | None = None
+    perceptual: str | None = None
+    judge: str | None = None
+    generator: str | None = None
+
+
+@dataclass
+class Sources:
+    """Everything that is given."""
+
+    shards: Shards
+    train: Reader
+    val: Reader
+    test: Reader
+    """Opened to know that there is one; its images are read at the end."""
+    device: torch.device
+    resnet: torchvision.models.ResNet
+    """Where the encoder starts."""
+    normalisation: dict[str, float]
+    """Mean and std of the encoder's input."""
+    perceptual: FeatureSpace | None
+    judge: FeatureSpace
+    generator: dict[str, Tensor] | None
+    """Weights; None: one is to be trained."""
+    inputs: dict[str, str]
+    """SHA-256 by name of input."""
+    upstream: dict[str, str]
+    """MLflow run id by name of input."""
+
+
+def open_sources(params: Invert, shards: Shards, folders: Folders) -> Sources:
+    """Opens everything.
+
+    Raises:
+        UserError: an input that cannot be used with these shards and parameters.
+    """
+    if shards.size < params.size:
+        raise UserError(f"invert.size: {params.size}, but the shards hold images of {shards.size} pixels; make it smaller")
+    used = folders._replace(perceptual=_perceptual_folder(params, folders))
+    inputs, upstream = _lineage(shards, used)
+    generator = _read_generator(used.generator, params, shards) if used.generator else None
+    device = loop.set_up(params.device, params.seed)
+    train, val, test = (Reader(shards, split, META) for split in ("train", "val", "test"))
+    resnet, normalisation = _start(params, used.backbone, shards)
+
+    def space(folder: str | None, seed: int) -> FeatureSpace:
+        return pretrained(folder, params.arch, device) if folder else random(params, seed, train, shards.mean_std, device)
+
+    perceptual = None if params.perceptual == "none" else space(used.perceptual, PERCEPTUAL_SEED)
+    judge = space(used.judge, JUDGE_SEED)
+    log.info("invert: perceptual loss in %s, judged in %s", perceptual.name if perceptual else "no backbone", judge.name)
+    return Sources(shards, train, val, test, device, resnet, normalisation, perceptual, judge, generator, inputs, upstream)
+
+
+def _perceptual_folder(params: Invert, folders: Folders) -> str | None:
+    """The encoder's backbone serves if no other is named."""
+    if params.perceptual == "backbone":
+        return folders.perceptual or folders.backbone
+    if folders.perceptual:
+        log.warning("invert: %s is not used, since invert.perceptual is %s", folders.perceptual, params.perceptual)
+    return None
+
+
+def _lineage(shards: Shards, folders: Folders) -> tuple[dict[str, str], dict[str, str]]:
+    """SHA-256, and MLflow run id, by name of input."""
+    inputs, upstream = dict(shards.inputs), dict(shards.upstream)
+    for name, folder in folders._asdict().items():
+        if folder is None:
+            continue
+        description, made_by = (MODEL, "invert") if name == "generator" else (backbone.DESCRIPTION, "pretrain")
+        _, inputs[name] = read_input(folder, description, made_by)
+        if run_id := upstream_run_id(folder):
+            upstream[name] = run_id
+    if folders.judge and inputs["judge"] == inputs.get("perceptual"):
+        raise UserError(f"--judge {folders.judge}: is the backbone of the perceptual loss; name one that the encoder was not trained with")
+    return inputs, upstream
+
+
+def _start(params: Invert, folder: str | None, shards: Shards) -> tuple[torchvision.models.ResNet, dict[str, float]]:
+    """The encoder's backbone, and the normalisation that it is used to."""
+    if folder is None:
+        mean, std = shards.mean_std
+        return backbone.build(params.arch), {"mean": mean, "std": std}
+    resnet, description, _ = backbone.load(folder, params.arch)
+    return resnet, description["normalisation"]
+
+
+def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Tensor]:
+    """The weights of an earlier run's generator.
+
+    Raises:
+        UserError: not an output of invert, or a generator of another shape than the parameters ask for.
+    """
+    description, _ = read_input(folder, MODEL, "invert")
+    if description.get("task") != "invert":
+        raise UserError(f"--generator {folder}: is a model of the task {description.get('task')}; name an output folder of invert")
+    for name in SHAPE:
+        if description[name] != (asked := getattr(params, name)):
+            has = f"--generator {folder}: has {name} {description[name]}"
+            raise UserError(f"{has}, the parameters ask for {asked}; set invert.{name} to match")
+    if {name: value for name, value in description["inputs"].items() if name.startswith("shards")} != shards.inputs:
+        log.warning("invert: the generator in %s was trained on other shards; it may have seen images of this test split", folder)
+    content = storage.read(storage.join(folder, WEIGHTS))
+    if storage.digest(content) != description["sha256"]:
+        raise UserError(f"{storage.join(folder, WEIGHTS)}: does not match {MODEL}; run invert again")
+    return {name.removeprefix(PREFIX): value for name, value in load_safetensors(content).items() if name.startswith(PREFIX)}

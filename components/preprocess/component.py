@@ -1,0 +1,60 @@
+"""preprocess as steps of a pipeline: one a partition, and the merge."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="cpu", install_kfp_package=False)
+def preprocess(partition: str, root: str, params: str) -> str:
+    """Preprocesses a partition.
+
+    Args:
+        partition: JSON of its number (`i/n`), of the folder of the raw files, and of the digest of its listing, so that new files
+            are no hit in the cache.
+        root: folder of all outputs.
+        params: JSON of the section `preprocess`.
+
+    Returns:
+        The folder of the partition's output.
+    """
+    import json
+
+    from components.pipeline.step import step
+    from components.preprocess.run import run
+
+    inputs = json.loads(partition)
+    with step("preprocess", root, {"preprocess": params}, inputs) as this:
+        run(raw=inputs["raw"], out=this.out, params=this.params, partition=inputs["number"])
+    return this.out
+
+
+@dsl.component(base_image="cpu", install_kfp_package=False)
+def merge(
+    partitions: list[str],
+    root: str,
+    params: str,
+    manifest: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+) -> str:
+    """Joins the partitions to shards.
+
+    Args:
+        partitions: folders of all partitions' outputs.
+        root: folder of all outputs.
+        params: JSON of the section `preprocess`.
+        manifest: manifest.json, which describes the shards.
+        metrics: counts.
+        report: of the data.
+
+    Returns:
+        The folder of the shards.
+    """
+    from components.pipeline.step import step
+    from components.preprocess.run import merge_partitions
+
+    with step("shards", root, {"preprocess": params}, {"partitions": sorted(partitions)}) as this:
+        merge_partitions(shards=partitions, out=this.out, params=this.params)
+    metrics.metadata.update(this.metrics())
+    this.show("manifest.json", manifest.path)
+    this.show("report.html", report.path)
+    return this.out

@@ -1,0 +1,114 @@
+"""Which position of the key's map shows the anatomy that a position of the query's map shows.
+
+The views of an image are warped independently, so that equal positions of their maps show anatomy up to a fifth of the image
+apart. Both warps are known: a position of the query's map lies at a pixel of the query's view, this at a point of the image, and
+this, through the inverse of the key's warp, at a pixel of the key's view and a position of its map.
+
+In a ResNet the position (i, j) of a map with stride s looks at pixel (s i, s j): every strided layer of it has an odd kernel and
+half of it as padding. This is not the middle of the s x s pixels that the map would cover as a smaller picture.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.pretrain.augment import Warp, to_image
+
+STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
+NEWTON_STEPS = 6
+"""Enough for single precision wherever a warp of `augment` can bring a pixel."""
+INVERTIBLE = -0.148
+"""r (1 + d r^2) = R can be solved for d R^2 above -4/27."""
+ROUNDING = 1e-3
+"""How far outside of a map a position may lie, in its steps, and count as on its border."""
+
+
+class Geometry(NamedTuple):
+    """How the views of a batch were made."""
+
+    query: Warp
+    key: Warp
+    size: tuple[int, int]
+    """Height and width of the views, in pixels."""
+
+    def chunk(self, parts: int) -> "list[Geometry]":
+        """The same in parts, as Tensor.chunk."""
+        query, key = (zip(*(value.chunk(parts) for value in warp), strict=True) for warp in (self.query, self.key))
+        return [Geometry(Warp(*one), Warp(*other), self.size) for one, other in zip(query, key, strict=True)]
+
+
+def align(key_map: Tensor, geometry: Geometry, stage: str) -> tuple[Tensor, Tensor]:
+    """The key's map after a stage, at the anatomy of the query's; returns as `resample` does."""
+    return resample(key_map, key_positions(geometry, STRIDES[stage]))
+
+
+def key_positions(geometry: Geometry, stride: int) -> Tensor:
+    """Where the anatomy at each position of the query's map lies in the key's map.
+
+    Args:
+        geometry: of the views.
+        stride: of the map, in pixels.
+
+    Returns:
+        (B, H, W, 2), x and y as fractional indices into the key's map; some lie outside of it.
+    """
+    query, key, (height, width) = geometry
+    device = query.scale.device
+    x, y = ((2 * torch.arange(0, side, stride, device=device) + 1) / side - 1 for side in (width, height))
+    moved = to_view(key, to_image(query, x[None, None, :], y[None, :, None]))
+    return ((moved + 1) * torch.tensor([width, height], device=device) - 1) / (2 * stride)
+
+
+def to_view(warp: Warp, point_BHW2: Tensor) -> Tensor:
+    """Points of the image, in the view: the inverse of `augment.to_image`.
+
+    Args:
+        warp: of the view.
+        point_BHW2: x and y, in [-1, 1] from border to border.
+
+    Returns:
+        (B, H, W, 2), likewise.
+    """
+    x, y = (point_BHW2 * _undistortion(warp, point_BHW2.square().sum(-1)).unsqueeze(-1)).unbind(-1)
+    cos = (warp.angle.cos() * warp.scale)[:, None, None]
+    sin = (warp.angle.sin() * warp.scale)[:, None, None]
+    return torch.stack([cos * x - sin * y, cos * y + sin * x], dim=-1) + 2 * warp.shift[:, None, None]
+
+
+def _undistortion(warp: Warp, square_BHW: Tensor) -> Tensor:
+    """The factor f with f R (1 + d (f R)^2) = R, by Newton's method from 1, from where it converges monotonically."""
+    cubic = (warp.distortion[:, None, None] * square_BHW).clamp_min(INVERTIBLE)
+    factor = torch.ones_like(cubic)
+    for _ in range(NEWTON_STEPS):
+        factor = factor - (factor + cubic * factor**3 - 1) / (1 + 3 * cubic * factor.square())
+    return factor
+
+
+def resample(key_map: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The key's map at other positions, interpolated linearly.
+
+    Args:
+        key_map: (B, C, H, W), best in channels_last; without gradient.
+        positions: (B, H', W', 2), x and y as indices into the map.
+
+    Returns:
+        (B, C, H', W') in channels_last; and (B, H', W') bool, whether a position lies between positions of the key's map.
+        One outside of it, which the key's view does not show, has the value at the border.
+    """
+    batch, channels, height, width = key_map.shape
+    last = torch.tensor([width - 1, height - 1], device=positions.device)
+    inside = ((positions > -ROUNDING) & (positions < last + ROUNDING)).all(-1)
+    clamped = torch.minimum(positions.clamp_min(0), last)
+    corner = torch.minimum(clamped.floor(), (last - 1).clamp_min(0))
+    (x, y), (right, lower) = corner.long().unbind(-1), (clamped - corner).unbind(-1)
+    sample = height * width * torch.arange(batch, device=positions.device)[:, None, None]
+    # A sum of four weighted rows of a table: reads each map where it lies and writes nothing but the result.
+    first = sample + y * width + x
+    step_x, step_y = int(width > 1), width * int(height > 1)
+    rows = torch.stack([first, first + step_x, first + step_y, first + step_x + step_y], dim=-1)
+    weights = torch.stack([(1 - right) * (1 - lower), right * (1 - lower), (1 - right) * lower, right * lower], dim=-1)
+    table = key_map.permute(0, 2, 3, 1).reshape(-1, channels)
+    found = F.embedding_bag(rows.view(-1, 4), table, mode="sum", per_sample_weights=weights.view(-1, 4).to(table.dtype))
+    return found.view(*positions.shape[:3], channels).permute(0, 3, 1, 2), inside

@@ -1,0 +1,53 @@
+"""pretrain as a step of a pipeline: in the step's own pod, or on several nodes by a TrainJob."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="gpu", install_kfp_package=False)
+def pretrain(shards: str, root: str, params: str, processes: int, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]) -> str:
+    """Pretrains a backbone in the step's own pod.
+
+    Args:
+        shards: folder of the shards.
+        root: folder of all outputs.
+        params: JSON of the section `pretrain`.
+        processes: one a GPU.
+        metrics: of the last epoch.
+        backbone: backbone.json, which describes the weights.
+
+    Returns:
+        The folder of the backbone.
+    """
+    from components.pipeline.step import step
+    from components.pretrain.launch import run_here
+
+    with step("pretrain", root, {"pretrain": params}, {"shards": shards}) as this:
+        run_here([shards], this.out, this.params, processes)
+    metrics.metadata.update(this.metrics())
+    this.show("backbone.json", backbone.path)
+    return this.out
+
+
+@dsl.component(base_image="cpu", install_kfp_package=False)
+def launch(shards: str, root: str, params: str, cluster: str, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]) -> str:
+    """Pretrains a backbone on several nodes, which a TrainJob of Kubeflow Trainer holds.
+
+    Args:
+        shards: folder of the shards.
+        root: folder of all outputs.
+        params: JSON of the section `pretrain`.
+        cluster: JSON of what the nodes are like (pipelines.resources.describe_nodes).
+        metrics: of the last epoch.
+        backbone: backbone.json, which describes the weights.
+
+    Returns:
+        The folder of the backbone.
+    """
+    from components.pipeline.step import step
+    from components.pretrain.trainjob import run_on_nodes
+
+    with step("pretrain", root, {"pretrain": params}, {"shards": shards}) as this:
+        run_on_nodes([shards], this.out, this.params, cluster)
+    metrics.metadata.update(this.metrics())
+    this.show("backbone.json", backbone.path)
+    return this.out

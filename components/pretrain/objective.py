@@ -1,0 +1,94 @@
+"""The pretraining loss: InfoNCE and a term for each stage of a preset.
+
+Presets, with the stages they compare and the similarity that each is pulled to:
+
+- `moco`: none. MoCo v2.
+- `ifa`: layer1 to 0.3, layer4 to 1. The authors' code (Cho et al. 2024, doi 10.1007/s10278-024-01032-x).
+- `ifa-cosine`: layer1 and layer4 to 1. The paper's abstract.
+- `ifa-layer4`: layer4 to 1.
+- `aligned`: as `ifa`, between positions that show the same anatomy.
+- `mse`: the mean squared error of all four stages' pooled maps (Kaku et al. 2021, arXiv 2110.14805), the closest relative.
+- `scratch`: none, and no training.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from components.common.params import Pretrain as PretrainParams
+from components.common.params import Term
+from components.pretrain.align import Geometry, align
+from components.pretrain.losses import MSE_POOLED, average, info_nce, mse, similarity_map
+from components.pretrain.moco import Views
+
+WATCHED = ("layer1", "layer4")
+"""Stages whose mean similarity is reported also where it is no part of the loss."""
+
+
+class Preset(NamedTuple):
+    """What a preset asks of the maps."""
+
+    terms: Mapping[str, Term]
+    squared: bool = False
+    """The terms are mean squared errors and not similarities."""
+    aligned: bool = False
+    """Similarities are between positions that show the same anatomy."""
+
+
+PRESETS = {
+    "scratch": Preset({}),
+    "moco": Preset({}),
+    "ifa": Preset({"layer1": Term(target=0.3), "layer4": Term(target=1)}),
+    "ifa-cosine": Preset({"layer1": Term(target=1), "layer4": Term(target=1)}),
+    "ifa-layer4": Preset({"layer4": Term(target=1)}),
+    "aligned": Preset({"layer1": Term(target=0.3), "layer4": Term(target=1)}, aligned=True),
+    "mse": Preset({stage: Term(weight=0.25) for stage in MSE_POOLED}, squared=True),
+}
+
+
+class Objective:
+    """The weighted sum of InfoNCE and the terms of a preset.
+
+    Attributes:
+        stages: whose maps it needs of both encoders.
+    """
+
+    def __init__(self, params: PretrainParams):
+        self.params, self.preset = params, PRESETS[params.preset]
+        self.terms: Mapping[Any, Term] = self.preset.terms if params.terms is None else params.terms
+        self.stages = tuple(stage for stage in MSE_POOLED if stage in self.terms or stage in WATCHED)
+
+    def __call__(self, views: Views, queue: Tensor, geometry: Geometry) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, its parts, and the mean similarities.
+
+        Args:
+            views: of a batch.
+            queue: (C, K), L2-normalised keys.
+            geometry: how the views were made.
+
+        Returns:
+            Scalar to go backward from, and scalars without gradient by name, `loss` among them.
+        """
+        nce = info_nce(views.q, views.k, queue, self.params.temperature)
+        loss, numbers = self.params.lambda_nce * nce, {"loss_nce": nce}
+        for stage in self.stages:
+            value, similarity = self._compare(stage, views, geometry)
+            if value is not None:
+                loss = loss + self.params.lambda_ifa * self.terms[stage].weight * value
+                numbers[f"loss_{'mse' if self.preset.squared else 'ifa'}_{stage}"] = value
+            if stage in WATCHED:
+                numbers[f"similarity_{stage}"] = similarity
+        return loss, {name: number.detach() for name, number in {"loss": loss, **numbers}.items()}
+
+    def _compare(self, stage: str, views: Views, geometry: Geometry) -> tuple[Tensor | None, Tensor]:
+        """The stage's term, None where it has none, and its mean similarity."""
+        query_map, key_map, inside = views.query_maps[stage], views.key_maps[stage], None
+        if self.preset.aligned:
+            key_map, inside = align(key_map, geometry, stage)
+        term = self.terms.get(stage)
+        if term is None or self.preset.squared:
+            mean = average(similarity_map(query_map.detach(), key_map), inside)
+            return (None if term is None else mse(query_map, key_map, MSE_POOLED[stage])), mean
+        similarity = similarity_map(query_map, key_map)
+        return average((term.target - similarity).abs(), inside), average(similarity.detach(), inside)

@@ -1,0 +1,138 @@
+"""Where pretraining starts: at somebody's MoCo checkpoint, at an ImageNet ResNet, or at an earlier backbone.
+
+What a path holds is told by its content:
+
+- a folder with backbone.json: the output of pretrain;
+- a file with `module.encoder_q.*`, the format of the published MoCo checkpoints (facebookresearch/moco and what was made with
+  it): both encoders with their heads and, if it is there, the queue;
+- a file with torchvision's names, `conv1.weight` and so on: a ResNet, such as torchvision's for ImageNet.
+
+Files are what `torch.save` writes, read weights-only, or safetensors.
+"""
+
+import io
+import logging
+import pickle
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from components.common import backbone, storage
+from components.common.errors import UserError
+from components.common.job import upstream_run_id
+from components.pretrain.moco import Encoder, MoCo
+
+HEAD = {"fc.0.": "head.0.", "fc.2.": "head.2."}
+"""The layers of MoCo v2's head, by their names in the published checkpoints and in `Encoder`."""
+
+TORN = (pickle.UnpicklingError, SafetensorError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError)
+"""What reading a file raises that is damaged or something else; torch.load stumbles over it anywhere."""
+
+log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+    """Weights to start from."""
+
+    source: str
+    """Path or URI."""
+    sha256: str
+    query: Mapping[str, Tensor]
+    """By the names of `Encoder`; without the head if the source has none."""
+    key: Mapping[str, Tensor] | None = None
+    """Likewise; None: as the query encoder."""
+    queue: Tensor | None = None
+    """(dim, K), the oldest key first."""
+    upstream: Mapping[str, str] = MappingProxyType({})
+    """MLflow run that made it, as `start`, if known."""
+
+
+def read(source: str, arch: str) -> Start:
+    """Reads weights to start from.
+
+    Args:
+        source: a file, or an output folder of pretrain; a path or an s3:// URI.
+        arch: the architecture that is wanted.
+
+    Raises:
+        UserError: nothing there, nothing that is known, another architecture, or a file that would run code.
+    """
+    if storage.exists(storage.join(source, backbone.DESCRIPTION)):
+        resnet, _, digest = backbone.load(source, arch)
+        made_by = upstream_run_id(source)
+        return Start(source, digest, _prefixed(resnet.state_dict()), upstream={"start": made_by} if made_by else {})
+    content = storage.read(source)
+    weights, digest = _weights(content, source), storage.digest(content)
+    query = _below(weights, "encoder_q.")
+    if not query:
+        return Start(source, digest, _prefixed(backbone.adapt(weights, arch, source)))
+    key, queue = _below(weights, "encoder_k."), weights.get("queue")
+    if queue is not None:
+        # Whatever the pointer, the oldest key comes first here.
+        queue = queue.roll(-int(weights.get("queue_ptr", torch.zeros(1))), 1)
+    return Start(source, digest, _encoder(query, arch, source), _encoder(key, arch, source) if key else None, queue)
+
+
+def load(model: MoCo, start: Start) -> None:
+    """Puts the weights into both encoders, and the keys into the queue if they are of the same head."""
+    headed = _load_encoder(model.query, start.query)
+    _load_encoder(model.key, start.query if start.key is None else start.key)
+    if not headed:
+        model.key.head.load_state_dict(model.query.head.state_dict())
+    keys = _load_queue(model, start.queue) if headed and start.key is not None else 0
+    log.info("starts from %s: backbone, %s head, %d keys", start.source, "its" if headed else "a new", keys)
+
+
+def _load_encoder(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
+    """Loads the backbone, and the head if it is there and fits; returns whether it did."""
+    own = encoder.state_dict()
+    head = [name for name in own if name.startswith("head.")]
+    headed = all(name in weights and weights[name].shape == own[name].shape for name in head)
+    encoder.load_state_dict({name: tensor for name, tensor in weights.items() if headed or name not in head}, strict=False)
+    return headed
+
+
+def _load_queue(model: MoCo, queue: Tensor | None) -> int:
+    """Puts the newest keys, as many as there is room for, at the end of the queue; returns their number."""
+    if queue is None or queue.shape[0] != model.queue.shape[0]:
+        return 0
+    count = min(queue.shape[1], model.queue.shape[1])
+    model.queue[:, model.queue.shape[1] - count :] = queue[:, queue.shape[1] - count :]
+    return count
+
+
+def _weights(content: bytes, source: str) -> dict[str, Tensor]:
+    """The tensors of a file by name, without the prefix of DistributedDataParallel."""
+    try:
+        tree = load_safetensors(content) if content[8:9] == b"{" else torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    except (*TORN, RuntimeError, TypeError, ValueError) as error:
+        if "Unsupported global" in str(error):
+            raise UserError(
+                f"{source}: holds Python objects, which could run code, and not only tensors; save its state_dict anew"
+            ) from None
+        raise UserError(f"{source}: is no checkpoint; give what torch.save wrote, safetensors, or an output folder of pretrain") from None
+    if isinstance(tree, Mapping):
+        tree = tree.get("state_dict", tree)
+    if not isinstance(tree, Mapping) or not any(isinstance(value, Tensor) for value in tree.values()):
+        raise UserError(f"{source}: holds no state_dict; give a MoCo checkpoint, a ResNet or an output folder of pretrain")
+    return {str(name).removeprefix("module."): value for name, value in tree.items() if isinstance(value, Tensor)}
+
+
+def _encoder(weights: Mapping[str, Tensor], arch: str, source: str) -> dict[str, Tensor]:
+    """An encoder of a MoCo checkpoint by the names of `Encoder`."""
+    heads = {new + name.removeprefix(old): tensor for name, tensor in weights.items() for old, new in HEAD.items() if name.startswith(old)}
+    return {**_prefixed(backbone.adapt(weights, arch, source)), **heads}
+
+
+def _prefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"backbone.{name}": tensor for name, tensor in weights.items()}
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

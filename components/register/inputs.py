@@ -1,0 +1,115 @@
+"""What users hand to a packed model, made into the pixels that its network was trained on.
+
+DICOM, PNG and JPEG files go through preprocess's own functions with the training's parameters, and are refused for the same
+reasons. Text that comes over the network is never taken for a path: `mlflow models serve` hands over data frames and arrays only.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from components.common.shards import Pixels
+from components.preprocess import checks, dicom, picture
+from components.preprocess.checks import Refused
+from components.preprocess.picture import Picture
+from components.preprocess.render import render
+
+COLUMN = "dicom"
+"""Of a data frame: a file's bytes, or these in base64."""
+CLIP_PERCENTILE = 99.0
+VIEWS = ("PA", "AP")
+"""Of models that do not say what they were trained with: preprocess's defaults."""
+EXPECTED = (
+    f"give (N, H, W) pixels as an array, a list of paths or of bytes of DICOM files, or a data frame whose column `{COLUMN}` holds "
+    "the files' bytes or base64"
+)
+
+
+class Image(NamedTuple):
+    """One image to be scored."""
+
+    pixels: Pixels
+    """(H, W), as a row of shards holds it."""
+    height: int
+    width: int
+    """Of the source, in pixels."""
+
+
+def images(given: Any, size: int, bits: int, preprocessing: dict[str, Any]) -> list[Image]:
+    """The images of a call.
+
+    Args:
+        given: (N, H, W) pixels of shards; a path or the bytes of a file, or a list of these; or a data frame with COLUMN.
+        size: longer side that the network takes, in pixels.
+        bits: of its pixels, 8 or 16.
+        preprocessing: section `preprocess` of the training, as far as known.
+
+    Raises:
+        ValueError: anything else, or a file that preprocess would quarantine; says which and why.
+    """
+    if isinstance(given, str | Path | bytes):
+        given = [given]
+    if isinstance(given, pd.DataFrame):
+        return [_read_file(content, number, size, bits, preprocessing) for number, content in enumerate(_column(given))]
+    if isinstance(given, list | tuple) and given and all(isinstance(item, str | Path | bytes) for item in given):
+        return [_read_file(_content(item), number, size, bits, preprocessing) for number, item in enumerate(given)]
+    return [_check(image, size, bits) for image in _stack(given, bits)]
+
+
+def _column(frame: pd.DataFrame) -> list[bytes]:
+    if COLUMN not in frame.columns:
+        raise ValueError(f"the data frame has the columns {', '.join(map(str, frame.columns))}; {EXPECTED}")
+    return [value if isinstance(value, bytes) else _from_base64(value, number) for number, value in enumerate(frame[COLUMN])]
+
+
+def _from_base64(text: Any, number: int) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise ValueError(f"input {number}: is neither bytes nor base64; {EXPECTED}") from None
+
+
+def _content(item: str | Path | bytes) -> bytes:
+    return item if isinstance(item, bytes) else Path(item).read_bytes()
+
+
+def _stack(given: Any, bits: int) -> Sequence[Pixels]:
+    """Arrays of pixels; numbers of another type, as JSON brings them, are taken if they fit."""
+    dtype = np.dtype(f"uint{bits}")
+    if isinstance(given, list | tuple):
+        given = [np.asarray(image) for image in given]
+        ranks, kinds = {image.ndim for image in given}, {image.dtype.kind for image in given}
+    else:
+        given = np.asarray(given)
+        ranks, kinds = {given.ndim - 1}, {given.dtype.kind}
+    if ranks - {2} or kinds - set("ui"):
+        raise ValueError(f"images must be whole numbers of shape (N, H, W); {EXPECTED}")
+    if any(image.size and not (image.min() >= 0 and image.max() <= np.iinfo(dtype).max) for image in given):
+        raise ValueError(f"pixels must be uint{bits}, from 0 to {np.iinfo(dtype).max}")
+    return [image.astype(dtype, copy=False) for image in given]
+
+
+def _check(image: Pixels, size: int, bits: int) -> Image:
+    if not image.size or max(image.shape) > size:
+        raise ValueError(
+            f"images must be uint{bits} of shape (N, H, W) with H and W from 1 to {size}, not {image.shape[0]} x {image.shape[1]}"
+        )
+    return Image(image, *image.shape)
+
+
+def _read_file(content: bytes, number: int, size: int, bits: int, preprocessing: dict[str, Any]) -> Image:
+    """As preprocess makes a row of a file; what needs labels.csv or leaves the pixels as they are is left out."""
+    try:
+        opened, header = picture.open_file(content) if picture.is_picture(content) else dicom.open_file(content)
+        checks.check_header(header, tuple(preprocessing.get("views", VIEWS)), header.view)
+        stored, grayscale = picture.decode(opened, header) if isinstance(opened, Picture) else dicom.decode(opened, header)
+        checks.check_size(*stored.shape)
+        percentile = preprocessing.get("clip_percentile", CLIP_PERCENTILE)
+        return Image(render(stored, grayscale, size, bits, percentile).pixels, *stored.shape)
+    except Refused as refusal:
+        raise ValueError(f"input {number}: {refusal.reason.value} ({refusal.detail})") from None

@@ -1,0 +1,22 @@
+"""simulate as a step of a pipeline."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="cpu", install_kfp_package=False)
+def simulate(root: str, params: str) -> str:
+    """Makes a cohort of phantoms.
+
+    Args:
+        root: folder of all outputs.
+        params: JSON of the section `simulate`.
+
+    Returns:
+        The folder of the cohort.
+    """
+    from components.pipeline.step import step
+    from components.simulate.run import run
+
+    with step("simulate", root, {"simulate": params}, {}) as this:
+        run(out=this.out, params=this.params)
+    return this.out

@@ -1,0 +1,182 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.ops import box_iou
+
+from components.common import backbone, interrupt
+from components.common.errors import UserError
+from components.common.params import Params
+from components.common.shards import decode, square
+from components.detect import network
+from components.detect import run as detect
+from tests.detect.conftest import SPOTS, box
+
+DETECTORS = pytest.mark.parametrize("detector", ["retinanet", pytest.param("fasterrcnn", marks=pytest.mark.slow)])
+
+
+def changed(params: Params, **update: object) -> Params:
+    return params.model_copy(update={"detect": params.detect.model_copy(update=update)})
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    torch.manual_seed(5)
+    backbone.export(backbone.build("resnet18"), folder, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
+    (folder / "run.json").write_text(json.dumps({"mlflow_run_id": "pretrain-run"}))
+    return str(folder)
+
+
+def corners(boxes: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([[each["x"], each["y"], each["x"] + each["width"], each["y"] + each["height"]] for each in boxes]).reshape(-1, 4)
+
+
+@pytest.mark.slow
+@DETECTORS
+def test_learns_what_can_be_seen(make_boxed: Callable[..., str], small: Params, tmp_path: Path, detector: str) -> None:
+    out = tmp_path / "out"
+    detect.run(shards=[make_boxed(images=200)], out=str(out), params=changed(small, epochs=7, detector=detector))
+
+    table = pq.read_table(out / "predictions.parquet")
+    assert table.column_names[:8] == ["image_id", "patient_id", "split", "task", "view", "sex", "age", "manufacturer"]
+    rows = [row for row in table.to_pylist() if row["split"] == "test" and row["targets"] is not None]
+    found = boxes = 0
+    for row in rows:
+        for target in row["targets"]:
+            mine = [each for each in row["boxes"] if each["label"] == target["label"] and each["score"] > 0.3]
+            boxes += 1
+            found += bool((box_iou(corners(mine), corners([target])) > 0.5).any())
+    alarms = sum(each["score"] > 0.3 for row in rows for each in row["boxes"]) - found
+    assert boxes > 20
+    assert found > 0.8 * boxes
+    assert alarms < 0.4 * boxes
+
+
+def test_predictions_are_the_saved_models(make_boxed: Callable[..., str], small: Params, tmp_path: Path, pretrained: str) -> None:
+    shards, out = make_boxed(images=30), tmp_path / "out"
+    detect.run(shards=[shards], out=str(out), params=changed(small, epochs=1), backbone=pretrained)
+
+    described = json.loads((out / "model.json").read_text())
+    assert described["task"] == "detect" and described["detector"] == "retinanet" and described["classes"] == ["Left", "Right"]
+    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # the backbone's, not the shards'
+    built = network.build(backbone.build("resnet18"), small.detect, 2, 32, 0.25, 0.5)
+    built.model.load_state_dict(load_file(out / "model.safetensors"))
+    built.eval()
+    row = next(row for row in pq.read_table(f"{shards}/part-00000.parquet").to_pylist() if row["split"] == "test")
+    predicted = next(each for each in pq.read_table(out / "predictions.parquet").to_pylist() if each["image_id"] == row["image_id"])
+    image = torch.from_numpy(square(decode(row), 32).astype(np.float32) / 255)
+    with torch.no_grad():
+        expected = built(image[None, None])[0]
+    # In pixels of the image, which is 24 wide and lies 4 from the left of the square.
+    inside = (expected["boxes"] - torch.tensor([4.0, 0, 4, 0])).clip(torch.zeros(4), torch.tensor([24.0, 32, 24, 32]))
+    torch.testing.assert_close(corners(predicted["boxes"]), inside, atol=1e-3, rtol=0)
+    assert [each["score"] for each in predicted["boxes"]] == pytest.approx(expected["scores"].tolist(), abs=1e-5)
+    assert predicted["targets"] == row["boxes"]
+
+
+def test_lineage_names_the_inputs(make_boxed: Callable[..., str], small: Params, tmp_path: Path, pretrained: str) -> None:
+    detect.run(shards=[make_boxed(images=30)], out=str(tmp_path / "out"), params=changed(small, epochs=1), backbone=pretrained)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert sorted(record["inputs"]) == ["backbone", "shards"]
+    assert record["upstream_mlflow_run_ids"] == {"shards": "upstream-run", "backbone": "pretrain-run"}
+
+
+@DETECTORS
+def test_a_stopped_run_continues_to_the_same_model(
+    make_boxed: Callable[..., str], small: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
+) -> None:
+    shards, params = make_boxed(images=30), changed(small, detector=detector)
+    detect.run(shards=[shards], out=str(tmp_path / "whole"), params=params)
+    steps = 0
+    train_step = detect.Detection.train_step
+
+    def counted(self: detect.Detection, *arguments: Any) -> dict[str, float]:
+        nonlocal steps
+        steps += 1
+        if steps == 3:  # in the second epoch
+            interrupt._stop.set()
+        return train_step(self, *arguments)
+
+    monkeypatch.setattr(detect.Detection, "train_step", counted)
+    with pytest.raises(interrupt.Interrupted):
+        detect.run(shards=[shards], out=str(tmp_path / "stopped"), params=params)
+    interrupt._stop.clear()
+    detect.run(shards=[shards], out=str(tmp_path / "stopped"), params=params)
+
+    for name in ("model.safetensors", "predictions.parquet"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_test_boxes_change_nothing_but_the_targets(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
+    """Poisoned test labels and boxes leave the model, its threshold and every detection as they are."""
+
+    def poison(row: dict[str, Any]) -> None:
+        if row["split"] == "test":
+            row.update(labels=[1.0, 1.0], boxes=[box("Right", *SPOTS["Left"]), box("Left", 0, 0, 3, 3), box("New", 1, 1, 5, 5)])
+
+    for name, shards in (("a", make_boxed("clean", images=30)), ("b", make_boxed("poisoned", poison, images=30))):
+        detect.run(shards=[shards], out=str(tmp_path / name), params=small)
+    a, b = (pq.read_table(tmp_path / name / "predictions.parquet") for name in "ab")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    thresholds = [json.loads((tmp_path / name / "model.json").read_text())["threshold"] for name in "ab"]
+    assert thresholds[0] == thresholds[1]
+    assert a["boxes"].equals(b["boxes"])
+    assert not a["targets"].equals(b["targets"])
+
+
+def test_images_that_are_not_known_are_neither_trained_on_nor_judged(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
+    shards, out = make_boxed(change=lambda row: row.update(boxes=row["boxes"][:1])), tmp_path / "out"
+    detect.run(shards=[shards], out=str(out), params=changed(small, epochs=1))
+    rows = [row for path in Path(shards).glob("part-*") for row in pq.read_table(path).to_pylist()]
+    half_boxed = {
+        row["image_id"] for row in rows if sum(label == 1 for label in row["labels"]) == 2 or (row["labels"][0] != 0 and not row["boxes"])
+    }
+    unlabelled = {row["image_id"] for row in rows if np.isnan(row["labels"][0])}
+    unknown = half_boxed | unlabelled
+    trained = [row for row in rows if row["split"] == "train"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["train_images_unknown"] == sum(row["image_id"] in unknown for row in trained) > 0
+    assert metrics["train_images"] == sum(row["image_id"] not in unknown for row in trained)
+    predicted = pq.read_table(out / "predictions.parquet").to_pylist()
+    assert {row["image_id"] for row in predicted if row["targets"] is None} == unknown & {row["image_id"] for row in predicted}
+
+
+def test_without_boxes_in_val_the_last_epoch_is_taken(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
+    shards = make_boxed(images=30, change=lambda row: row.update(boxes=[], labels=[0.0, 0.0]) if row["split"] == "val" else None)
+    detect.run(shards=[shards], out=str(tmp_path / "out"), params=small)
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"] == 2
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["val_map_50"] is None
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"batch_norm": "frozen"}, r"detect\.batch_norm: frozen needs a pretrained --backbone"),
+        ({"label_fraction": 1e-6}, r"detect\.label_fraction: 1e-06 leaves"),
+        ({"classes": ("Nodule",)}, r"detect\.classes: no box of Nodule"),
+    ],
+)
+def test_parameters_that_cannot_work_are_refused(
+    make_boxed: Callable[..., str], small: Params, tmp_path: Path, update: dict[str, object], message: str
+) -> None:
+    # One image a patient is labelled, so that the smallest share is a single image.
+    def change(row: dict[str, Any]) -> None:
+        if int(row["image_id"].removeprefix("image")) % 2:
+            row.update(boxes=[], labels=[float("nan"), 0.0])
+
+    with pytest.raises(UserError, match=message):
+        detect.run(shards=[make_boxed(change=change)], out=str(tmp_path / "out"), params=changed(small, **update))
+
+
+def test_label_fractions_are_nested(make_boxed: Callable[..., str], small: Params) -> None:
+    shards = detect.open_shards([make_boxed(images=200)])
+    chosen = [set(detect.Detection(changed(small, label_fraction=share).detect, shards, None).rows) for share in (0.1, 0.25, 1.0)]
+    assert chosen[0] < chosen[1] < chosen[2]

@@ -1,0 +1,237 @@
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from components.common import backbone, interrupt
+from components.common.errors import UserError
+from components.common.params import Params
+from components.common.shards import Pixels, decode, square
+from components.invert import gan, inversion, run
+from components.invert.encoder import Encoder
+from components.invert.gan import start_generator
+from tests.conftest import MakeShards
+
+SMALL = {
+    "arch": "resnet18",
+    "size": 16,
+    "latent_dim": 8,
+    "mapping_layers": 2,
+    "channel_base": 128,
+    "channel_max": 8,
+    "gan_epochs": 2,
+    "gan_batch_size": 8,
+    "path_weight": 1.0,
+    "epochs": 2,
+    "batch_size": 8,
+    "perceptual": "none",
+    "checkpoint_minutes": 60,
+}
+ERRORS = ["mse", "psnr", "ssim", "ms_ssim", "feature_distance"]
+
+
+def params(**update: object) -> Params:
+    return Params.model_validate({"invert": {**SMALL, **update}})
+
+
+def make_backbone(folder: Path, seed: int = 5, method: str = "ifa") -> str:
+    folder.mkdir()
+    torch.manual_seed(seed)
+    description = {"arch": "resnet18", "method": method, "normalisation": {"mean": 0.25, "std": 0.5}}
+    backbone.export(backbone.build("resnet18"), folder, description)
+    (folder / "run.json").write_text(json.dumps({"mlflow_run_id": f"run-of-{folder.name}"}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Filled by the first test: the shards and the output of a run, for those that come after it."""
+    return {}
+
+
+@pytest.fixture
+def finished(trained: dict[str, Path], make_shards: MakeShards, tmp_path: Path) -> dict[str, Path]:
+    """Shards, a backbone, and the output of a whole run with it as the perceptual backbone, too."""
+    if not trained:
+        folder = make_backbone(tmp_path / "backbone")
+        trained |= {"shards": Path(make_shards()), "backbone": Path(folder), "out": tmp_path / "out"}
+        run.run(shards=[str(trained["shards"])], backbone=folder, out=str(tmp_path / "out"), params=params(perceptual="backbone"))
+    return trained
+
+
+def test_every_val_and_test_image_gets_its_errors(finished: dict[str, Path]) -> None:
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted(finished["shards"].glob("part-*.parquet"))).to_pylist()
+    table = pq.read_table(finished["out"] / "predictions.parquet")
+    assert table.column_names == [
+        *("image_id", "patient_id", "split", "task", "view", "sex", "age", "manufacturer"),
+        *ERRORS,
+        "mean_image_psnr",
+    ]
+    wanted = {row["image_id"]: row["split"] for row in rows if row["split"] != "train"}
+    assert {row["image_id"]: row["split"] for row in table.to_pylist()} == wanted
+    assert set(table["task"].to_pylist()) == {"invert"}
+
+
+def test_errors_are_those_of_the_saved_model(finished: dict[str, Path]) -> None:
+    """Encoder and generator are rebuilt from the files, and images compared by scikit-image."""
+    encoder, generator = rebuilt(finished["out"])
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted(finished["shards"].glob("part-*.parquet"))).to_pylist()
+    mean_image = np.mean([shrunk(decode(row)) for row in rows if row["split"] == "train"], axis=0)
+    row = next(row for row in rows if row["split"] == "test")
+    original = shrunk(decode(row))
+    with torch.no_grad():
+        w = encoder((torch.from_numpy(original)[None, None] - 0.25) / 0.5)
+        made = ((generator.synthesise(w)[0, 0] + 1) / 2).clamp(0, 1).numpy()
+    found = next(each for each in pq.read_table(finished["out"] / "predictions.parquet").to_pylist() if each["image_id"] == row["image_id"])
+    similarity = structural_similarity(original, made, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(original, made, data_range=1), abs=1e-3)
+    assert found["mse"] == pytest.approx(10 ** (-found["psnr"] / 10), rel=1e-4)
+    assert found["ssim"] == pytest.approx(similarity, abs=1e-4)
+    assert found["mean_image_psnr"] == pytest.approx(peak_signal_noise_ratio(original, mean_image, data_range=1), abs=1e-3)
+
+
+def rebuilt(out: Path) -> tuple[Encoder, gan.Generator]:
+    weights = load_file(out / "model.safetensors")
+    parts = {
+        part: {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
+        for part in ("encoder.", "generator.")
+    }
+    generator = start_generator(params().invert)
+    encoder = Encoder(backbone.build("resnet18"), 16, generator.latents, torch.zeros(8))
+    generator.load_state_dict(parts["generator."])
+    encoder.load_state_dict(parts["encoder."])
+    return encoder.eval(), generator
+
+
+def shrunk(image: Pixels) -> np.ndarray:
+    return cv2.resize(square(image, 32).astype(np.float32) / 255, (16, 16), interpolation=cv2.INTER_AREA)
+
+
+def test_the_output_says_what_it_is(finished: dict[str, Path]) -> None:
+    out = finished["out"]
+    described = json.loads((out / "model.json").read_text())
+    assert described["task"] == "invert"
+    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # the backbone's, not the shards'
+    assert "pretrained by ifa" in described["perceptual"]
+    assert "random weights" in described["judge"]
+    assert sorted(described["inputs"]) == ["backbone", "perceptual", "shards"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["kid_samples"] == described["kid_samples"]
+    assert {"val_psnr", "val_mean_image_psnr", "kid_reconstructions", "loss_perceptual"} <= metrics.keys()
+    assert json.loads((out / "run.json").read_text())["upstream_mlflow_run_ids"]["perceptual"] == "run-of-backbone"
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("figures", "gan_history.csv", "history.csv", "metrics.json", "model.json", "model.safetensors"),
+        *("predictions.parquet", "run.json"),
+    ]
+    assert len((out / "gan_history.csv").read_text().splitlines()) == len((out / "history.csv").read_text().splitlines()) == 3
+    for name in ("reconstructions.png", "samples.png"):
+        assert cv2.imread(str(out / "figures" / name), cv2.IMREAD_UNCHANGED).shape == (3 * 132, 8 * 132)
+
+
+def test_a_generator_can_be_given_and_is_not_changed(finished: dict[str, Path], tmp_path: Path) -> None:
+    """The study's arms share one, and differ in the perceptual loss alone."""
+    shards, earlier = str(finished["shards"]), finished["out"]
+    other = make_backbone(tmp_path / "other", seed=6, method="moco")
+    run.run(shards=[shards], generator=str(earlier), perceptual=other, out=str(tmp_path / "out"), params=params(perceptual="backbone"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (earlier, tmp_path / "out"))
+    kept = [name for name in after if name.startswith("generator.")]
+    assert len(kept) > 20
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert not (tmp_path / "out" / "gan_history.csv").exists()
+    described = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert "pretrained by moco" in described["perceptual"]
+    assert sorted(described["inputs"]) == ["generator", "perceptual", "shards"]
+
+
+def test_what_cannot_be_used_is_named(finished: dict[str, Path], tmp_path: Path) -> None:
+    shards, earlier, network = str(finished["shards"]), str(finished["out"]), str(finished["backbone"])
+
+    def refused(match: str, update: dict[str, object] | None = None, **folders: str) -> None:
+        with pytest.raises(UserError, match=match):
+            run.run(shards=[shards], out=str(tmp_path / "out"), params=params(**(update or {})), **folders)  # type: ignore[arg-type]
+
+    refused(r"invert\.size: 64, but the shards hold images of 32 pixels; make it smaller", {"size": 64})
+    refused(r"invert\.gan_batch_size: 64, but the train split has 36 images", {"gan_batch_size": 64})
+    refused(r"has latent_dim 8, the parameters ask for 4; set invert\.latent_dim to match", {"latent_dim": 4}, generator=earlier)
+    refused("is the backbone of the perceptual loss", {"perceptual": "backbone"}, perceptual=network, judge=network)
+    refused("the backbone is a resnet18, the parameters ask for resnet50", {"arch": "resnet50"}, judge=network)
+    refused("model.json: not found", generator=network)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [({"size": 48}, "size must be a power of two, such as 32, not 48"), ({"channel_base": 8}, "channel_base must be at least size")],
+)
+def test_parameters_that_cannot_be_are_refused(update: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        params(**update)
+
+
+@pytest.mark.parametrize("stop_in", ["gan", "encoder"])
+def test_a_stopped_run_continues_to_the_same_model(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_in: str
+) -> None:
+    given = {"shards": [str(finished["shards"])], "backbone": str(finished["backbone"]), "params": params(perceptual="backbone")}
+    task = gan.Adversarial if stop_in == "gan" else inversion.Inversion
+    original, done = task.train_step, 0
+
+    def stopping(self: object, *arguments: object) -> dict[str, float]:
+        nonlocal done
+        done += 1
+        if done == 6:  # in the second epoch of four steps
+            interrupt._stop.set()
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(task, "train_step", stopping)
+    with pytest.raises(interrupt.Interrupted):
+        run.run(out=str(tmp_path / "stopped"), **given)
+    interrupt._stop.clear()
+    run.run(out=str(tmp_path / "stopped"), **given)
+
+    assert done == 8, "no step was done twice, and none left out"
+    for name in ("model.safetensors", "predictions.parquet", "figures/samples.png"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (finished["out"] / name).read_bytes(), name
+
+
+def test_test_images_change_nothing_but_their_own_errors(make_shards: MakeShards, tmp_path: Path) -> None:
+    clean, poisoned = make_shards("clean"), make_shards("poisoned")
+    for path in Path(poisoned).glob("part-*.parquet"):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        donor = next(row for row in rows if row["split"] == "train")
+        changed = [{**row, "pixels": donor["pixels"]} if row["split"] == "test" else row for row in rows]
+        pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), path, row_group_size=7)
+    for name, shards in (("a", clean), ("b", poisoned)):
+        run.run(shards=[shards], out=str(tmp_path / name), params=params(gan_epochs=1, epochs=1))
+    a, b = (pq.read_table(tmp_path / name / "predictions.parquet").to_pandas() for name in "ab")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert a[a["split"] == "val"].equals(b[b["split"] == "val"])
+    assert not a[a["split"] == "test"].equals(b[b["split"] == "test"])
+
+
+def test_refining_brings_reconstructions_closer(finished: dict[str, Path], tmp_path: Path) -> None:
+    shards, earlier = str(finished["shards"]), str(finished["out"])
+    mean = []
+    for steps in (0, 40):
+        out = tmp_path / f"refined{steps}"
+        run.run(shards=[shards], generator=earlier, out=str(out), params=params(epochs=1, lambda_latent=0.0, refine_steps=steps))
+        mean.append(pq.read_table(out / "predictions.parquet").to_pandas()["psnr"].mean())
+    assert mean[1] > mean[0] + 0.5
+
+
+def test_without_any_backbone_the_perceptual_one_is_random(make_shards: MakeShards, tmp_path: Path) -> None:
+    small = params(perceptual="backbone", gan_epochs=1, epochs=1)
+    run.run(shards=[make_shards()], out=str(tmp_path / "out"), params=small)
+    described = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert "random weights" in described["perceptual"]
+    assert described["perceptual"] != described["judge"]
+    assert all(math.isfinite(described[name]) for name in ("kid_samples", "kid_reconstructions"))

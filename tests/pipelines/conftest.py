@@ -1,0 +1,65 @@
+"""A tiny cohort, and settings that let a pipeline run here."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.common.params import Params, load
+from components.simulate.run import run as simulate
+
+SETTINGS: dict[str, Any] = {
+    "root": "s3://bucket/artifacts",
+    "heads": ["classify"],
+    "partitions": 2,
+    "images": {"cpu": "registry/python-cpu:1", "gpu": "registry/python-gpu:1"},
+    "secrets": {"s3": {"name": "s3", "keys": {"key": "AWS_ACCESS_KEY_ID"}}},
+}
+PARAMS: dict[str, Any] = {
+    "simulate": {"patients": 30, "size": 64},
+    "preprocess": {"size": 32, "parts": 2, "workers": 1},
+    "pretrain": {
+        **{"arch": "resnet18", "epochs": 3, "batch_size": 8, "queue_size": 16, "shuffle_groups": 2, "dim": 16},
+        "checkpoint_minutes": 0,
+    },
+    "classify": {"arch": "resnet18", "epochs": 1, "batch_size": 8, "checkpoint_minutes": 10},
+    "evaluate": {"resamples": 100, "min_positives": 1},
+    "register": {"min_auroc": 0.0, "resamples": 100},
+}
+
+
+class Workplace:
+    """A folder with a cohort, a params file and a settings file."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.raw, self.out = folder, folder / "raw", folder / "out"
+        (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+        simulate(out=str(self.raw), params=self.params)
+
+    @property
+    def params(self) -> Params:
+        return load(self.folder / "params.yaml")
+
+    def settings(self, **retries: int) -> str:
+        """A settings file in which steps are retried so many times at once, others not at all."""
+        names = ("begin", "simulate", "preprocess", "merge", "pretrain", "classify", "evaluate", "register", "end")
+        steps = {name: {"retries": retries.get(name, 0), "backoff_seconds": 0} for name in names}
+        path = self.folder / "settings.yaml"
+        path.write_text(yaml.safe_dump({**SETTINGS, "steps": steps}))
+        return str(path)
+
+    def output(self, stage: str) -> Path:
+        """The finished output of a stage that has one."""
+        (found,) = [path.parent for path in self.out.glob(f"{stage}/*/run.json")]
+        return found
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    for name in ("PYTHONPATH", "KFP_RUN_ID", "MLFLOW_RUN_ID"):  # which a local run sets
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    return Workplace(tmp_path)

@@ -1,0 +1,218 @@
+"""A double of Kubeflow Pipelines' API (v2beta1) on loopback: strict about packages and parameters, as the real one is."""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+PREFIX = "/apis/v2beta1"
+STATES = ["PENDING", "RUNNING", "RUNNING"]
+"""Of a run, one an inquiry, before its end."""
+
+
+class RefusalError(Exception):
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Double(ThreadingHTTPServer):
+    """What the server holds, and how it is to behave."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.experiments: dict[str, dict[str, Any]] = {}
+        self.pipelines: dict[str, dict[str, Any]] = {}
+        self.versions: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.token = ""
+        """If set, requests need it."""
+        self.cookie = ""
+        """The same."""
+        self.silence = 0.0
+        """Seconds before every answer."""
+        self.page = b""
+        """If set, the answer to everything, as from a page to log in."""
+        self.broken = 0
+        """So many requests are answered with 503."""
+        self.end = "SUCCEEDED"
+        """What runs end in."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are no error here."""
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any], file: bytes) -> dict[str, Any]:
+        match method, path.strip("/").split("/"):
+            case "GET", ["healthz"]:
+                return {"multi_user": True}
+            case "GET", ["experiments"]:
+                return {"experiments": _filtered(self.experiments, query)}
+            case "POST", ["experiments"]:
+                return _add(self.experiments, "experiment_id", _known(body, "display_name", "namespace"))
+            case "GET", ["pipelines"]:
+                return {"pipelines": _filtered(self.pipelines, query)}
+            case "POST", ["pipelines", "upload"]:
+                _parse(file)
+                return _add(self.pipelines, "pipeline_id", {"display_name": query["name"]})
+            case "GET", ["pipelines", pipeline, "versions"]:
+                mine = {name: one for name, one in self.versions.items() if one["pipeline_id"] == pipeline}
+                return {"pipeline_versions": [{k: v for k, v in one.items() if k != "spec"} for one in _filtered(mine, query)]}
+            case "POST", ["pipelines", "upload_version"]:
+                return self._add_version(query, file)
+            case "POST", ["runs"]:
+                return self._start(
+                    _known(body, "display_name", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account")
+                )
+            case "GET", ["runs", run]:
+                return self._advance(_get(self.runs, run))
+            case "POST", ["runs", run] if run.endswith(":terminate"):
+                _get(self.runs, run.removesuffix(":terminate"))["states"] = ["CANCELING", "CANCELED"]
+                return {}
+        raise RefusalError(404, "")
+
+    def _add_version(self, query: dict[str, str], file: bytes) -> dict[str, Any]:
+        pipeline = _get(self.pipelines, query["pipelineid"])["pipeline_id"]
+        if any(one["display_name"] == query["name"] and one["pipeline_id"] == pipeline for one in self.versions.values()):
+            raise RefusalError(409, f"the version {query['name']} exists")
+        made = _add(self.versions, "pipeline_version_id", {"display_name": query["name"], "pipeline_id": pipeline, "spec": _parse(file)})
+        return {name: value for name, value in made.items() if name != "spec"}
+
+    def _start(self, body: dict[str, Any]) -> dict[str, Any]:
+        _get(self.experiments, body["experiment_id"])
+        version = _get(self.versions, body["pipeline_version_reference"]["pipeline_version_id"])
+        _check_parameters(version["spec"], body["runtime_config"].get("parameters", {}))
+        return self._advance(_add(self.runs, "run_id", {**body, "states": [*STATES, self.end]}))
+
+    def _advance(self, run: dict[str, Any]) -> dict[str, Any]:
+        state = run["states"].pop(0) if len(run["states"]) > 1 else run["states"][0]
+        tasks = [{"display_name": "begin", "state": "SUCCEEDED"}, {"display_name": "pretrain", "state": state}]
+        error = {"error": {"message": "pretrain: ran out of\nmemory"}} if state == "FAILED" else {}
+        return {**{k: v for k, v in run.items() if k != "states"}, "state": state, "run_details": {"task_details": tasks}, **error}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Double
+
+    def _handle(self) -> None:
+        time.sleep(self.server.silence)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        address = urlsplit(self.path)
+        try:
+            self._let_in()
+            query = {name: values[0] for name, values in parse_qs(address.query).items()}
+            multipart = self.headers.get_content_type() == "multipart/form-data"
+            content = {} if multipart or not body else json.loads(body)
+            file = _uploaded(self.headers["Content-Type"], body) if multipart else b""
+            if not address.path.startswith(PREFIX):
+                raise RefusalError(404, "")
+            self._send(200, json.dumps(self.server.answer(self.command, address.path.removeprefix(PREFIX), query, content, file)).encode())
+        except RefusalError as refusal:
+            said = {"error": "Details", "code": 3, "message": str(refusal)} if str(refusal) else None
+            self._send(refusal.status, json.dumps(said).encode() if said else b"page not found")
+
+    do_GET = do_POST = _handle  # noqa: N815
+
+    def _let_in(self) -> None:
+        if self.server.broken:
+            self.server.broken -= 1
+            raise RefusalError(503, "upstream is away")
+        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            raise RefusalError(401, "Unauthenticated")
+        if self.server.cookie and self.headers.get("Cookie") != self.server.cookie:
+            raise RefusalError(401, "Unauthenticated")
+
+    def _send(self, status: int, content: bytes) -> None:
+        self.send_response_only(status)
+        self.send_header("Content-Type", "text/html" if self.server.page else "application/json")
+        self.end_headers()
+        self.wfile.write(self.server.page or content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Quiet."""
+
+
+def _uploaded(content_type: str, body: bytes) -> bytes:
+    message = message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+    content = message.get_payload()[0].get_payload(decode=True)  # type: ignore[union-attr, index]
+    assert isinstance(content, bytes)
+    return content
+
+
+def _parse(file: bytes) -> pipeline_spec_pb2.PipelineSpec:
+    """A package must be one or two documents that kfp's protobuf knows, without a key more."""
+    try:
+        documents = list(yaml.safe_load_all(file.decode()))
+        spec: pipeline_spec_pb2.PipelineSpec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+        for other in documents[1:]:
+            json_format.ParseDict(other, pipeline_spec_pb2.PlatformSpec())
+    except (yaml.YAMLError, json_format.ParseError, IndexError) as error:
+        raise RefusalError(400, f"invalid pipeline spec: {error}") from None
+    if not spec.root.dag.tasks:
+        raise RefusalError(400, "invalid pipeline spec: no tasks")
+    return spec
+
+
+def _check_parameters(spec: pipeline_spec_pb2.PipelineSpec, given: dict[str, Any]) -> None:
+    known = spec.root.input_definitions.parameters
+    kinds = {"STRING": str, "NUMBER_DOUBLE": int | float, "NUMBER_INTEGER": int, "LIST": list, "BOOLEAN": bool}
+    for name, value in given.items():
+        if name not in known:
+            raise RefusalError(400, f"parameter {name} is not in the pipeline")
+        kind = pipeline_spec_pb2.ParameterType.ParameterTypeEnum.Name(known[name].parameter_type)
+        if not isinstance(value, kinds[kind]):
+            raise RefusalError(400, f"parameter {name} must be {kind}")
+    missing = [name for name, one in known.items() if name not in given and not one.HasField("default_value") and not one.is_optional]
+    if missing:
+        raise RefusalError(400, f"parameters {', '.join(sorted(missing))} are missing")
+
+
+def _filtered(known: dict[str, dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
+    predicate = json.loads(query["filter"])["predicates"][0]
+    assert predicate["operation"] == "EQUALS"
+    return [one for one in known.values() if one[predicate["key"]] == predicate["stringValue"]]
+
+
+def _known(body: dict[str, Any], *names: str) -> dict[str, Any]:
+    if strange := set(body) - set(names):
+        raise RefusalError(400, f"unknown fields {strange}")
+    return body
+
+
+def _get(known: dict[str, dict[str, Any]], identity: str) -> dict[str, Any]:
+    if identity not in known:
+        raise RefusalError(404, f"{identity} not found")
+    return known[identity]
+
+
+def _add(known: dict[str, dict[str, Any]], key: str, content: dict[str, Any]) -> dict[str, Any]:
+    identity = str(uuid.uuid4())
+    known[identity] = {key: identity, **content}
+    return known[identity]
+
+
+@contextmanager
+def serve() -> Iterator[Double]:
+    with Double() as double:
+        thread = threading.Thread(target=double.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield double
+        finally:
+            double.shutdown()
+            thread.join()

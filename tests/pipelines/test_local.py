@@ -1,0 +1,127 @@
+"""Pipelines on this machine, each step in a process of its own, against the stages by hand."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from components.classify.run import run as classify
+from components.common import tracking
+from components.evaluate.run import run as evaluate
+from components.preprocess.run import run as preprocess
+from components.pretrain.run import run as pretrain
+from pipelines.__main__ import main
+from tests.pipelines.conftest import Workplace
+
+KILLER = """
+    # Kills the first process that pretrains as soon as it has written a checkpoint.
+    import glob, os, signal, sys, threading, time
+
+    def watch(root, marker):
+        while not glob.glob(f"{root}/pretrain/*.partial/*/checkpoints/*.pt"):
+            time.sleep(0.005)
+        open(marker, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ours = "--function_to_execute pretrain" in open("/proc/self/cmdline").read().replace("\\0", " ")
+    marker = os.environ["KILLER_MARKER"]
+    if ours and not os.path.exists(marker):
+        threading.Thread(target=watch, args=(os.environ["KILLER_ROOT"], marker), daemon=True).start()
+"""
+
+
+def run(workplace: Workplace, settings: str, *more: str, name: str = "training") -> int:
+    raw = ["--raw", str(workplace.raw)]
+    files = ["--settings", settings, "--params", str(workplace.folder / "params.yaml")]
+    return main(["local", name, *raw, "--out", str(workplace.out), *files, *more])
+
+
+def pipeline_status() -> tuple[str, set[str]]:
+    """How the last pipeline's MLflow run ended, and the statuses of the stages' runs below it."""
+    client = MlflowClient(tracking.uri())
+    names = {found.experiment_id: found.name for found in client.search_experiments()}
+    runs = client.search_runs(list(names), order_by=["attributes.start_time DESC"])
+    parent = next(one for one in runs if names[one.info.experiment_id] == "pipeline")
+    below = {one.info.status for one in runs if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    return parent.info.status, below
+
+
+def kill_first_attempt(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lets the first process that pretrains be killed; returns the file that tells that it was."""
+    (workplace.folder / "killer").mkdir()
+    (workplace.folder / "killer" / "sitecustomize.py").write_text(textwrap.dedent(KILLER))
+    marker = workplace.folder / "killed"
+    monkeypatch.setenv("PYTHONPATH", str(workplace.folder / "killer"))
+    monkeypatch.setenv("KILLER_ROOT", str(workplace.out))
+    monkeypatch.setenv("KILLER_MARKER", str(marker))
+    return marker
+
+
+def by_hand(workplace: Workplace) -> Path:
+    """The same stages, one after the other in this process and without partitions."""
+    folder, params = workplace.folder / "hand", workplace.params
+    shards, backbone, model = str(folder / "shards"), str(folder / "pretrain"), str(folder / "classify")
+    preprocess(raw=str(workplace.raw), out=shards, params=params)
+    pretrain(shards=[shards], out=backbone, params=params)
+    classify(shards=[shards], backbone=backbone, out=model, params=params)
+    evaluate(predictions=[model], out=str(folder / "evaluate"), params=params)
+    return folder
+
+
+def test_preempted_training_ends_where_the_stages_end_by_hand(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions, a step that is killed and retried, the gate that refuses, the last step."""
+    marker = kill_first_attempt(workplace, monkeypatch)
+
+    assert run(workplace, workplace.settings(pretrain=1), "--set", "register.min_auroc=1") == 0
+
+    assert marker.exists(), "the first attempt was not killed"
+    assert json.loads((workplace.output("pretrain") / "run.json").read_text())["resumed"]
+    assert not list(workplace.out.glob("register/*"))
+    assert pipeline_status() == ("FINISHED", {"FINISHED"})
+    hand = by_hand(workplace)
+    parts = sorted(path.name for path in hand.glob("shards/part-*.parquet"))
+    assert len(parts) == 2
+    for name in [*parts, "manifest.json"]:
+        assert (workplace.output("shards") / name).read_bytes() == (hand / "shards" / name).read_bytes()
+    for stage, name in (("pretrain", "backbone.safetensors"), ("classify", "model.safetensors")):
+        assert (workplace.output(stage) / name).read_bytes() == (hand / stage / name).read_bytes()
+    for stage in ("pretrain", "classify", "evaluate"):
+        ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (workplace.output(stage), hand / stage))
+        assert ours == theirs
+
+
+@pytest.mark.slow
+def test_a_second_run_takes_other_folders_for_other_parameters(workplace: Workplace) -> None:
+    settings = workplace.settings()
+    for seed in (0, 1):
+        assert run(workplace, settings, "--set", "register.min_auroc=1", "--set", f"classify.seed={seed}") == 0
+    assert len(list(workplace.out.glob("pretrain/*/run.json"))) == 1, "the same parameters, the same folder"
+    assert len(list(workplace.out.glob("classify/*/run.json"))) == 2
+
+
+@pytest.mark.slow
+def test_after_a_failure_the_last_step_tells_mlflow(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(workplace, workplace.settings(classify=1), "--set", "classify.batch_size=4096") == 1
+    shown = capfd.readouterr()
+    assert shown.out.count("classify: classify.batch_size: 4096, but only") == 2, (
+        "retried, since Kubeflow cannot tell a mistake from preemption"
+    )
+    assert "local: Pipeline" in shown.err.splitlines()[-1]
+    assert pipeline_status()[0] == "FAILED"
+    assert not list(workplace.out.glob("evaluate/*"))
+
+
+@pytest.mark.slow
+def test_smoke_needs_no_data_and_the_gate_lets_pass(workplace: Workplace) -> None:
+    assert run(workplace, workplace.settings(), name="smoke") == 0
+    registration = json.loads((workplace.output("register") / "registration.json").read_text())
+    assert registration["min_auroc"] == 0.0
+    assert registration["alias"] in ("champion", "challenger")
+    assert pipeline_status() == ("FINISHED", {"FINISHED"})
+
+
+def test_data_that_is_not_there(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["local", "training", "--raw", "nowhere", "--params", str(workplace.folder / "params.yaml")]) == 2
+    assert "--raw nowhere: no such folder" in capsys.readouterr().err

@@ -1,0 +1,192 @@
+"""Compiled packages: what they need, what they hold, and that they are the same again."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from components.__main__ import STAGES
+from components.common.params import Params, load
+from pipelines import packages, resources, settings
+from pipelines.settings import Settings
+from tests.imports import ROOT, sources
+
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "mlflow", "cv2", "pyarrow"):
+            raise ImportError(f"{name} is not in a package's way")
+sys.meta_path.insert(0, Refuse())
+from pipelines.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+COMPONENTS = [path for module, path in sources().items() if module.endswith(".component")]
+TRAINING = {"pretrain", "classify", "detect", "invert"}
+
+
+@pytest.fixture(scope="module")
+def example() -> Settings:
+    return settings.load()
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load(ROOT / "params.yaml")
+
+
+class Package:
+    """A compiled package by task."""
+
+    def __init__(self, path: Path):
+        self.text = path.read_text()
+        documents = list(yaml.safe_load_all(self.text))
+        self.spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+        self.platform = json_format.ParseDict(documents[1], pipeline_spec_pb2.PlatformSpec())
+        executors = documents[0]["deploymentSpec"]["executors"]
+        self.containers: dict[str, Any] = {name.removeprefix("exec-"): one["container"] for name, one in executors.items()}
+        kubernetes = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        self.kubernetes: dict[str, Any] = {name.removeprefix("exec-"): one for name, one in kubernetes.items()}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory, example: Settings, params: Params) -> Package:
+    path = tmp_path_factory.mktemp("package") / "training.yaml"
+    packages.compile_to(path, "training", example, params)
+    return Package(path)
+
+
+@pytest.mark.parametrize("name", sorted(packages.PIPELINES))
+def test_compiling_needs_no_torch_and_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    """In two processes that order sets differently."""
+    contents = []
+    for seed in ("1", "2"):
+        out = tmp_path / f"{seed}.yaml"
+        command = [sys.executable, "-c", WITHOUT_TORCH, "compile", name, "--out", str(out)]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        contents.append(out.read_bytes())
+    assert contents[0] == contents[1]
+    assert packages.read_spec(tmp_path / "1.yaml").pipeline_info.name == name
+
+
+def test_another_parameter_is_another_default(tmp_path: Path, example: Settings) -> None:
+    paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for path, overrides in zip(paths, ([], ["pretrain.epochs=7"]), strict=True):
+        packages.compile_to(path, "training", example, load(ROOT / "params.yaml", overrides))
+    ours, theirs = (packages.read_spec(path).root.input_definitions.parameters for path in paths)
+    assert {name for name in ours if ours[name] != theirs[name]} == {"pretrain"}
+
+
+def test_every_argument_of_a_run_is_a_parameter(tmp_path: Path, example: Settings, params: Params) -> None:
+    for name in packages.PIPELINES:
+        packages.compile_to(tmp_path / f"{name}.yaml", name, example, params)
+        known = packages.read_spec(tmp_path / f"{name}.yaml").root.input_definitions.parameters
+        assert set(packages.arguments(name, params, "s3://b/raw", "s3://b/out")) == set(known)
+
+
+def test_steps_are_the_stages(package: Package) -> None:
+    stages = {"preprocess", "merge", "pretrain", "classify", "detect", "invert", "evaluate", "register"}
+    assert set(package.containers) == stages | {"begin", "end"}
+
+
+def test_gpus_and_what_goes_with_them_go_to_training_alone(package: Package, example: Settings) -> None:
+    for name, container in package.containers.items():
+        accelerator = container["resources"].get("accelerator")
+        kubernetes = package.kubernetes[name]
+        assert bool(accelerator) == (name in TRAINING), name
+        assert kubernetes.get("nodeSelector", {}).get("labels", {}) == (example.gpu.node_selector if name in TRAINING else {})
+        shm = [mount for mount in kubernetes.get("emptyDirMounts", []) if mount["mountPath"] == "/dev/shm"]
+        assert [mount["medium"] for mount in shm] == (["Memory"] if name in TRAINING else [])
+        taints = {toleration["key"] for toleration in kubernetes.get("tolerations", [])}
+        assert ("nvidia.com/gpu" in taints) == (name in TRAINING)
+        assert ("cxr/spot" in taints) == (name in ("preprocess", "pretrain")), name
+        assert ("nodeAffinity" in kubernetes) == (name in TRAINING)
+    assert package.containers["pretrain"]["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert package.kubernetes["pretrain"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
+
+
+def test_secrets_go_to_who_needs_them(package: Package) -> None:
+    """The key of the pseudonyms to preprocess alone."""
+    for name, kubernetes in package.kubernetes.items():
+        given = {secret["secretName"] for secret in kubernetes.get("secretAsEnv", [])}
+        wanted = {"cxr-mlflow"} if name == "end" else {"cxr-s3", "cxr-mlflow"}
+        assert given == (wanted | {"cxr-pseudonyms"} if name == "preprocess" else wanted), name
+
+
+def test_images_users_and_patience(package: Package, example: Settings) -> None:
+    small = {"begin", "preprocess", "merge", "evaluate", "end"}
+    for name, container in package.containers.items():
+        assert container["image"] == example.image("cpu" if name in small else "gpu"), name
+        assert "{commit}" not in container["image"]
+        kubernetes = package.kubernetes[name]
+        assert kubernetes["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+        assert kubernetes["imagePullSecret"][0]["secretName"] == "registry"
+        assert int(kubernetes["activeDeadlineSeconds"]) == round(example.step(name).timeout_hours * 3600)  # type: ignore[arg-type]
+        assert not any("pip install" in part for part in container["command"])
+
+
+def test_work_in_progress_lies_on_the_volume(package: Package) -> None:
+    for name, kubernetes in package.kubernetes.items():
+        mounts = [mount["mountPath"] for mount in kubernetes.get("pvcMount", [])]
+        environment = {one["name"]: one["value"] for one in package.containers[name]["env"]}
+        kept = name in resources.MOUNTS_WORK
+        assert mounts == (["/work"] if kept else [])
+        assert environment["CXR_WORK_DIR"] == ("/work" if kept else resources.SCRATCH)
+
+
+def test_run_ids_come_from_the_pod_and_not_as_parameters(package: Package) -> None:
+    for kubernetes in package.kubernetes.values():
+        assert {"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"} in kubernetes["fieldPathAsEnv"]
+
+
+def test_retries_wait_longer_each_time(package: Package) -> None:
+    policies = {
+        name: task.retry_policy
+        for component in package.spec.components.values()
+        for name, task in component.dag.tasks.items()
+        if component.dag.tasks
+    }
+    assert policies["pretrain"].max_retry_count == 10
+    assert (policies["pretrain"].backoff_duration.seconds, policies["pretrain"].backoff_factor) == (120, 2.0)
+    assert policies["begin"].max_retry_count == 0
+
+
+def test_only_the_first_step_is_never_cached(package: Package) -> None:
+    cached = {name: task.caching_options.enable_cache for one in package.spec.components.values() for name, task in one.dag.tasks.items()}
+    tasks = {name: value for name, value in cached.items() if name in package.containers}
+    assert {name for name, value in tasks.items() if not value} == {"begin"}
+
+
+def test_nothing_is_used_that_clusters_or_local_runs_mix_up(package: Package) -> None:
+    """Fields of a loop's items, loops with names, and conditions on outputs of another name than `Output`."""
+    assert "parseJson" not in package.text
+    groups = [(name, task) for component in package.spec.components.values() for name, task in component.dag.tasks.items()]
+    loops = [(name, task) for name, task in groups if task.WhichOneof("iterator")]
+    assert [task.task_info.name for _, task in loops] == [name for name, _ in loops]
+    (condition,) = [task.trigger_policy.condition for _, task in groups if task.trigger_policy.condition]
+    assert "pipelinechannel--evaluate-Output'] > inputs.parameter_values['pipelinechannel--min_auroc']" in condition
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.parent.name)
+def test_components_are_short_and_import_kfp_alone(path: Path) -> None:
+    """At the top kfp and the standard library; bodies of at most ten lines over the stage's `run`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            body = [line for statement in node.body[1:] for line in ast.unparse(statement).splitlines()]
+            assert len(body) <= 10, node.name
+        elif isinstance(node, ast.ImportFrom):
+            assert str(node.module).split(".")[0] in {*sys.stdlib_module_names, "kfp"}
+        else:
+            assert isinstance(node, ast.Expr), "its docstring"
+
+
+def test_every_stage_has_a_component() -> None:
+    assert {name.split()[0] for name in STAGES} - {"predict"} <= {path.parent.name for path in COMPONENTS}

@@ -1,0 +1,66 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.common.errors import UserError
+from pipelines import settings
+
+EXAMPLE = yaml.safe_load(settings.EXAMPLE.read_text())
+
+
+def read(folder: Path, **changes: Any) -> settings.Settings:
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump(EXAMPLE | changes))
+    return settings.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": {"pretrain": {"memory": ["4Gi", "4Gx"]}}}, "steps.pretrain.memory.1: must be a whole number of bytes"),
+        ({"steps": {"pretrain": {"cpu": ["-1", "2"]}}}, "steps.pretrain.cpu.0: must be a number of cores"),
+        ({"steps": {"pretrain": {"cpu": ["0", "2"]}}}, "steps.pretrain.cpu.0: must be a number of cores"),
+        ({"steps": {"pretrain": {"cpu": ["4", "500m"]}}}, "cpu: the request 4 is above the limit 500m"),
+        ({"steps": {"pretrain": {"memory": ["1Gi", "1000M"]}}}, "memory: the request 1Gi is above the limit 1000M"),
+        ({"steps": {"pretrain": {"memory": ["1Gi", "4Gi"], "shared_memory": "4096Mi"}}}, "shared_memory: 4096Mi must be below"),
+        ({"steps": {"pretrian": {}}}, "steps.pretrian"),
+        ({"steps": {"pretrain": {"gpu": 1}}}, "steps.pretrain.gpu is not a setting"),
+        ({"images": {"cpu": "a/b:latest", "gpu": "a/b:1"}}, "images.cpu: needs a tag that never moves"),
+        ({"images": {"cpu": "host:5000/b", "gpu": "a/b:1"}}, "images.cpu: needs a tag that never moves"),
+        ({"images": {"cpu": "a b:1", "gpu": "a/b:1"}}, "images.cpu: must be the name of an image"),
+        ({"root": "/data"}, "root: must be an s3:// URI, not '/data'"),
+        ({"heads": ["detect"]}, "heads must have classify"),
+        ({"gpu": {"tolerations": [{"key": "a", "operator": "Equal"}]}}, "a toleration has a value with operator Equal"),
+        ({"secrets": {"s3": {"name": "s3", "keys": {"a": "A-B"}}}}, "secrets.s3.keys.a"),
+        ({"user": {"uid": 0}}, "user.uid"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, **changes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_digest_or_a_port_are_no_tags(tmp_path: Path) -> None:
+    digest = f"host:5000/name@sha256:{'0' * 64}"
+    assert read(tmp_path, images={"cpu": digest, "gpu": "host:5000/name:1"}).image("cpu") == digest
+
+
+def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("- a\n")
+    with pytest.raises(UserError, match=r"a\.yaml"):
+        settings.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(("quantity", "value"), [("1Ki", 1024), ("3M", 3_000_000), ("2Ei", 2 * 1024**6), ("7", 7)])
+def test_memory_in_bytes(quantity: str, value: int) -> None:
+    assert settings.memory_bytes(quantity) == value
+
+
+def test_the_step_that_launches_waits_as_long_as_pretraining() -> None:
+    ours, theirs = settings.load().step("launch"), settings.load().step("pretrain")
+    assert (ours.gpus, ours.shared_memory, ours.spot) == (0, None, False)
+    assert (ours.timeout_hours, ours.retries) == (theirs.timeout_hours, theirs.retries)

@@ -1,0 +1,183 @@
+"""`submit`, `status` and `cancel` against a double of the API, through the command line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import packages, server, submission
+from pipelines.__main__ import main
+from tests.imports import ROOT
+from tests.pipelines import double
+
+RAW = "s3://bucket/raw"
+
+
+@pytest.fixture
+def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[double.Double]:
+    for name in (server.TOKEN_VARIABLE, server.TOKEN_FILE_VARIABLE, server.COOKIE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.01)
+    monkeypatch.chdir(ROOT)
+    with double.serve() as running:
+        yield running
+
+
+def submit(kubeflow: double.Double, *more: str, name: str = "training") -> int:
+    raw = [] if name == "smoke" else ["--raw", RAW]
+    return main(["submit", name, "--host", kubeflow.url, *raw, *more])
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """The one line that a refusal prints."""
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    return err.strip()
+
+
+def test_a_run_is_started_with_all_parameters(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(kubeflow, "--experiment", "mine", "--set", "pretrain.epochs=3") == 0
+
+    (run,) = kubeflow.runs.values()
+    given = run["runtime_config"]["parameters"]
+    assert (given["raw"], given["root"]) == (RAW, "s3://cxr/artifacts")
+    assert yaml.safe_load(given["pretrain"])["epochs"] == 3
+    assert run["service_account"] == "cxr-pipelines"
+    assert [one["display_name"] for one in kubeflow.experiments.values()] == ["mine"]
+    assert f"{kubeflow.url}/#/runs/details/{run['run_id']}" in capsys.readouterr().out
+
+
+def test_a_version_is_named_by_commit_and_content(kubeflow: double.Double) -> None:
+    assert submit(kubeflow) == submit(kubeflow) == submit(kubeflow, "--set", "pretrain.epochs=3") == 0
+
+    names = [one["display_name"] for one in kubeflow.versions.values()]
+    commit = submission.cluster.commit()
+    assert len(names) == 2, "the second submission takes what is there"
+    assert all(name.startswith(commit) for name in names)
+    assert len(kubeflow.pipelines) == 1
+    assert len(kubeflow.runs) == 3
+
+
+def test_smoke_takes_no_raw_files(kubeflow: double.Double) -> None:
+    assert submit(kubeflow, name="smoke") == 0
+    (run,) = kubeflow.runs.values()
+    assert "raw" not in run["runtime_config"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "last"), [("SUCCEEDED", 0, "succeeded"), ("FAILED", 1, "failed in pretrain (pretrain: ran out of memory)")]
+)
+def test_following_shows_every_change_and_the_end(
+    kubeflow: double.Double, capsys: pytest.CaptureFixture[str], end: str, code: int, last: str
+) -> None:
+    kubeflow.end = end
+    assert submit(kubeflow, "--wait") == code
+    shown = capsys.readouterr().out
+    assert "[1/2] pretrain: running" in shown
+    assert f"[2/2] pretrain: {end.lower()}" in shown
+    assert shown.rstrip().endswith(last)
+
+
+def test_following_outlives_a_server_that_is_away_for_a_while(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(kubeflow) == 0
+    kubeflow.broken = 3
+    (identity,) = kubeflow.runs
+    assert submission._follow(server.Server(kubeflow.url, None), identity) == 0
+    assert "succeeded" in capsys.readouterr().out
+
+
+def test_status_and_cancel(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(kubeflow) == 0
+    (identity,) = kubeflow.runs
+    capsys.readouterr()
+    assert main(["status", identity, "--host", kubeflow.url]) == 0
+    assert "pretrain: running" in capsys.readouterr().out
+    assert main(["cancel", identity, "--host", kubeflow.url]) == 0
+    assert main(["status", identity, "--host", kubeflow.url]) == 0
+    assert main(["status", identity, "--host", kubeflow.url]) == 1
+    assert "canceled" in capsys.readouterr().out
+    assert main(["cancel", identity, "--host", kubeflow.url]) == 0
+    assert "ended before" in capsys.readouterr().out
+
+
+def test_a_dry_run_sends_nothing(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(kubeflow, "--dry-run") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["parameters"]["raw"] == RAW
+    assert not kubeflow.pipelines
+    assert not kubeflow.experiments
+
+
+def test_token_file_token_and_cookie(kubeflow: double.Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubeflow.token = "secret"
+    (tmp_path / "token").write_text("secret\n")
+    monkeypatch.setenv(server.TOKEN_FILE_VARIABLE, str(tmp_path / "token"))
+    assert submit(kubeflow) == 0
+    monkeypatch.delenv(server.TOKEN_FILE_VARIABLE)
+    monkeypatch.setenv(server.TOKEN_VARIABLE, "secret")
+    assert submit(kubeflow) == 0
+    kubeflow.token, kubeflow.cookie = "", "session=1"
+    monkeypatch.setenv(server.COOKIE_VARIABLE, "session=1")
+    assert submit(kubeflow) == 0
+
+
+def test_who_is_not_let_in(kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    kubeflow.token = "secret"
+    assert "answers 401, Unauthenticated; set KFP_TOKEN" in refused(capsys, submit(kubeflow))
+    monkeypatch.setenv(server.TOKEN_FILE_VARIABLE, "/nowhere")
+    assert "/nowhere cannot be read" in refused(capsys, submit(kubeflow))
+
+
+def test_a_page_to_log_in(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    kubeflow.page = b"<html>log in</html>"
+    assert "is not the API of Kubeflow Pipelines" in refused(capsys, submit(kubeflow))
+
+
+def test_a_server_that_is_down(capsys: pytest.CaptureFixture[str], kubeflow: double.Double) -> None:
+    code = main(["submit", "smoke", "--host", "http://127.0.0.1:9"])
+    assert "http://127.0.0.1:9: Connection refused" in refused(capsys, code).replace("[Errno 111] ", "")
+
+
+def test_a_server_that_is_slow(kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "TIMEOUT_SECONDS", (1, 1))
+    kubeflow.silence = 3
+    assert "no answer within 1 s" in refused(capsys, submit(kubeflow))
+
+
+def test_a_refused_package(kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "compile_to", lambda path, *others: path.write_text("root: {dag: {tasks: {a: {colour: red}}}}"))
+    assert "refuses with 400, invalid pipeline spec:" in refused(capsys, submit(kubeflow))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda given: given | {"colour": "red"}, "parameter colour is not in the pipeline"),
+        (lambda given: {name: value for name, value in given.items() if name != "raw"}, "parameters raw are missing"),
+        (lambda given: given | {"min_auroc": "0.7"}, "parameter min_auroc must be NUMBER_DOUBLE"),
+    ],
+)
+def test_refused_parameters(
+    kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, change: object, said: str
+) -> None:
+    """The double is as strict as it says, and a refusal is one line."""
+    right = packages.arguments
+    monkeypatch.setattr(packages, "arguments", lambda *given: change(right(*given)))  # type: ignore[operator]
+    assert said in refused(capsys, submit(kubeflow))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["submit", "training", "--raw", "data", "--host", "http://x"], "--raw data: must be an s3:// URI"),
+        (["submit", "training", "--raw", RAW, "--host", "x"], "--host x: must begin with http"),
+        (["submit", "smoke", "--host", "http://x", "--settings", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["submit", "smoke", "--host", "http://x", "--set", "pretrain.epoch=1"], "did you mean epochs?"),
+        (["compile", "training", "--out", "x.txt"], "must end in .yaml"),
+    ],
+)
+def test_mistakes(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert said in refused(capsys, main(arguments))

@@ -1,0 +1,39 @@
+"""The real command line, in one process or in several by torchrun."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from components.common.params import Params
+from components.common.progress import VOLATILE
+
+
+def command(shards: str, out: Path, params: Params, ranks: int = 1, *settings: str) -> list[str]:
+    """The command that pretrains; `params` are written beside `out`."""
+    file = out.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
+    start = ["-m", "components.torchrun", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return [sys.executable, *start, "-m", "components", "pretrain", "--shards", shards, "--out", str(out), "--params", str(file), *sets]
+
+
+def environment() -> dict[str, str]:
+    """Of a command: one thread, so that as many do not matter."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def call(arguments: list[str], code: int = 0) -> str:
+    """Runs a command to its end and returns what it said."""
+    done = subprocess.run(arguments, env=environment(), text=True, capture_output=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """history.csv, but for what differs from run to run."""
+    with (folder / "history.csv").open() as file:
+        return [{name: float(value) for name, value in row.items() if name not in VOLATILE} for row in csv.DictReader(file)]

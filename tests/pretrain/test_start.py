@@ -1,0 +1,206 @@
+import copy
+import hashlib
+import json
+import pickle
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from components.common import backbone
+from components.common.errors import UserError
+from components.common.params import Params
+from components.pretrain import start
+from components.pretrain.moco import MoCo
+from components.pretrain.run import run
+from tests.conftest import MakeShards
+
+
+@lru_cache
+def resnet(channels: int = 3, seed: int = 0) -> nn.Module:
+    """torchvision's own, as for ImageNet."""
+    torch.manual_seed(seed)
+    network = torchvision.models.resnet18(weights=None)
+    if channels != 3:
+        network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    for name, tensor in network.state_dict().items():  # statistics as of a trained one
+        if name.endswith("running_mean"):
+            tensor.normal_()
+    return network
+
+
+def published(
+    path: Path, channels: int = 1, queue: bool = True, hidden: int = 512, dim: int = 8, pointer: int = 0
+) -> dict[str, torch.Tensor]:
+    """A checkpoint as the authors' code writes it."""
+    encoders = []
+    for seed in (1, 2):
+        network = copy.deepcopy(resnet(channels, seed))
+        network.fc = nn.Sequential(nn.Linear(512, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        encoders.append(network)
+    state = {f"module.encoder_{which}.{k}": v for which, e in zip("qk", encoders, strict=True) for k, v in e.state_dict().items()}
+    if queue:
+        state["module.queue"] = nn.functional.normalize(torch.randn(dim, 6), dim=0)
+        state["module.queue_ptr"] = torch.tensor([pointer])
+    optimizer = torch.optim.SGD(encoders[0].parameters(), 0.03, momentum=0.9).state_dict()
+    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": optimizer}, path)
+    return state
+
+
+@pytest.fixture
+def model() -> MoCo:
+    torch.manual_seed(5)
+    return MoCo("resnet18", dim=8, queue_size=6, key_momentum=0.9)
+
+
+def started(model: MoCo, path: Path) -> MoCo:
+    start.load(model, start.read(str(path), "resnet18"))
+    return model
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_moco_checkpoint_is_loaded_whole(model: MoCo, tmp_path: Path, channels: int) -> None:
+    state = published(tmp_path / "moco.pth.tar", channels)
+    started(model, tmp_path / "moco.pth.tar")
+    for which, encoder in (("q", model.query), ("k", model.key)):
+        for name, tensor in encoder.backbone.state_dict().items():
+            theirs = state[f"module.encoder_{which}.{name}"]
+            assert torch.equal(tensor, theirs.sum(1, keepdim=True) if name == "conv1.weight" else theirs), name
+        for name, tensor in encoder.head.state_dict().items():
+            assert torch.equal(tensor, state[f"module.encoder_{which}.fc.{name}"])
+    assert torch.equal(model.queue, state["module.queue"])
+    assert int(model.position) == 0
+
+
+def test_the_queue_goes_on_where_it_was(model: MoCo, tmp_path: Path) -> None:
+    state = published(tmp_path / "moco.pth", pointer=4)
+    started(model, tmp_path / "moco.pth")
+    model.enqueue(torch.zeros(2, 8))  # replaces the oldest two, which the pointer shows
+    kept = {tuple(key.tolist()) for key in model.queue.T if key.abs().sum()}
+    assert kept == {tuple(key.tolist()) for key in state["module.queue"].T[:4]}
+
+
+@pytest.mark.parametrize("size", [4, 10])
+def test_a_queue_of_another_length_gives_its_newest_keys(tmp_path: Path, size: int) -> None:
+    state = published(tmp_path / "moco.pth", pointer=2)
+    model = started(MoCo("resnet18", dim=8, queue_size=size, key_momentum=0.9), tmp_path / "moco.pth")
+    newest_first = state["module.queue"].T[[1, 0, 5, 4, 3, 2]]
+    assert torch.equal(model.queue.T.flip(0)[: min(size, 6)], newest_first[: min(size, 6)])
+
+
+def test_without_a_queue_the_keys_stay(model: MoCo, tmp_path: Path) -> None:
+    before = model.queue.clone()
+    published(tmp_path / "moco.pth", queue=False)
+    assert torch.equal(started(model, tmp_path / "moco.pth").queue, before)
+
+
+def test_with_another_head_the_head_and_the_keys_stay(model: MoCo, tmp_path: Path) -> None:
+    before = copy.deepcopy(model.state_dict())
+    state = published(tmp_path / "moco.pth", hidden=64)
+    after = started(model, tmp_path / "moco.pth").state_dict()
+    for name in ("queue", "query.head.0.weight", "key.head.0.weight"):
+        assert torch.equal(after[name], before[name])
+    for which, encoder in (("q", "query"), ("k", "key")):
+        assert torch.equal(after[f"{encoder}.backbone.layer4.0.conv1.weight"], state[f"module.encoder_{which}.layer4.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors", "old"])
+def test_an_imagenet_resnet_sees_grey_images_as_before(model: MoCo, tmp_path: Path, kind: str) -> None:
+    theirs, path = copy.deepcopy(resnet()), tmp_path / "resnet18.pth"
+    state = theirs.state_dict()
+    if kind == "old":  # before torch 0.4.1
+        state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind != "legacy")
+    started(model, path)
+    theirs.fc = nn.Identity()
+    grey = torch.rand(2, 1, 64, 64)
+    expected = theirs.eval()(grey.expand(-1, 3, -1, -1))
+    for encoder in (model.query, model.key):
+        torch.testing.assert_close(encoder.backbone.eval()(grey), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(model.query.head[0].weight, model.key.head[0].weight)
+
+
+def test_an_earlier_backbone_is_a_start(model: MoCo, tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    network = backbone.build("resnet18")
+    backbone.export(network, tmp_path, {"arch": "resnet18"})
+    (tmp_path / "run.json").write_text('{"stage": "pretrain", "mlflow_run_id": "made-by"}')
+    found = start.read(str(tmp_path), "resnet18")
+    start.load(model, found)
+    assert found.upstream == {"start": "made-by"}
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(model.query.backbone.state_dict()[name], tensor)
+        assert torch.equal(model.key.backbone.state_dict()[name], tensor)
+
+
+def test_another_architecture_is_named(tmp_path: Path) -> None:
+    state = resnet().state_dict()
+    torch.save(state, tmp_path / "18.pth")
+    with pytest.raises(UserError, match=r"18\.pth: holds a resnet18, the parameters ask for resnet50; set arch to match"):
+        start.read(str(tmp_path / "18.pth"), "resnet50")
+    torch.save({**state, "layer1.2.conv1.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "34.pth")
+    with pytest.raises(UserError, match=r"34\.pth: does not fit a resnet18 \(it has no layer1\.2\.conv1\.weight\)"):
+        start.read(str(tmp_path / "34.pth"), "resnet18")
+
+
+def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
+    state = dict(resnet().state_dict())
+    for changed, message in (
+        ({"conv1.weight": torch.zeros(64, 4, 7, 7)}, r"conv1\.weight is \(64, 4, 7, 7\), not \(64, 1, 7, 7\)"),
+        ({"layer2.0.bn1.weight": None}, r"layer2\.0\.bn1\.weight is missing"),
+    ):
+        torch.save({name: tensor for name, tensor in {**state, **changed}.items() if tensor is not None}, tmp_path / "odd.pth")
+        with pytest.raises(UserError, match=message):
+            start.read(str(tmp_path / "odd.pth"), "resnet18")
+
+
+class Code:
+    """Would write a file when unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(64, 1, 7, 7)}, "hook": Code(tmp_path / "ran")}, tmp_path / "evil.pth")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Code(tmp_path / "ran"), protocol=2))
+    for name in ("evil.pth", "plain.pkl"):
+        with pytest.raises(UserError, match=rf"{name}: holds Python objects, which could run code"):
+            start.read(str(tmp_path / name), "resnet18")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 torn", b"\x08\0\0\0\0\0\0\0{torn   "])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match="is no checkpoint"):
+        start.read(str(tmp_path / "file"), "resnet18")
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
+    for tree in ({"epoch": 3}, [torch.zeros(3)]):
+        torch.save(tree, tmp_path / "other.pth")
+        with pytest.raises(UserError, match="holds no state_dict"):
+            start.read(str(tmp_path / "other.pth"), "resnet18")
+    with pytest.raises(UserError, match=r"nothing\.pth"):
+        start.read(str(tmp_path / "nothing.pth"), "resnet18")
+
+
+def test_a_run_goes_on_from_its_start_and_records_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    state = published(tmp_path / "moco.pth", dim=16)
+    params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"epochs": 1, "lr": 1e-9, "weight_decay": 0.0})})
+    run(shards=[make_shards()], start=str(tmp_path / "moco.pth"), out=str(tmp_path / "out"), params=params)
+    weights = load_file(tmp_path / "out" / "backbone.safetensors")
+    torch.testing.assert_close(weights["layer3.1.conv2.weight"], state["module.encoder_q.layer3.1.conv2.weight"])
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["inputs"]["start"] == hashlib.sha256((tmp_path / "moco.pth").read_bytes()).hexdigest()
