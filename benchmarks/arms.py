@@ -36,6 +36,8 @@ def main() -> None:
     page = options.out / "page"
     run(["evaluate", "study", "--cells", str(options.out / "cells"), *common], page)
     print(table(read(page / "metrics.json"), [Path(shards).name for shards in options.shards], params))
+    print()
+    print(ends({arm: read(options.out / "backbones" / arm / str(params.study.seeds[0]) / "metrics.json") for arm in params.study.arms}))
 
 
 def run(command: list[str], out: Path) -> None:
@@ -59,21 +61,28 @@ def table(metrics: dict[str, Any], cohorts: list[str], params: Params) -> str:
     """Macro test AUROC of the probes, and the difference to the reference with its interval."""
     reference = params.study.reference
     lines = [
-        f"| arm | {' | '.join(f'{name}: macro AUROC | minus {reference} (interval)' for name in cohorts)} |",
-        "|---|" + "---:|---|" * len(cohorts),
+        f"| arm | {' | '.join(f'{name}: macro AUROC (interval) | minus {reference} (interval)' for name in cohorts)} |",
+        "|---|" + "---|---|" * len(cohorts),
     ]
     for arm in params.study.arms:
-        cells = [
-            text for cohort in cohorts for text in (f"{metrics[f'probe_{cohort}_{arm}']:.3f}", difference(metrics, f"probe_{cohort}_{arm}"))
-        ]
+        names = [f"probe_{cohort}_{arm}" for cohort in cohorts]
+        cells = [cell(metrics, name, end, form) for name in names for end, form in (("", "{:.3f}"), ("_difference", "{:+.3f}"))]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def difference(metrics: dict[str, Any], name: str) -> str:
-    """With its interval, or a dash."""
-    values = [metrics.get(f"{name}_difference{end}") for end in ("", "_low", "_high")]
-    return "-" if None in values else "{:+.3f} ({:+.3f} to {:+.3f})".format(*values)
+def ends(metrics: dict[str, dict[str, Any]]) -> str:
+    """What pretraining ended with, for the first seed of each arm that was trained."""
+    names = ("loss_nce", "similarity_layer1", "similarity_layer4", "positive_similarity", "negative_similarity", "feature_std")
+    lines = [f"| end of pretraining | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    lines += [f"| {arm} | {' | '.join(f'{values[name]:.3f}' for name in names)} |" for arm, values in metrics.items() if values]
+    return "\n".join(lines)
+
+
+def cell(metrics: dict[str, Any], name: str, end: str, form: str) -> str:
+    """A number with its interval, or a dash."""
+    values = [metrics.get(f"{name}{end}{limit}") for limit in ("", "_low", "_high")]
+    return "-" if None in values else f"{form} ({form} to {form})".format(*values)
 
 
 if __name__ == "__main__":

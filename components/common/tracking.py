@@ -73,7 +73,8 @@ class Tracker:
         self._points = _logged_points(client, run_id) if job.resumed else {}
         # Where the output goes to S3 the work folder ends with the stage, perhaps before the server has taken its files.
         self._copies = tempfile.TemporaryDirectory() if storage.is_s3(job.out) else None
-        self._outbox: Outbox[Message] = Outbox(lambda message: deliver(client, run_id, message, job.work, job.out), f"MLflow at {uri()}")
+        work, out = job.work, job.out  # the outbox's thread must not keep the job, whose lock ends with it
+        self._outbox: Outbox[Message] = Outbox(lambda message: deliver(client, run_id, message, work, out), f"MLflow at {uri()}")
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Logs numbers at a step (an epoch); NaN is left out, since charts cannot show it.

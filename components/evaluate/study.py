@@ -70,6 +70,8 @@ class Estimate:
     condition: str
     seeds: tuple[float, ...]
     """Of each seed's model."""
+    interval: Interval
+    """Of the first seed's model."""
     difference: Interval | None
     """To the reference, the mean over seeds; None for the reference itself."""
     p_adjusted: float
@@ -100,7 +102,7 @@ class Answer:
         flat: dict[str, float] = {}
         for (condition, arm), one in self.estimates.items():
             name = "_".join((self.name, condition, arm)) if condition != ALWAYS else f"{self.name}_{arm}"
-            flat[name] = one.mean
+            flat |= {name: one.mean, f"{name}_low": one.interval.low, f"{name}_high": one.interval.high}
             if one.difference:
                 flat |= {f"{name}_difference": one.difference.estimate, f"{name}_difference_low": one.difference.low}
                 flat |= {f"{name}_difference_high": one.difference.high, f"{name}_p_holm": one.p_adjusted}
@@ -147,7 +149,7 @@ def answer(claim: str, models: dict[Cell, Evaluated], study: Study, evaluate: Ev
     }
     adjusted = holm(np.array([p for _, p in raw.values()]))
     estimates = {
-        key: Estimate(one.arm, one.condition, one.seeds, one.difference, float(p))
+        key: Estimate(one.arm, one.condition, one.seeds, one.interval, one.difference, float(p))
         for (key, (one, _)), p in zip(raw.items(), adjusted, strict=True)
     }
     return Answer(claim, CLAIMS[claim], metric, conditions, arms, estimates)
@@ -187,14 +189,16 @@ def _estimate(
         raise UserError(
             f"study: condition {condition}, arm {arm}: seed {missing[0]} is there for one of {arm} and {reference} only; run its cell"
         )
-    values = tuple(model.headline()[metric].estimate for _, model in sorted(own.items()))
+    intervals = [model.headline()[metric] for _, model in sorted(own.items())]
+    values = tuple(interval.estimate for interval in intervals)
     if arm == reference:
-        return Estimate(arm, condition, values, None, float("nan")), float("nan")
+        return Estimate(arm, condition, values, intervals[0], None, float("nan")), float("nan")
     pairs = [next(d for d in own[seed].compare(theirs[seed]) if d.name == metric) for seed in sorted(own)]
     # The bootstrap's seed is the same: the b-th resample of each seed's models has drawn the same patients.
     samples = np.mean([pair.samples for pair in pairs], axis=0)
     mean = float(np.mean([pair.interval.estimate for pair in pairs]))
-    return Estimate(arm, condition, values, percentile_interval(mean, samples, evaluate.confidence), float("nan")), bootstrap_p(samples)
+    difference = percentile_interval(mean, samples, evaluate.confidence)
+    return Estimate(arm, condition, values, intervals[0], difference, float("nan")), bootstrap_p(samples)
 
 
 def _finding(models: Iterable[Evaluated]) -> str:
