@@ -1,6 +1,7 @@
 """The images, as a node of a cluster would find them."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -65,14 +66,19 @@ def test_no_secret_enters_an_image(images: Images, target: str, monkeypatch: pyt
 def test_packages_are_those_of_the_locks(images: Images) -> None:
     for target in ("cpu", "gpu"):
         installed = inside(getattr(images, target), "pip", "list", "--format", "json").stdout
-        versions = {entry["name"].lower().replace("_", "-"): entry["version"] for entry in json.loads(installed)}
+        versions = {normal(entry["name"]): entry["version"] for entry in json.loads(installed)}
         locked = [
             line.split()[0]
             for line in (ROOT / "docker" / f"{target}.lock").read_text().splitlines()
             if "==" in line and ";" not in line and line[0].isalpha()
         ]
         for name, _, version in (entry.partition("==") for entry in locked):
-            assert versions[name.lower().partition("[")[0]] == version
+            assert versions[normal(name.partition("[")[0])] == version
+
+
+def normal(name: str) -> str:
+    """A package's name as PEP 503 compares them."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _commit() -> str:
