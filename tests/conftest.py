@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from components.common import storage
+from components.common import backbone, storage
 from components.common.params import Params
 from components.common.shards import SCHEMA, SCHEMA_VERSION, encode
 
@@ -77,6 +78,17 @@ def _row(rng: np.random.Generator, index: int, bits: int) -> dict[str, object]:
         "age": 50.0,
         "manufacturer": "MAKER",
     }
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    """An output folder of pretrain, with random weights."""
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    torch.manual_seed(5)
+    backbone.export(backbone.build("resnet18"), folder, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
+    (folder / "run.json").write_text(json.dumps({"mlflow_run_id": "pretrain-run"}))
+    return str(folder)
 
 
 @pytest.fixture

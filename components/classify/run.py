@@ -21,11 +21,11 @@ from components.common.calibration import fit_temperature, negative_log_likeliho
 from components.common.errors import UserError
 from components.common.job import Job, open_job, write_json
 from components.common.params import Params
+from components.common.predictions import META, common_columns
 from components.common.progress import VOLATILE
 from components.common.reader import Reader
 from components.common.shards import open_shards
 
-META = ("view", "sex", "age", "manufacturer")
 Array = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def describe(task: Classification, job: Job, temperature: float) -> dict[str, An
         "arch": task.params.arch,
         "findings": task.shards.findings,
         "size": task.shards.size,
-        "bits": task.shards.manifests[0]["bits"],
+        "bits": task.shards.bits,
         "normalisation": {"mean": task.mean, "std": task.std},
         "mode": task.params.mode,
         "tta_flip": task.params.tta_flip,
@@ -107,13 +107,7 @@ def describe(task: Classification, job: Job, temperature: float) -> dict[str, An
 
 def predictions(reader: Reader, split: str, scores: Array, findings: list[str]) -> pa.Table:
     """The rows of predictions.parquet of a split: who, what kind, and score and target of each finding."""
-    columns: dict[str, Any] = {
-        "image_id": reader.table["image_id"],
-        "patient_id": reader.table["patient_id"],
-        "split": pa.array([split] * len(reader)),
-        "task": pa.array(["classify"] * len(reader)),
-        **{name: reader.table[name] for name in META},
-    }
+    columns = common_columns(reader.table, split, "classify")
     targets = reader.labels()
     for index, finding in enumerate(findings):
         columns[f"score_{finding}"] = pa.array(scores[:, index])

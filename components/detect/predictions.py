@@ -7,11 +7,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from components.common.detections import Detected, froc_curve, match, pool
+from components.common.predictions import common_columns
 from components.common.reader import Reader
 from components.common.shards import BOX
 from components.detect.annotations import Annotations, Array, Rows
 
-META = ("view", "sex", "age", "manufacturer")
 SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
 FALSE_POSITIVES = 0.5
 """An image, on the validation split, where the threshold lies at which pictures are drawn."""
@@ -54,19 +54,16 @@ def operating_threshold(images: list[Detected], classes: int) -> float:
 
 
 def table_of(reader: Reader, split: str, found: list[Found], known: Annotations, classes: list[str]) -> pa.Table:
-    """The rows of predictions.parquet of a split. Boxes are in pixels of the row's image; targets are null where not known."""
+    """The rows of predictions.parquet of a split."""
+    return pa.table({**common_columns(reader.table, split, "detect"), **box_columns(found, known, classes)})
+
+
+def box_columns(found: list[Found], known: Annotations, classes: list[str]) -> dict[str, pa.Array]:
+    """The columns of the task. Boxes are in pixels of the row's image; targets are null where not known."""
     boxes = [_records(*each, start, classes) for each, start in zip(found, known.origin, strict=True)]
     rows = zip(known.boxes, known.labels, known.origin, known.known, strict=True)
     targets = [_records(box, None, label, start, classes) if sure else None for box, label, start, sure in rows]
-    return pa.table({
-        "image_id": reader.table["image_id"],
-        "patient_id": reader.table["patient_id"],
-        "split": pa.array([split] * len(reader)),
-        "task": pa.array(["detect"] * len(reader)),
-        **{name: reader.table[name] for name in META},
-        "boxes": pa.array(boxes, pa.list_(SCORED_BOX)),
-        "targets": pa.array(targets, pa.list_(BOX)),
-    })  # fmt: skip
+    return {"boxes": pa.array(boxes, pa.list_(SCORED_BOX)), "targets": pa.array(targets, pa.list_(BOX))}
 
 
 def _records(boxes: Array, scores: Array | None, labels: Rows, origin: Array, classes: list[str]) -> list[dict[str, Any]]:

@@ -19,12 +19,13 @@ from components.common.fractions import labelled_rows
 from components.common.job import Job, open_job, upstream_run_id, write_json
 from components.common.params import Detect as DetectParams
 from components.common.params import Params
+from components.common.predictions import META
 from components.common.progress import VOLATILE
 from components.common.reader import Batch, Reader
 from components.common.shards import Shards, open_shards
 from components.detect import annotations, augment, figures, network
 from components.detect.annotations import Annotations, annotate, choose_classes
-from components.detect.predictions import META, Found, compared, operating_threshold, table_of, to_numpy
+from components.detect.predictions import Found, compared, operating_threshold, table_of, to_numpy
 
 WARMUP = 0.1
 """Share of the steps with a rising learning rate."""
@@ -179,11 +180,10 @@ class Detection(loop.Task):
     def _description(self, job: Job, threshold: float) -> dict[str, Any]:
         return {
             "task": "detect",
-            "arch": self.params.arch,
-            "detector": self.params.detector,
+            **{name: getattr(self.params, name) for name in network.SETTINGS},
             "classes": self.classes,
             "size": self.shards.size,
-            "bits": self.shards.manifests[0]["bits"],
+            "bits": self.shards.bits,
             "normalisation": {"mean": self.mean, "std": self.std},
             "threshold": threshold,
             "best_epoch": self.best["epoch"],

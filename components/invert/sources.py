@@ -13,16 +13,14 @@ from components.common import backbone, loop, storage
 from components.common.errors import UserError
 from components.common.job import read_input, upstream_run_id
 from components.common.params import Invert
+from components.common.predictions import META
 from components.common.reader import Reader
 from components.common.shards import Shards
 from components.invert.features import FeatureSpace, pretrained, random
+from components.invert.generator import SHAPE
+from components.invert.inverter import GENERATOR, part
 
 MODEL, WEIGHTS = "model.json", "model.safetensors"
-SHAPE = ("size", "latent_dim", "mapping_layers", "channel_base", "channel_max")
-"""Parameters that a generator is built by."""
-META = ("view", "sex", "age", "manufacturer")
-PREFIX = "generator."
-"""Of the generator's weights; the encoder's begin with `encoder.`."""
 PERCEPTUAL_SEED, JUDGE_SEED = 1, 2
 """Of networks with random weights; never the same network."""
 
@@ -137,4 +135,4 @@ def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Te
     content = storage.read(storage.join(folder, WEIGHTS))
     if storage.digest(content) != description["sha256"]:
         raise UserError(f"{storage.join(folder, WEIGHTS)}: does not match {MODEL}; run invert again")
-    return {name.removeprefix(PREFIX): value for name, value in load_safetensors(content).items() if name.startswith(PREFIX)}
+    return part(load_safetensors(content), GENERATOR)

@@ -16,6 +16,7 @@ import torch
 from components.common import storage, tracking
 from components.common.job import RUN_FILE, Job, open_job, threads, write_json
 from components.common.params import Params
+from components.common.predictions import META, common_columns
 from components.common.shards import MANIFEST, Shards, decode, open_part, open_shards
 from components.predict import source
 from components.predict.source import Source
@@ -26,7 +27,6 @@ from components.preprocess.merge import QUARANTINE
 
 SHARDS = "shards"
 """In the work folder, what preprocess makes; only its lists are kept."""
-META = ("view", "sex", "age", "manufacturer")
 PIXELS = ("image_id", "pixels", "codec", "height", "width", "bits")
 ROWS = 256
 """Read at a time."""
@@ -76,9 +76,7 @@ def predict(loaded: Source, shards: Shards) -> pa.Table:
     for batch in _batches(shards):
         scores = loaded.network.score([decode(row) for row in batch.select(PIXELS).to_pylist()])
         labels = batch["labels"].to_pylist()
-        columns: dict[str, Any] = {name: batch[name] for name in ("image_id", "patient_id")}
-        columns |= {"split": pa.array(["test"] * len(scores)), "task": pa.array(["classify"] * len(scores))}
-        columns |= {name: batch[name] for name in META}
+        columns = common_columns(batch, "test", "classify")
         for index, finding in enumerate(findings):
             known = [row[places[finding]] if finding in places else float("nan") for row in labels]
             columns |= {f"score_{finding}": pa.array(scores[:, index]), f"target_{finding}": pa.array(known, pa.float32())}

@@ -25,16 +25,6 @@ def changed(params: Params, **update: object) -> Params:
     return params.model_copy(update={"classify": params.classify.model_copy(update=update)})
 
 
-@pytest.fixture
-def pretrained(tmp_path: Path) -> str:
-    folder = tmp_path / "backbone"
-    folder.mkdir()
-    torch.manual_seed(5)
-    backbone.export(backbone.build("resnet18"), folder, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
-    (folder / "run.json").write_text(json.dumps({"mlflow_run_id": "pretrain-run"}))
-    return str(folder)
-
-
 def test_learns_what_can_be_seen(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     out = tmp_path / "out"
     classify.run(shards=[make_shards(images=200)], out=str(out), params=changed(tiny, epochs=5))

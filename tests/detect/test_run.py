@@ -25,16 +25,6 @@ def changed(params: Params, **update: object) -> Params:
     return params.model_copy(update={"detect": params.detect.model_copy(update=update)})
 
 
-@pytest.fixture
-def pretrained(tmp_path: Path) -> str:
-    folder = tmp_path / "backbone"
-    folder.mkdir()
-    torch.manual_seed(5)
-    backbone.export(backbone.build("resnet18"), folder, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
-    (folder / "run.json").write_text(json.dumps({"mlflow_run_id": "pretrain-run"}))
-    return str(folder)
-
-
 def corners(boxes: list[dict[str, Any]]) -> torch.Tensor:
     return torch.tensor([[each["x"], each["y"], each["x"] + each["width"], each["y"] + each["height"]] for each in boxes]).reshape(-1, 4)
 
