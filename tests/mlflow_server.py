@@ -9,28 +9,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 class Server:
     """`mlflow server` over a database and a store of artifacts, which outlive the process."""
 
-    def __init__(self, folder: Path, database: str = "", artifacts: str = "", environment: Mapping[str, str] | None = None):
+    def __init__(self, folder: Path, options: list[str], environment: Mapping[str, str]):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        self._folder, self._environment = folder, environment or {}
-        self._database = database or f"sqlite:///{folder / 'server.db'}"
-        self._artifacts = artifacts or str(folder / "artifacts")
+        self._folder, self._options, self.environment = folder, options, environment
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
         port = self.address.rpartition(":")[2]
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1",
-                   "--backend-store-uri", self._database, "--artifacts-destination", self._artifacts]  # fmt: skip
-        environment = {**os.environ, **self._environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1", *self._options]
+        environment = {**os.environ, **self.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -46,7 +43,8 @@ class Server:
     def kill(self) -> None:
         """Ends it, with its workers, at once."""
         if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -55,7 +53,8 @@ class Server:
 def serve(folder: Path, database: str = "", artifacts: str = "", environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A running server, by default over SQLite and a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = Server(folder, database, artifacts, environment)
+    database, artifacts = database or f"sqlite:///{folder / 'server.db'}", artifacts or str(folder / "artifacts")
+    server = Server(folder, ["--backend-store-uri", database, "--artifacts-destination", artifacts], environment or {})
     try:
         server.start()
         yield server

@@ -51,7 +51,7 @@ def serve(database: str) -> Iterator[str]:
         with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **user) as server:
             try:
                 _create(database, port, server, folder / "log")
-                yield f"postgresql://mlflow@127.0.0.1:{port}/{database}"
+                yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/{database}"
             finally:
                 server.terminate()
     finally:

@@ -1,11 +1,14 @@
 """A real S3 server for tests: SeaweedFS from PyPI, on free ports of the loopback address."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,25 +22,44 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
     """Runs the server with its data in `folder` and an empty bucket; yields the environment that boto3 reads."""
     identity = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
+    options = ["-volume.max=200", "-master.volumeSizeLimitMB=64", "-s3", f"-s3.config={folder / 's3.json'}"]
+    keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+    with run(folder, options, keys) as environment:
+        _make_bucket(environment, folder / "weed.log")
+        yield environment
+
+
+@contextmanager
+def run(folder: Path, options: list[str], keys: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Runs `weed server` with these options, on free ports; yields the keys with the server's address."""
+    data = folder / "data"
+    data.mkdir()
     master, volume, filer, s3 = _free_ports(4)
     command = [
-        *(_weed(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-volume.max=200"),
-        *("-master.volumeSizeLimitMB=64", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
-        *("-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}"),
+        *(_weed(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", *options),
+        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={s3}"),
     ]
-    with (folder / "weed.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as server:
+    with (folder / "weed.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **keys})
+    try:
+        _wait(server, f"http://127.0.0.1:{s3}/healthz", folder / "weed.log")
+        yield {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}"}
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    """Until the server says that it is well."""
+    for _ in range(120):
+        assert server.poll() is None, log.read_text()[-2000:]
         try:
-            environment = {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
-                "AWS_ACCESS_KEY_ID": KEY,
-                "AWS_SECRET_ACCESS_KEY": SECRET,
-                "AWS_DEFAULT_REGION": "us-east-1",
-            }
-            _make_bucket(server, environment, folder / "weed.log")
-            yield environment
-        finally:
-            server.kill()
+            urllib.request.urlopen(address, timeout=5).read()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-2000:])
 
 
 def _weed() -> str:
@@ -59,7 +81,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _make_bucket(server: subprocess.Popen[bytes], environment: dict[str, str], log: Path) -> None:
+def _make_bucket(environment: dict[str, str], log: Path) -> None:
     """Waits until the server can make a bucket."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
@@ -72,7 +94,6 @@ def _make_bucket(server: subprocess.Popen[bytes], environment: dict[str, str], l
         region_name="us-east-1",
     )
     for _ in range(120):
-        assert server.poll() is None, log.read_text()[-2000:]
         try:
             client.create_bucket(Bucket=BUCKET)
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"")

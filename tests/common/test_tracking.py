@@ -227,7 +227,7 @@ def test_an_experiment_that_another_process_makes_at_the_same_time(job: Job, cli
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:9", "sqlite:///{folder}/text.db", "{folder}/mlruns", "postgresql://u:p@127.0.0.1:9/mlflow", "foo://bar"]
+    "address", ["http://127.0.0.1:9", "sqlite:///{folder}/text.db", "{folder}/mlruns", "postgresql+psycopg2://u:p@127.0.0.1:9/mlflow", "foo://bar"]
 )
 def test_a_server_that_cannot_be_used_is_named(address: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.db").write_text("this is no database, whatever its name may say")
