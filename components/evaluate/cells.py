@@ -12,6 +12,11 @@ def number(value: float) -> str:
     return f"{value:.3f}".replace("-", "\u2212") if math.isfinite(value) else "–"
 
 
+def signed(value: float) -> str:
+    """Three decimals and a sign, of a difference."""
+    return f"{value:+.3f}".replace("-", "\u2212") if math.isfinite(value) else "–"
+
+
 def probability(value: float) -> str:
     """A p-value."""
     if not math.isfinite(value):
@@ -19,22 +24,22 @@ def probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def cell(interval: Interval, signed: bool = False) -> str:
+def cell(interval: Interval, signs: bool = False) -> str:
     """An estimate and its interval, as HTML.
 
     Args:
         interval: what to write.
-        signed: with a plus sign, for differences.
+        signs: with a plus sign, for differences.
     """
-    estimate = _signed(interval.estimate) if signed else number(interval.estimate)
-    return f'{estimate}<span class="range">{limits(interval, signed)}</span>' if math.isfinite(interval.low) else estimate
+    estimate = signed(interval.estimate) if signs else number(interval.estimate)
+    return f'{estimate}<span class="range">{limits(interval, signs)}</span>' if math.isfinite(interval.low) else estimate
 
 
-def limits(interval: Interval, signed: bool = False) -> str:
+def limits(interval: Interval, signs: bool = False) -> str:
     """`low to high`."""
     if not math.isfinite(interval.low):
         return "no interval"
-    write = _signed if signed else number
+    write = signed if signs else number
     return f"{write(interval.low)} to {write(interval.high)}"
 
 
@@ -57,7 +62,3 @@ def unit_axis(intervals: Iterable[Interval], floor: float = 0.5) -> Axis:
     step = 1 if low >= 0.4 else 2  # tenths between ticks
     ticks = tuple(tick / 10 for tick in range(10, round(10 * low) - 1, -step))
     return Axis(low, 1.0, ticks[::-1])
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\u2212") if math.isfinite(value) else "–"

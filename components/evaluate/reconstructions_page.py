@@ -36,7 +36,7 @@ def _hero(found: Reconstructions, params: Evaluate) -> str:
     )
     distance = found.intervals["feature_distance"]
     cards = [
-        page.card("Above the mean image", _decibels(gain.estimate), limits(gain, signed=True)),
+        page.card("Above the mean image", _decibels(gain.estimate), limits(gain, signs=True)),
         page.card("MS-SSIM", number(similarity.estimate), limits(similarity)),
         page.card("Feature distance", number(distance.estimate), limits(distance)),
         page.card("PSNR, validation split", _decibels(found.val_psnr), "nothing was chosen there"),

@@ -140,7 +140,7 @@ def _differences(entry: Entry, params: Evaluate) -> str:
 
 def _difference_row(entry: Entry, baseline: Evaluated, difference: Difference) -> str:
     p = [probability(value) for value in (difference.p, difference.p_adjusted)]
-    return page.row(difference.name, [cell(difference.interval, signed=True), *map(escape, p)])
+    return page.row(difference.name, [cell(difference.interval, signs=True), *map(escape, p)])
 
 
 def _training(model: Model) -> str:

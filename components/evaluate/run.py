@@ -27,7 +27,7 @@ from components.evaluate.study import answers_of, find_cells
 from components.evaluate.task import Evaluated, Points, Task
 
 REPORT = "report.html"
-STUDY = "study.html"
+STUDY, STUDY_TEXT = "study.html", "study.md"
 TASKS: dict[str, Task] = {"classify": classification, "detect": detection, "invert": inversion}
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def study(*, cells: str, out: str, params: Params) -> None:
 
     Args:
         cells: folder whose folders CLAIM/CONDITION/ARM/SEED are output folders of classify, detect and invert.
-        out: output folder: study.html, and the sentences and numbers in metrics.json.
+        out: output folder: study.html, the same as text in study.md, and the numbers in metrics.json.
         params: the sections `study` and `evaluate` are used.
 
     Raises:
@@ -81,6 +81,7 @@ def study(*, cells: str, out: str, params: Params) -> None:
     with tracking.run(job) as tracker:
         answers = answers_of(models, params.study, params.evaluate)
         (job.work / STUDY).write_text(study_page.render(answers, params.study, params.evaluate), encoding="utf-8")
+        (job.work / STUDY_TEXT).write_text(study_page.as_text(answers, params.study), encoding="utf-8")
         metrics = {name: value for found in answers for name, value in found.metrics().items()}
         tracker.log(metrics)
         tracker.attach(job.work / STUDY)

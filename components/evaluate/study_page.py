@@ -7,7 +7,7 @@ from html import escape
 from components.common import page
 from components.common.charts import Axis, Line, chart, nice_axis
 from components.common.params import Evaluate, Study
-from components.evaluate.cells import cell, number, percent, probability, spoken
+from components.evaluate.cells import cell, limits, number, percent, probability, signed, spoken
 from components.evaluate.charts import scale, strip
 from components.evaluate.study import ALWAYS, Answer, Estimate, verdict
 
@@ -29,6 +29,26 @@ def render(answers: Sequence[Answer], study: Study, evaluate: Evaluate) -> str:
 def summary(answers: Sequence[Answer], study: Study) -> list[str]:
     """A sentence for each claim and arm, without markup."""
     return [sentence for one in answers for sentence in _sentences(one, study)]
+
+
+def as_text(answers: Sequence[Answer], study: Study) -> str:
+    """The page's sentences and tables as Markdown, to be quoted."""
+    return "\n".join(line for one in answers for line in _text(one, study))
+
+
+def _text(found: Answer, study: Study) -> list[str]:
+    condition = found.claim.condition
+    several = any(len(one.seeds) > 1 for one in found.estimates.values())
+    spread = "range over seeds" if several else "interval"
+    heads = [*([condition] if condition else []), "arm", f"{found.metric} ({spread})", f"minus {study.reference} (interval)", "p (Holm)"]
+    rows = []
+    for one in (found.estimates[condition, arm] for condition in found.conditions for arm in found.arms):
+        difference = f"{signed(one.difference.estimate)} ({limits(one.difference, signs=True)})" if one.difference else "–"
+        around = f"{number(min(one.seeds))} to {number(max(one.seeds))}" if several else limits(one.interval)
+        cells = [one.arm, f"{number(one.mean)} ({around})", difference, probability(one.p_adjusted)]
+        rows.append([*([one.condition] if condition else []), *cells])
+    table = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+    return [f"### {found.claim.title}", "", *table, "", *(f"- {sentence}" for sentence in _sentences(found, study)), ""]
 
 
 def _section(found: Answer, study: Study) -> str:
@@ -86,7 +106,7 @@ def _row(one: Estimate, axis: Axis, study: Study, conditions: bool = True) -> st
     compared = ["–", "", "–"]
     if one.difference:
         label = spoken(f"{one.arm} minus {study.reference}", one.difference, 0.95)
-        compared = [cell(one.difference, signed=True), strip(label, one.difference, axis, 0.0), probability(one.p_adjusted)]
+        compared = [cell(one.difference, signs=True), strip(label, one.difference, axis, 0.0), probability(one.p_adjusted)]
     cells = [f"{number(one.mean)}{spread}", *compared]
     return page.row(one.condition, [escape(one.arm), *cells]) if conditions else page.row(one.arm, cells)
 

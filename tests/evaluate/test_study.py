@@ -47,6 +47,9 @@ def test_a_plain_sentence_for_each_arm(cells: str, tmp_path: Path, params: Param
     )
     assert "That aligned pretraining helps with few labels, compared with moco, is not shown on this cohort" in caplog.text
     assert "scratch pretraining" not in caplog.text
+    text = (tmp_path / "page" / "study.md").read_text()
+    assert "- That ifa pretraining helps with few labels, compared with moco, holds on this cohort" in text
+    assert text.count("| 0.05 | ") == text.count("| 1.0 | ") == len(ARMS)
     html = (tmp_path / "page" / "study.html").read_text()
     assert "holds on this cohort: better in 2 of 2 conditions" in html and "http" not in html
 
