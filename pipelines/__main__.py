@@ -86,7 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compiling = commands.add_parser("compile", parents=[pipeline], help="write the package that a cluster runs")
     compiling.add_argument("--out", required=True, metavar="FILE", help="a .yaml file")
-    local = commands.add_parser("local", parents=[pipeline], help="run a pipeline here, each step in a process of its own")
+    local = commands.add_parser("local", parents=[pipeline], help="run a pipeline here, each step in a process or a container of its own")
+    local.add_argument(
+        "--runner", default="subprocess", choices=("subprocess", "docker"), help="docker: in the images (default: subprocess)"
+    )
     local.add_argument("--raw", default="data", metavar="PATH", help="raw files (default: data)")
     local.add_argument("--out", default="artifacts/pipeline", metavar="PATH", help="folder of all outputs (default: artifacts/pipeline)")
     submit = commands.add_parser("submit", parents=[pipeline, server], help="run a pipeline on the cluster")

@@ -1,22 +1,28 @@
-"""A pipeline on this machine: kfp runs each step in a process of its own, with this environment's packages."""
+"""A pipeline on this machine: kfp runs each step in a process of its own, with this environment's packages, or in a container."""
 
 import argparse
+import builtins
 import os
 import sys
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from kfp import local
 
+from components.common import storage
 from components.common.errors import UserError
 from components.common.lineage import KFP_VARIABLE
 from components.common.params import Params, load
 from pipelines import packages
 from pipelines import settings as cluster
-from pipelines.settings import EXAMPLE, Settings, StepName
+from pipelines.settings import COMMIT, EXAMPLE, Images, Settings, StepName
 
+BUILT = Images(cpu=f"cxr-cpu:{COMMIT}", gpu=f"cxr-gpu:{COMMIT}")
+"""What `make images` builds from a clean checkout."""
 UI_FILES = "ui"
 """Below the folder of all outputs: what Kubeflow's own store would hold."""
 ROOT = Path(__file__).parents[1]
@@ -28,27 +34,29 @@ def run(options: argparse.Namespace) -> int:
     if Path(options.settings) == EXAMPLE:
         settings = _here(settings)
     params = load(options.params, options.set)
-    if options.name != "smoke" and not Path(options.raw).is_dir() and not options.raw.startswith("s3://"):
+    raw = options.raw if storage.is_s3(options.raw) else str(Path(options.raw).absolute())
+    if options.name != "smoke" and not Path(options.raw).is_dir() and not storage.is_s3(options.raw):
         raise UserError(f"--raw {options.raw}: no such folder; make one with `python -m components simulate --out {options.raw}`")
-    return 0 if execute(options.name, settings, params, options.raw, str(Path(options.out).absolute())) else 1
+    return 0 if execute(options.name, settings, params, raw, str(Path(options.out).absolute()), options.runner) else 1
 
 
-def execute(name: str, settings: Settings, params: Params, raw: str, root: str) -> bool:
+def execute(name: str, settings: Settings, params: Params, raw: str, root: str, runner: str = "subprocess") -> bool:
     """Runs a pipeline; whether it succeeded.
 
     Args:
         name: of the pipeline.
-        settings: resources are ignored; retries, partitions and heads count.
+        settings: retries, partitions and heads count, and with containers images, user and environment; resources are ignored.
         params: of the stages.
         raw: folder of the raw files.
         root: folder of all outputs.
+        runner: subprocess, with this environment's packages, or docker, with those of the images.
     """
     pipeline = packages.build(name, settings, params)
     _prepare_environment(settings)
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(root, UI_FILES)), raise_on_error=True)
     try:
-        with warnings.catch_warnings():  # about resources, which mean nothing here
-            warnings.simplefilter("ignore")
+        with _runner(runner, settings, raw, root) as chosen, _own_print(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about resources, which mean nothing here
+            local.init(chosen, pipeline_root=str(Path(root, UI_FILES)), raise_on_error=True)
             pipeline(**packages.arguments(name, params, raw, root))
     except RuntimeError as error:
         print(f"local: {error}", file=sys.stderr)
@@ -57,10 +65,32 @@ def execute(name: str, settings: Settings, params: Params, raw: str, root: str) 
     return True
 
 
+@contextmanager
+def _own_print() -> Iterator[None]:
+    """Puts `print` back: kfp replaces it to indent what a step prints, and steps side by side may put back one another's."""
+    ours = builtins.print
+    try:
+        yield
+    finally:
+        builtins.print = ours
+
+
+@contextmanager
+def _runner(name: str, settings: Settings, raw: str, root: str) -> Iterator[Any]:
+    if name == "subprocess":
+        yield local.SubprocessRunner(use_venv=False)
+        return
+    from pipelines import containers
+
+    with containers.runner(settings, raw, root) as found:
+        print(f"local: MLflow runs go to {containers.tracking(root)}")
+        yield found
+
+
 def _here(settings: Settings) -> Settings:
     """The example settings without what makes sense on a cluster only: nothing is preempted here."""
     steps = {name: settings.step(name).model_copy(update={"retries": 0}) for name in get_args(StepName)}
-    return settings.model_copy(update={"steps": steps, "environment": {}})
+    return settings.model_copy(update={"steps": steps, "environment": {}, "images": BUILT})
 
 
 def _prepare_environment(settings: Settings) -> None:

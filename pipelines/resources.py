@@ -1,6 +1,6 @@
 """What each step may use on the cluster, from the settings: nodes, sizes, secrets, volumes, retries.
 
-`SECRETS` and `MOUNTS_WORK` say who gets what; tests/pipelines/test_resources.py holds them to it.
+`SECRETS` and `MOUNTS_WORK` say who gets what; tests/pipelines/test_packages.py holds them to it.
 """
 
 from typing import Any

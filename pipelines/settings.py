@@ -25,7 +25,11 @@ StepName = Literal[
 ]
 Head = Literal["classify", "detect", "invert"]
 
-_UNITS = {"": 1, **{unit: 1000**n for n, unit in enumerate("KMGTPE", 1)}, **{f"{unit}i": 1024**n for n, unit in enumerate("KMGTPE", 1)}}
+_UNITS: dict[str, int] = {
+    "": 1,
+    **{unit: 1000**n for n, unit in enumerate("KMGTPE", 1)},
+    **{f"{unit}i": 1024**n for n, unit in enumerate("KMGTPE", 1)},
+}
 _MEMORY = re.compile(r"([1-9][0-9]*)([KMGTPE]i?)?")
 _CPU = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|[1-9][0-9]*m)")
 _IMAGE = re.compile(r"[^\s:@/]+(:[0-9]+(?=/))?(/[^\s:@/]+)*(:(?P<tag>[\w{}][\w.{}-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")

@@ -1,5 +1,7 @@
 """Raw files to a registered model, and the same from simulated files, for a new cluster."""
 
+from typing import Any
+
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
@@ -29,13 +31,10 @@ def training(settings: Settings, params: Params) -> BaseComponent:
         register: str = given["register"],
         min_auroc: float = params.register_.min_auroc,
     ) -> None:
+        sections = {"preprocess": preprocess, "pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert}
+        sections |= {"evaluate": evaluate, "register": register}
         with dsl.ExitHandler(apply(frame.end(), "end", settings), name="all"):
-            begin = line.begin(settings, params, "training", raw, root, data_version)
-            by_head = {"classify": classify, "detect": detect, "invert": invert}
-            shards = line.shards(settings, begin.output, root, preprocess)
-            backbone = line.backbone(settings, params, shards.outputs["Output"], root, pretrain)
-            models = line.models(settings, shards.outputs["Output"], backbone.outputs["Output"], root, by_head)
-            line.verdict(settings, models, root, evaluate, register, min_auroc)
+            _train(settings, params, "training", (raw, root, data_version), sections, min_auroc)
 
     return pipeline
 
@@ -57,13 +56,29 @@ def smoke(settings: Settings, params: Params) -> BaseComponent:
         register: str = given["register"],
         min_auroc: float = params.register_.min_auroc,
     ) -> None:
+        sections = {"preprocess": preprocess, "pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert}
+        sections |= {"evaluate": evaluate, "register": register}
         with dsl.ExitHandler(apply(frame.end(), "end", settings), name="all"):
             cohort = apply(simulation.simulate(root=root, params=simulate), "simulate", settings)
-            begin = line.begin(settings, params, "smoke", cohort.output, root, "")
-            by_head = {"classify": classify, "detect": detect, "invert": invert}
-            shards = line.shards(settings, begin.output, root, preprocess)
-            backbone = line.backbone(settings, params, shards.outputs["Output"], root, pretrain)
-            models = line.models(settings, shards.outputs["Output"], backbone.outputs["Output"], root, by_head)
-            line.verdict(settings, models, root, evaluate, register, min_auroc)
+            _train(settings, params, "smoke", (cohort.output, root, ""), sections, min_auroc)
 
     return pipeline
+
+
+def _train(settings: Settings, params: Params, name: str, places: tuple[Any, Any, Any], sections: dict[str, Any], min_auroc: Any) -> None:
+    """The tasks that both pipelines have, in the present one.
+
+    Args:
+        settings: of the cluster.
+        params: of the stages.
+        name: of the pipeline.
+        places: folder of the raw files, folder of all outputs, and digest of the raw files if they are under DVC.
+        sections: JSON by name.
+        min_auroc: the floor.
+    """
+    raw, root, data_version = places
+    begin = line.begin(settings, params, name, raw, root, data_version)
+    shards = line.shards(settings, begin.output, root, sections["preprocess"]).outputs["Output"]
+    backbone = line.backbone(settings, params, shards, root, sections["pretrain"]).outputs["Output"]
+    models = line.models(settings, shards, backbone, root, sections)
+    line.verdict(settings, models, root, sections["evaluate"], sections["register"], min_auroc)

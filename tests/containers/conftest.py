@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +17,15 @@ OWN_BASE = "localhost/cxr-base:bookworm"
 INCLUDE = "python3,python3-pip,python3-venv,ca-certificates"
 
 
+START_SECONDS = 60
+
+
 class Images(NamedTuple):
-    """Names of the built images."""
+    """Names of the built images, and what was printed when they were built."""
 
     cpu: str
     gpu: str
+    printed: str
 
 
 def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -59,7 +64,23 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Images:
     command = ["make", "images", "BUILDER=podman", f"BASE_IMAGE={base}", "IMAGE_TAG=tested", f"BUILD_OPTIONS={options}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return Images(cpu="localhost/cxr-cpu:tested", gpu="localhost/cxr-gpu:tested")
+    return Images(cpu="localhost/cxr-cpu:tested", gpu="localhost/cxr-gpu:tested", printed=done.stdout)
+
+
+@pytest.fixture(scope="session")
+def docker_host(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of podman's service for Docker's API."""
+    socket = tmp_path_factory.mktemp("service") / "podman.sock"
+    command = ["podman", "system", "service", "--time=0", f"unix://{socket}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as service:
+        try:
+            patience = time.monotonic() + START_SECONDS
+            while not socket.exists():
+                assert service.poll() is None and time.monotonic() < patience, "podman's service does not start"
+                time.sleep(0.1)
+            yield f"unix://{socket}"
+        finally:
+            service.terminate()
 
 
 def _base(folder: Path) -> str:

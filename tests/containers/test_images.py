@@ -56,7 +56,8 @@ def test_who_runs_and_what_is_said_of_the_image(images: Images, target: str) -> 
 def test_no_secret_enters_an_image(images: Images, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither files of the checkout beside code and locks, nor what the builder's environment held."""
     listing = inside(getattr(images, target), "sh", "-c", "cd /opt/cxr && ls -A").stdout.split()
-    assert sorted(listing) == ["components", "params.paper.yaml", "params.yaml", "pipelines"]
+    profiles = [path.name for path in ROOT.glob("params*.yaml")]
+    assert sorted(listing) == sorted(["components", "pipelines", *profiles])
     history = podman("history", "--no-trunc", "--format", "{{.CreatedBy}}", getattr(images, target)).stdout
     environment = json.loads(podman("image", "inspect", getattr(images, target)).stdout)[0]["Config"]["Env"]
     for word in ("AWS_SECRET", "CXR_PSEUDONYM_KEY", "MLFLOW_TRACKING_PASSWORD", "index-url", "PASSWORD="):
@@ -74,6 +75,17 @@ def test_packages_are_those_of_the_locks(images: Images) -> None:
         ]
         for name, _, version in (entry.partition("==") for entry in locked):
             assert versions[normal(name.partition("[")[0])] == version
+
+
+def test_sizes_are_said_when_they_are_built(images: Images) -> None:
+    """As the engine counts them, in GB of 10^9 bytes."""
+    sizes = {}
+    for target in ("cpu", "gpu"):
+        (said,) = re.findall(rf"^cxr-{target}:tested ([0-9.]+) GB$", images.printed, re.MULTILINE)
+        described = json.loads(podman("image", "inspect", getattr(images, target)).stdout)[0]
+        sizes[target] = described["Size"]
+        assert abs(float(said) * 1e9 - described["Size"]) < 0.01e9
+    assert sizes["cpu"] < sizes["gpu"] / 3
 
 
 def normal(name: str) -> str:

@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from components.common.params import Params, load
 from components.simulate.run import run as simulate
+from pipelines.settings import StepName
 
 SETTINGS: dict[str, Any] = {
     "root": "s3://bucket/artifacts",
@@ -25,6 +26,11 @@ PARAMS: dict[str, Any] = {
         "checkpoint_minutes": 0,
     },
     "classify": {"arch": "resnet18", "epochs": 1, "batch_size": 8, "checkpoint_minutes": 10},
+    "detect": {"arch": "resnet18", "epochs": 1, "batch_size": 8, "channels": 64, "checkpoint_minutes": 10},
+    "invert": {
+        **{"arch": "resnet18", "size": 16, "latent_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 16},
+        **{"gan_epochs": 1, "gan_batch_size": 8, "epochs": 1, "batch_size": 8, "refine_steps": 1, "checkpoint_minutes": 10},
+    },
     "evaluate": {"resamples": 100, "min_positives": 1},
     "register": {"min_auroc": 0.0, "resamples": 100},
 }
@@ -42,12 +48,11 @@ class Workplace:
     def params(self) -> Params:
         return load(self.folder / "params.yaml")
 
-    def settings(self, **retries: int) -> str:
+    def settings(self, changes: dict[str, Any] | None = None, **retries: int) -> str:
         """A settings file in which steps are retried so many times at once, others not at all."""
-        names = ("begin", "simulate", "preprocess", "merge", "pretrain", "classify", "evaluate", "register", "end")
-        steps = {name: {"retries": retries.get(name, 0), "backoff_seconds": 0} for name in names}
+        steps = {name: {"retries": retries.get(name, 0), "backoff_seconds": 0} for name in get_args(StepName)}
         path = self.folder / "settings.yaml"
-        path.write_text(yaml.safe_dump({**SETTINGS, "steps": steps}))
+        path.write_text(yaml.safe_dump({**SETTINGS, "steps": steps, **(changes or {})}))
         return str(path)
 
     def output(self, stage: str) -> Path:
@@ -56,10 +61,15 @@ class Workplace:
         return found
 
 
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    for name in ("PYTHONPATH", "KFP_RUN_ID", "MLFLOW_RUN_ID"):  # which a local run sets
+def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a local run sets does not outlive the test, and it runs in a folder of its own."""
+    for name in ("PYTHONPATH", "KFP_RUN_ID", "MLFLOW_RUN_ID"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    isolate(tmp_path, monkeypatch)
     return Workplace(tmp_path)

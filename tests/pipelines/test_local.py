@@ -1,7 +1,9 @@
 """Pipelines on this machine, each step in a process of its own, against the stages by hand."""
 
+import builtins
 import json
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,16 @@ from mlflow import MlflowClient
 
 from components.classify.run import run as classify
 from components.common import tracking
+from components.detect.run import run as detect
 from components.evaluate.run import run as evaluate
+from components.invert.run import run as invert
 from components.preprocess.run import run as preprocess
 from components.pretrain.run import run as pretrain
+from pipelines import packages
 from pipelines.__main__ import main
 from tests.pipelines.conftest import Workplace
 
+HEADS: dict[str, Callable[..., None]] = {"classify": classify, "detect": detect, "invert": invert}
 KILLER = """
     # Kills the first process that pretrains as soon as it has written a checkpoint.
     import glob, os, signal, sys, threading, time
@@ -59,15 +65,29 @@ def kill_first_attempt(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) ->
     return marker
 
 
-def by_hand(workplace: Workplace) -> Path:
+def by_hand(workplace: Workplace, *heads: str) -> Path:
     """The same stages, one after the other in this process and without partitions."""
     folder, params = workplace.folder / "hand", workplace.params
-    shards, backbone, model = str(folder / "shards"), str(folder / "pretrain"), str(folder / "classify")
+    shards, backbone = str(folder / "shards"), str(folder / "pretrain")
     preprocess(raw=str(workplace.raw), out=shards, params=params)
     pretrain(shards=[shards], out=backbone, params=params)
-    classify(shards=[shards], backbone=backbone, out=model, params=params)
-    evaluate(predictions=[model], out=str(folder / "evaluate"), params=params)
+    for name in heads:
+        HEADS[name](shards=[shards], backbone=backbone, out=str(folder / name), params=params)
+    evaluate(predictions=[str(folder / name) for name in heads], out=str(folder / "evaluate"), params=params)
     return folder
+
+
+def compare(workplace: Workplace, folder: Path, *heads: str) -> None:
+    """Shards, weights and metrics of a pipeline are those of another run, of which each stage's output is in a folder of its name."""
+    parts = sorted(path.name for path in folder.glob("shards/part-*.parquet"))
+    assert len(parts) == 2
+    for name in [*parts, "manifest.json"]:
+        assert (workplace.output("shards") / name).read_bytes() == (folder / "shards" / name).read_bytes()
+    for stage, name in (("pretrain", "backbone.safetensors"), *((head, "model.safetensors") for head in heads)):
+        assert (workplace.output(stage) / name).read_bytes() == (folder / stage / name).read_bytes()
+    for stage in ("pretrain", *heads, "evaluate"):
+        ours, theirs = (json.loads((output / "metrics.json").read_text()) for output in (workplace.output(stage), folder / stage))
+        assert ours == theirs
 
 
 def test_preempted_training_ends_where_the_stages_end_by_hand(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,16 +100,20 @@ def test_preempted_training_ends_where_the_stages_end_by_hand(workplace: Workpla
     assert json.loads((workplace.output("pretrain") / "run.json").read_text())["resumed"]
     assert not list(workplace.out.glob("register/*"))
     assert pipeline_status() == ("FINISHED", {"FINISHED"})
-    hand = by_hand(workplace)
-    parts = sorted(path.name for path in hand.glob("shards/part-*.parquet"))
-    assert len(parts) == 2
-    for name in [*parts, "manifest.json"]:
-        assert (workplace.output("shards") / name).read_bytes() == (hand / "shards" / name).read_bytes()
-    for stage, name in (("pretrain", "backbone.safetensors"), ("classify", "model.safetensors")):
-        assert (workplace.output(stage) / name).read_bytes() == (hand / stage / name).read_bytes()
-    for stage in ("pretrain", "classify", "evaluate"):
-        ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (workplace.output(stage), hand / stage))
-        assert ours == theirs
+    compare(workplace, by_hand(workplace, "classify"), "classify")
+
+
+@pytest.mark.slow
+def test_all_that_a_backbone_is_fine_tuned_for(workplace: Workplace) -> None:
+    """Detection and inversion beside the classifier, all in one evaluation."""
+    heads = ("classify", "detect", "invert")
+    assert run(workplace, workplace.settings({"heads": list(heads)}), "--set", "register.min_auroc=1") == 0
+
+    compare(workplace, by_hand(workplace, *heads), *heads)
+    metrics = json.loads((workplace.output("evaluate") / "metrics.json").read_text())
+    for measure in ("classify_test_auroc_macro", "detect_test_map_50", "invert_test_psnr"):
+        assert measure in metrics
+    assert pipeline_status() == ("FINISHED", {"FINISHED"})
 
 
 @pytest.mark.slow
@@ -103,11 +127,10 @@ def test_a_second_run_takes_other_folders_for_other_parameters(workplace: Workpl
 
 @pytest.mark.slow
 def test_after_a_failure_the_last_step_tells_mlflow(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(workplace, workplace.settings(classify=1), "--set", "classify.batch_size=4096") == 1
+    assert run(workplace, workplace.settings(classify=1), "--set", "classify.arch=resnet50") == 1
     shown = capfd.readouterr()
-    assert shown.out.count("classify: classify.batch_size: 4096, but only") == 2, (
-        "retried, since Kubeflow cannot tell a mistake from preemption"
-    )
+    mistake = "the backbone is a resnet18, the parameters ask for resnet50; set arch to match"
+    assert shown.out.count(mistake) == 2, "retried, since Kubeflow cannot tell a mistake from preemption"
     assert "local: Pipeline" in shown.err.splitlines()[-1]
     assert pipeline_status()[0] == "FAILED"
     assert not list(workplace.out.glob("evaluate/*"))
@@ -125,3 +148,21 @@ def test_smoke_needs_no_data_and_the_gate_lets_pass(workplace: Workplace) -> Non
 def test_data_that_is_not_there(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["local", "training", "--raw", "nowhere", "--params", str(workplace.folder / "params.yaml")]) == 2
     assert "--raw nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_a_container_engine_that_is_not_there(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{workplace.folder}/nobody.sock")
+    assert run(workplace, workplace.settings(), "--runner", "docker") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"local: unix://{workplace.folder}/nobody.sock: no container engine answers; start Docker")
+
+
+def test_what_kfp_does_to_print_ends_with_the_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It indents what steps print; threads side by side may leave that so."""
+    ours = builtins.print
+    monkeypatch.setattr(builtins, "print", ours)
+    monkeypatch.setattr(packages, "build", lambda *_: lambda **_: setattr(builtins, "print", lambda *_, **__: None))
+    assert run(workplace, workplace.settings()) == 0
+    assert builtins.print is ours

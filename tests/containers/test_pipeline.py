@@ -1,0 +1,77 @@
+"""The training pipeline with every step in a container of its own, the large image on CPUs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.containers import DATABASE
+from tests.containers.conftest import Images, podman
+from tests.pipelines.conftest import Workplace, isolate
+from tests.pipelines.test_local import by_hand, compare, pipeline_status, run
+
+pytestmark = [pytest.mark.containers, pytest.mark.xdist_group("containers")]
+
+HEADS = ("classify", "detect", "invert")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, docker_host: str) -> Workplace:
+    isolate(tmp_path, monkeypatch)
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    return Workplace(tmp_path)
+
+
+def settings(workplace: Workplace, images: Images) -> str:
+    return workplace.settings({"images": {"cpu": images.cpu, "gpu": images.gpu}, "heads": list(HEADS)})
+
+
+def look_into_its_database(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    address = f"sqlite:///{workplace.out / DATABASE}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    return MlflowClient(address)
+
+
+def test_training_in_containers_ends_where_the_stages_end_by_hand(
+    workplace: Workplace, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, since image and workstation have the same packages."""
+    hand = by_hand(workplace, *HEADS)
+    monkeypatch.setenv("PYTHONPATH", "")
+
+    assert run(workplace, settings(workplace, images), "--runner", "docker") == 0
+
+    compare(workplace, hand, *HEADS)
+    assert (workplace.output("register") / "registration.json").is_file()
+    client = look_into_its_database(workplace, monkeypatch)
+    assert pipeline_status() == ("FINISHED", {"FINISHED"})
+    ids = {target: json.loads(podman("image", "inspect", getattr(images, target)).stdout)[0]["Id"] for target in ("cpu", "gpu")}
+    for stage, target in (("shards", "cpu"), ("evaluate", "cpu"), *((stage, "gpu") for stage in ("pretrain", *HEADS, "register"))):
+        record = json.loads((workplace.output(stage) / "run.json").read_text())
+        assert client.get_run(record["mlflow_run_id"]).data.tags["image.digest"] == f"sha256:{ids[target]}", stage
+        assert (workplace.output(stage) / "run.json").stat().st_uid == 1000, stage
+    assert not podman("ps", "--all", "--quiet").stdout, "containers are removed"
+
+
+def test_a_step_that_fails_at_once_fails_the_run(
+    workplace: Workplace, images: Images, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kfp alone may count it as done: its container is gone before the exit code is read."""
+    workplace.raw = workplace.folder / "empty"
+    workplace.raw.mkdir()
+
+    assert run(workplace, settings(workplace, images), "--runner", "docker") == 1
+
+    assert "holds no files; give the folder of the raw files with --raw" in capsys.readouterr().out
+    look_into_its_database(workplace, monkeypatch)
+    assert pipeline_status() == ("FAILED", set())
+    assert not list(workplace.out.glob("preprocess/*"))
+
+
+def test_an_image_that_is_not_there(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = {"cpu": "localhost/cxr-cpu:absent", "gpu": "localhost/cxr-gpu:absent"}
+    assert run(workplace, workplace.settings({"images": absent}), "--runner", "docker") == 2
+    assert capsys.readouterr().err == (
+        "local: localhost/cxr-cpu:absent: the container engine has no such image; run `make images`, or name others in the settings\n"
+    )

@@ -1,0 +1,31 @@
+"""What a container of a local run is told. That it does what a process does, tests/containers holds."""
+
+import pytest
+
+from pipelines import containers
+from pipelines.settings import Settings
+from tests.pipelines.conftest import SETTINGS
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_lines_are_whole(cut: int) -> None:
+    """The engine cuts its stream anywhere, within characters too."""
+    stream = "grün\n100 µm".encode()
+    assert list(containers.lines([stream[:cut], stream[cut:]])) == ["grün", "100 µm"]
+
+
+def test_it_gets_what_steps_need_and_no_other_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/only/here.pem")
+    monkeypatch.setenv("KFP_RUN_ID", "run-1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = containers.environment(Settings.model_validate(SETTINGS | {"environment": {"OMP_NUM_THREADS": "4"}}), "/out")
+    expected = {"AWS_ACCESS_KEY_ID": "id", "KFP_RUN_ID": "run-1", "OMP_NUM_THREADS": "4", "MLFLOW_TRACKING_URI": "sqlite:////out/mlflow.db"}
+    assert given.items() >= expected.items()
+    assert "AWS_CA_BUNDLE" not in given
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:5000", "https://mlflow.example.org"])
+def test_it_knows_the_tracking_server(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert containers.environment(Settings.model_validate(SETTINGS), "/out")["MLFLOW_TRACKING_URI"] == address
