@@ -201,7 +201,18 @@ def _describe(client: MlflowClient, run_id: str, job: Job) -> None:
     params = [Param(name, str(value)) for name, value in flat(job.params).items()]
     client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags(job).items()])
     # No address: it could name a hospital's server or folder. The digest says which data, the run id where they come from.
-    client.log_inputs(run_id, [_dataset(name, value, job) for name, value in job.inputs.items()])
+    _log_inputs(client, run_id, [_dataset(name, value, job) for name, value in job.inputs.items()])
+
+
+def _log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -> None:
+    """Logs inputs. Of two runs that begin at once with an input that the server does not know, it refuses one; then it knows it."""
+    for _ in inputs:  # each can be refused once
+        try:
+            return client.log_inputs(run_id, inputs)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+    client.log_inputs(run_id, inputs)
 
 
 def _dataset(name: str, sha256: str, job: Job) -> DatasetInput:

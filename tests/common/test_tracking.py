@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import DatasetInput
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from components.common import outbox, tracking
 from components.common.errors import UserError
@@ -41,7 +43,7 @@ def test_a_run_holds_parameters_metrics_and_lineage(job: Job, client: MlflowClie
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == job.stage
-    assert run.data.params == {"name": "cxr-classify", "min_auroc": "0.6", "resamples": "2000", "seed": "0", "licence": "none"}
+    assert run.data.params == {"name": "None", "min_auroc": "0.6", "resamples": "2000", "seed": "0", "licence": "none"}
     assert {name: value for name, value in run.data.metrics.items() if not name.startswith("system/")} == {"loss": 1.0}
     assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
     assert [(source.dataset.name, source.dataset.digest) for source in run.inputs.dataset_inputs] == [("model", "abc")]
@@ -226,8 +228,26 @@ def test_an_experiment_that_another_process_makes_at_the_same_time(job: Job, cli
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
+def test_an_input_that_another_run_logs_at_the_same_time(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL refuses the second of two equal datasets; tests/test_servers.py has two such writers."""
+    refusals = [MlflowException("duplicate key value violates unique constraint", error_code=BAD_REQUEST)]
+
+    def slow(self: MlflowClient, run_id: str, datasets: list[DatasetInput]) -> None:
+        if refusals:
+            raise refusals.pop()
+        original(self, run_id, datasets)
+
+    original = MlflowClient.log_inputs
+    monkeypatch.setattr(MlflowClient, "log_inputs", slow)
+    with tracking.run(job) as tracker:
+        pass
+    assert {each.dataset.name for each in client.get_run(tracker.run_id).inputs.dataset_inputs} == set(job.inputs)
+    assert job.inputs and not refusals
+
+
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:9", "sqlite:///{folder}/text.db", "{folder}/mlruns", "postgresql+psycopg2://u:p@127.0.0.1:9/mlflow", "foo://bar"]
+    "address",
+    ["http://127.0.0.1:9", "sqlite:///{folder}/text.db", "{folder}/mlruns", "postgresql+psycopg2://u:p@127.0.0.1:9/mlflow", "foo://bar"],
 )
 def test_a_server_that_cannot_be_used_is_named(address: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.db").write_text("this is no database, whatever its name may say")
