@@ -14,12 +14,15 @@ Peers that are not installed are left out and named; `pip install '.[bench]'` br
 import argparse
 import importlib
 import logging
+import multiprocessing
 import os
 import tempfile
+import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,7 @@ def main() -> None:
             "codecs": lambda: codecs(images, options.rounds),
             "readers": lambda: readers(images, scratch, options.rounds),
             "groups": lambda: row_groups(images, scratch, options.rounds),
-            "processes": lambda: processes(found, scratch, SIZE),
+            "processes": lambda: processes(found, scratch, SIZE, partial(floor_in_processes, files)),
         }
         for name in options.only:
             work[name]()
@@ -218,6 +221,31 @@ def floor(path: Path) -> Any:
     scaled = cv2.convertScaleAbs(stored, alpha=255 / max(int(upper), 1))
     height, width = resized_shape(*scaled.shape, SIZE)
     return scaled if scaled.shape == (height, width) else cv2.resize(scaled, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def floor_in_processes(files: list[Path], workers: int) -> float:
+    """Seconds until each of so many processes has done the floor for all files: how far the machine itself scales."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(workers + 1, timeout=600)  # a process that dies must not be waited for
+    children = [context.Process(target=floor_at_once, args=(files, barrier)) for _ in range(workers)]
+    for child in children:
+        child.start()
+    barrier.wait()
+    seconds = elapsed(barrier.wait, time.perf_counter)
+    for child in children:
+        child.join()
+    return seconds
+
+
+def floor_at_once(files: list[Path], barrier: Barrier) -> None:
+    """Does the floor between two meetings at the barrier, the decoders chosen before."""
+    cv2.setNumThreads(1)
+    for path in files:
+        decoder_of(path)
+    barrier.wait()
+    for path in files:
+        floor(path)
+    barrier.wait()
 
 
 @cache

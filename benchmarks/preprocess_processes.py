@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,8 +24,15 @@ class Run(NamedTuple):
     """Seconds of all its processes."""
 
 
-def processes(originals: list[Path], scratch: Path, size: int) -> None:
-    """Wall clock and CPU time of the command, and what is left of the ratio when its start is taken off."""
+def processes(originals: list[Path], scratch: Path, size: int, floor: Callable[[int], float]) -> None:
+    """Wall clock and CPU time of the command, and what is left of the ratio when its start is taken off.
+
+    Args:
+        originals: files to copy.
+        scratch: folder for copies and outputs.
+        size: of the rows' images.
+        floor: seconds until each of so many processes has decoded the same files, and no more: the machine's own limit.
+    """
     one, many = scratch / "one", scratch / "many"
     copies(originals, one, 1)
     count = copies(originals, many, max(len(originals), FILES))
@@ -36,7 +44,8 @@ def processes(originals: list[Path], scratch: Path, size: int) -> None:
     for workers, run in runs.items():
         row(f"{workers} process{'es' * (workers > 1)}", f"{run.wall:.1f}", f"{run.cpu:.1f}", f"{count / run.wall:.0f}")
     ratio, without = runs[1].wall / runs[2].wall, (runs[1].wall - start.wall) / (runs[2].wall - start.wall)
-    print(f"\nTwo processes are {ratio:.2f} x as fast as one; without start and end, {without:.2f} x.")
+    limit = statistics.median(2 * floor(1) / floor(2) for _ in range(3))
+    print(f"\nTwo processes are {ratio:.2f} x as fast as one; without start and end, {without:.2f} x; the floor alone, {limit:.2f} x.")
     for folder in (one, many):
         shutil.rmtree(folder)
 

@@ -2,9 +2,7 @@
 
 import re
 
-from pydicom.dataset import Dataset
-
-from components.preprocess.elements import text
+from components.preprocess.elements import Elements, items, text
 
 VIEW_CODES = {
     "272479007": "PA",
@@ -58,13 +56,13 @@ _GENERIC = {"MEDICAL", "SYSTEM", "SYSTEMS", "HEALTH", "HEALTHCARE", "IMAGING", "
 """Words that makers and hospitals both have."""
 
 
-def read_view(dataset: Dataset) -> str:
+def read_view(elements: Elements) -> str:
     """View Position as `canonical_view` spells it, else what View Code Sequence means (PS3.3 C.8.11.5); empty if neither says."""
-    view = canonical_view(text(dataset, "ViewPosition"))
+    view = canonical_view(text(elements, "ViewPosition"))
     if view:
         return view
-    items = dataset.get("ViewCodeSequence") or []
-    return next((VIEW_CODES.get(text(item, "CodeValue"), "OTHER") for item in items), "")
+    codes = items(elements, "ViewCodeSequence")
+    return VIEW_CODES.get(text(Elements.of(codes[0]), "CodeValue"), "OTHER") if codes else ""
 
 
 def canonical_view(view: str) -> str:
@@ -79,16 +77,16 @@ def accepts(views: tuple[str, ...], view: str) -> bool:
     return view in wanted or (LATERAL in wanted and view in LATERALS)
 
 
-def read_manufacturer(dataset: Dataset) -> str:
+def read_manufacturer(elements: Elements) -> str:
     """Manufacturer in upper case; empty if it is missing or looks like something else.
 
     That is: it is written as a person's name is, has a long number, or a word that the header's names of people and places or
     its ids hold, too.
     """
-    maker = text(dataset, "Manufacturer").upper()
+    maker = text(elements, "Manufacturer").upper()
     if not maker or "^" in maker or re.search(r"\d{4}", maker):
         return ""
-    others = " ".join(text(dataset, keyword) for keyword in IDENTIFYING).upper()
+    others = " ".join(text(elements, keyword) for keyword in IDENTIFYING).upper()
     return "" if _names(maker) & _names(others) else maker
 
 

@@ -14,6 +14,7 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.preprocess.checks import MAX_PIXELS, Reason, Refused
+from components.preprocess.elements import Elements, read_plain
 from components.preprocess.frame import Stored, decode_frame
 from components.preprocess.grayscale import Grayscale, read_grayscale
 from components.preprocess.header import Header, read_header
@@ -32,7 +33,7 @@ _LONG_VRS = (b"OB", b"UN")
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
 
-def open_file(content: bytes) -> tuple[Dataset, Header]:
+def open_file(content: bytes) -> tuple[Elements, Header]:
     """Parses a file.
 
     Raises:
@@ -44,16 +45,16 @@ def open_file(content: bytes) -> tuple[Dataset, Header]:
     if not preamble and content[:2] not in _FIRST_TAGS:
         raise Refused(Reason.NOT_DICOM, "no DICM prefix" if content else "an empty file")
     with _refusing(Reason.UNREADABLE if preamble else Reason.NOT_DICOM):
-        dataset, transfer_syntax = _parse(content)
-        header = read_header(dataset, transfer_syntax)
+        elements, transfer_syntax = _parse(content)
+        header = read_header(elements, transfer_syntax)
     if not preamble and not header.sop_class and not header.height:
         raise Refused(Reason.NOT_DICOM, "no DICM prefix and no image attributes")
     if not header.has_pixels and any(tag in content for tag in _PIXEL_DATA_TAGS):
         raise Refused(Reason.UNREADABLE, "truncated")
-    return dataset, header
+    return elements, header
 
 
-def decode(dataset: Dataset, header: Header) -> tuple[Stored, Grayscale]:
+def decode(elements: Elements, header: Header) -> tuple[Stored, Grayscale]:
     """Decodes the one frame and reads how to show it.
 
     Returns:
@@ -63,8 +64,8 @@ def decode(dataset: Dataset, header: Header) -> tuple[Stored, Grayscale]:
         Refused: undecodable, or pixel data that does not fit the header.
     """
     with _refusing(Reason.UNREADABLE):
-        grayscale = read_grayscale(dataset, header)
-        return decode_frame(dataset, header, grayscale), grayscale
+        grayscale = read_grayscale(elements, header)
+        return decode_frame(elements, header, grayscale), grayscale
 
 
 @contextmanager
@@ -83,20 +84,26 @@ def _refusing(reason: Reason) -> Iterator[None]:
         raise Refused(reason, type(error).__name__) from None
 
 
-def _parse(content: bytes) -> tuple[Dataset, str]:
+def _parse(content: bytes) -> tuple[Elements, str]:
     """The data set and its transfer syntax. Pydicom takes as long for file meta as for the data set, so plain ones are read here."""
     meta = _read_file_meta(content)
     if meta is None:
         if DeflatedExplicitVRLittleEndian.encode() in content[:1024]:
             raise Refused(Reason.UNREADABLE, "deflated, after odd file meta")  # pydicom inflates without bounds
         dataset = dcmread(BytesIO(content), force=True)
-        return dataset, str(dataset.file_meta.get("TransferSyntaxUID") or "") or _found_syntax(*dataset.original_encoding)
+        return Elements.of(dataset), str(dataset.file_meta.get("TransferSyntaxUID") or "") or _found_syntax(*dataset.original_encoding)
     transfer_syntax, start = meta
     deflated = transfer_syntax == DeflatedExplicitVRLittleEndian
-    stream = BytesIO(_inflate(content[start:]) if deflated else content)
-    stream.seek(0 if deflated else start)
+    body, start = (_inflate(content[start:]), 0) if deflated else (content, start)
     implicit, little = transfer_syntax == ImplicitVRLittleEndian, transfer_syntax != ExplicitVRBigEndian
-    return read_dataset(stream, implicit, little), transfer_syntax
+
+    def parse() -> Dataset:
+        stream = BytesIO(body)
+        stream.seek(start)
+        return read_dataset(stream, implicit, little)
+
+    plain = read_plain(body, start, implicit) if little else None
+    return Elements(plain, parse) if plain is not None else Elements.of(parse()), transfer_syntax
 
 
 def _read_file_meta(content: bytes) -> tuple[str, int] | None:

@@ -1,64 +1,207 @@
-"""Values of a data set's elements, without pydicom's conversion where it would change nothing: it costs as much as the parsing."""
+"""Values of a data set's elements, without pydicom where it would change nothing: its parsing and conversion cost more than the rest.
 
-from functools import cache
-from typing import Any
+Nearly every file is written plainly: known VRs, lengths that fit, no sequence of undefined length. The elements of such a file are
+cut out here; pydicom parses whatever is written otherwise, and converts whatever is more than plain text or a number.
+"""
+
+import struct
+from collections.abc import Callable, Container
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 _TEXT_VRS = frozenset({"AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "UI"})
-_SHORT_VRS = frozenset({"US"})
+_SHORT_VRS = ("US", "SS")
 _ESCAPE = b"\x1b"
 """Changes the character set (PS3.5 6.1.2.5)."""
 _PADDING = " \0\t\r\n"
+_LONG_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_32)}
+_SHORT_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_16)}
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+_PIXEL_DATA = 0x7FE00010
+_CHARACTER_SET = 0x00080005
+_ITEM_GROUP = 0xFFFE
+_PLAIN_CHARACTER_SETS = frozenset({b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192"})
+_explicit = struct.Struct("<HH2sH").unpack_from
+_implicit = struct.Struct("<HHL").unpack_from
+_length = struct.Struct("<L").unpack_from
 
 
-def text(dataset: Dataset, keyword: str) -> str:
+class Element(NamedTuple):
+    """An element as it lies in the file."""
+
+    vr: str | None
+    """None: not written there."""
+    value: bytes
+
+
+class Elements:
+    """The elements of a data set, or of an item of a sequence.
+
+    Args:
+        plain: by tag, as `read_plain` found them; None if pydicom must look.
+        parse: gives pydicom's data set; called on first use.
+    """
+
+    def __init__(self, plain: dict[int, Element] | None, parse: Callable[[], Dataset]):
+        self._plain, self._parse = plain, parse
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Elements":
+        """Of a data set that pydicom has parsed."""
+        return cls(None, lambda: dataset)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """As pydicom has it."""
+        return self._parse()
+
+    @property
+    def little(self) -> bool:
+        """Whether numbers are little endian."""
+        return self._plain is not None or bool(self.dataset.original_encoding[1])
+
+    def find(self, keyword: str) -> Element | Any | None:
+        """The element: as it lies in the file, as pydicom's `DataElement` if it is converted already, or None where it is missing."""
+        if self._plain is not None:
+            return self._plain.get(_number(keyword))
+        tag = _tag(keyword)
+        if tag not in self.dataset:
+            return None
+        found = self.dataset.get_item(tag)
+        return Element(found.VR, found.value or b"") if isinstance(found, RawDataElement) else found
+
+    def convert(self, keyword: str) -> Any:
+        """The value as pydicom converts it; None where it is missing or empty."""
+        if self.find(keyword) is None:
+            return None
+        return self.dataset[_tag(keyword)].value
+
+
+def read_plain(content: bytes, start: int, implicit: bool) -> dict[int, Element] | None:
+    """Cuts a little-endian data set into its elements.
+
+    Args:
+        content: ends with the data set.
+        start: of the data set.
+        implicit: VRs are not written.
+
+    Returns:
+        The elements by tag, as pydicom would read them; None where it would have to find out, or to guess, what is meant.
+    """
+    found: dict[int, Element] = {}
+    position, end = start, len(content)
+    if implicit and content[start + 4 : start + 6].isalpha():
+        return None
+    while position <= end - 8:
+        vr = None
+        if implicit:
+            group, element, length = _implicit(content, position)
+            position += 8
+        else:
+            group, element, code, length = _explicit(content, position)
+            position += 8
+            vr = _SHORT_LENGTH.get(code)
+            if vr is None:
+                vr = _LONG_LENGTH.get(code)
+                if vr is None or position + 4 > end:
+                    return None
+                length = _length(content, position)[0]
+                position += 4
+        tag = group << 16 | element
+        following = position + length
+        if length == _UNDEFINED and tag == _PIXEL_DATA and vr in ("OB", "OW"):
+            following = _end_of_fragments(content, position)
+            length = following - position - len(_DELIMITER)
+        if following > end or length < 0 or group == _ITEM_GROUP:
+            return None
+        found[tag] = Element(vr, content[position : position + length])
+        position = following
+    vr, characters = found.get(_CHARACTER_SET, Element("CS", b""))
+    known = vr in (None, "CS") and characters.strip(b" ") in _PLAIN_CHARACTER_SETS
+    return found if known and position == end else None
+
+
+def _end_of_fragments(content: bytes, position: int) -> int:
+    """Behind the delimiter of encapsulated pixel data (PS3.5 A.4) that begins at `position`; 0 where it is not written so."""
+    while content[position : position + 4] == _ITEM and position + 8 <= len(content):
+        position += 8 + int(_length(content, position + 4)[0])
+    return position + len(_DELIMITER) if content[position : position + 8] == _DELIMITER else 0
+
+
+def text(elements: Elements, keyword: str) -> str:
     """The element's first value, stripped; empty where it is missing."""
-    raw = _raw(dataset, keyword, _TEXT_VRS)
+    raw = _raw(elements, keyword, _TEXT_VRS)
+    if raw == b"":
+        return ""
     if raw is not None and raw.isascii() and _ESCAPE not in raw:
         return raw.split(b"\\", 1)[0].decode().strip(_PADDING)
-    value = dataset[_tag(keyword)].value
+    value = elements.convert(keyword)
     if isinstance(value, MultiValue | list):
         value = value[0] if len(value) else None
     return "" if value is None else str(value).strip(_PADDING)
 
 
-def integer(dataset: Dataset, keyword: str, default: int) -> int:
+def integer(elements: Elements, keyword: str, default: int) -> int:
     """The element's value, or the default where it is missing or empty."""
-    raw = _raw(dataset, keyword, _SHORT_VRS)
-    if raw is not None and len(raw) in (0, 2):
-        return int.from_bytes(raw, "little" if dataset.original_encoding[1] else "big") if raw else default
-    value = dataset[_tag(keyword)].value
+    for vr in _SHORT_VRS:
+        raw = _raw(elements, keyword, (vr,))
+        if raw is not None and len(raw) in (0, 2):
+            return int.from_bytes(raw, "little" if elements.little else "big", signed=vr == "SS") if raw else default
+    value = elements.convert(keyword)
     return default if value is None or value == "" else int(value)
 
 
-def number(dataset: Dataset, keyword: str, default: float) -> float:
+def number(elements: Elements, keyword: str, default: float) -> float:
     """The element's first value, or the default where it is missing or empty."""
-    written = text(dataset, keyword)
+    written = text(elements, keyword)
     return float(written) if written else default
 
 
-def pixel_data(dataset: Dataset) -> Any:
+def is_empty(elements: Elements, keyword: str) -> bool:
+    """Whether the element, a number, is missing or has no value."""
+    raw = _raw(elements, keyword, _SHORT_VRS)
+    return elements.convert(keyword) is None if raw is None else not raw
+
+
+def items(elements: Elements, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none where it is missing."""
+    return list(elements.convert(keyword) or [])
+
+
+def pixel_data(elements: Elements) -> Any:
     """Pixel Data as it lies in the file: bytes, unless the file is damaged; None where it is missing."""
-    tag = _tag("PixelData")
-    return dataset.get_item(tag).value if tag in dataset else None
+    found = elements.find("PixelData")
+    return found.value if found is not None else None
 
 
-def _raw(dataset: Dataset, keyword: str, vrs: frozenset[str]) -> bytes | None:
+def _raw(elements: Elements, keyword: str, vrs: Container[str]) -> bytes | None:
     """The value as it was read, empty where it is missing; None where its VR is not one of `vrs`, or it is converted already."""
-    tag = _tag(keyword)
-    if tag not in dataset:
+    found = elements.find(keyword)
+    if found is None:
         return b""
-    element = dataset.get_item(tag)
-    if not isinstance(element, RawDataElement) or (element.VR or dictionary_VR(tag)) not in vrs:
-        return None
-    return element.value or b""
+    # The type is exact: this is asked some forty times a file.
+    return found.value if type(found) is Element and (found.vr or _dictionary_vr(keyword)) in vrs else None
 
 
 @cache
 def _tag(keyword: str) -> BaseTag:
     return Tag(keyword)
+
+
+@cache
+def _number(keyword: str) -> int:
+    """The tag as a plain int, whose comparison is not written in Python."""
+    return int(_tag(keyword))
+
+
+@cache
+def _dictionary_vr(keyword: str) -> str:
+    return dictionary_VR(_tag(keyword))

@@ -9,13 +9,12 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.uid import UID, ExplicitVRBigEndian
 
 from components.common.errors import UserError
 from components.preprocess.checks import MAX_PIXELS, Reason, Refused
-from components.preprocess.elements import integer, pixel_data
+from components.preprocess.elements import Elements, integer, pixel_data
 from components.preprocess.grayscale import Grayscale
 from components.preprocess.header import Header
 
@@ -50,7 +49,7 @@ def check_decoders() -> None:
             raise UserError(f"imagecodecs was built without its codec {codec}; run `make .venv`")
 
 
-def decode_frame(dataset: Dataset, header: Header, grayscale: Grayscale) -> Stored:
+def decode_frame(elements: Elements, header: Header, grayscale: Grayscale) -> Stored:
     """Decodes the one frame.
 
     Returns:
@@ -59,30 +58,30 @@ def decode_frame(dataset: Dataset, header: Header, grayscale: Grayscale) -> Stor
     Raises:
         Refused: it is not what the header says. Decoders raise anything else.
     """
-    if integer(dataset, "NumberOfFrames", 1) != 1:
+    if integer(elements, "NumberOfFrames", 1) != 1:
         raise Refused(Reason.UNREADABLE, "several frames")
     if header.height < 1 or header.width < 1:
         raise Refused(Reason.UNREADABLE, "no Rows or Columns")
-    syntax, allocated = UID(header.transfer_syntax), integer(dataset, "BitsAllocated", 0)
+    syntax, allocated = UID(header.transfer_syntax), integer(elements, "BitsAllocated", 0)
     if syntax.is_encapsulated:
-        return _decode_encapsulated(dataset, header, grayscale, allocated)
-    return _decode_native(dataset, header, grayscale, allocated)
+        return _decode_encapsulated(elements, header, grayscale, allocated)
+    return _decode_native(elements, header, grayscale, allocated)
 
 
-def _decode_native(dataset: Dataset, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
-    data = pixel_data(dataset)
+def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
+    data = pixel_data(elements)
     _check_native(data, header, allocated)
     big = header.transfer_syntax == ExplicitVRBigEndian
-    if big and allocated == 8 and dataset["PixelData"].VR == "OW":  # words of two pixels each (PS3.5 8.1.1)
+    if big and allocated == 8 and elements.dataset["PixelData"].VR == "OW":  # words of two pixels each (PS3.5 8.1.1)
         data = np.frombuffer(data, np.uint8)[: len(data) // 2 * 2].reshape(-1, 2)[:, ::-1].tobytes()
     dtype = np.dtype(f"{'>' if big else '<'}{'i' if grayscale.signed else 'u'}{allocated // 8}")
     stored = np.frombuffer(data, dtype, header.height * header.width).reshape(header.height, header.width)
-    return _drop_unused_bits(stored.astype(dtype.newbyteorder("="), copy=False), dataset, grayscale)
+    return _drop_unused_bits(stored.astype(dtype.newbyteorder("="), copy=False), elements, grayscale)
 
 
-def _decode_encapsulated(dataset: Dataset, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
+def _decode_encapsulated(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
     """Decodes the codestream once it is known to be what the header says, so that no decoder allocates for what a damaged one asks."""
-    frame = get_frame(pixel_data(dataset), 0, number_of_frames=1)
+    frame = get_frame(pixel_data(elements), 0, number_of_frames=1)
     if header.transfer_syntax == RLE:
         return _sign(_decode_rle(frame, header, allocated), grayscale)
     if header.transfer_syntax not in DECODERS:
@@ -164,9 +163,9 @@ def _check_range(stored: Stored, grayscale: Grayscale) -> None:
         raise Refused(Reason.UNREADABLE, f"values beyond {grayscale.bits} bits")
 
 
-def _drop_unused_bits(stored: Stored, dataset: Dataset, grayscale: Grayscale) -> Stored:
+def _drop_unused_bits(stored: Stored, elements: Elements, grayscale: Grayscale) -> Stored:
     """Moves the stored bits to the bottom where High Bit says that they are not."""
-    shift = integer(dataset, "HighBit", grayscale.bits - 1) + 1 - grayscale.bits
+    shift = integer(elements, "HighBit", grayscale.bits - 1) + 1 - grayscale.bits
     if not 0 <= shift <= 8 * stored.itemsize - grayscale.bits:
         raise Refused(Reason.UNREADABLE, "High Bit does not fit Bits Stored")
     return stored >> shift if shift else stored

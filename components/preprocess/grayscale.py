@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from components.preprocess.checks import Reason, Refused
-from components.preprocess.elements import integer, number, text
+from components.preprocess.elements import Elements, integer, is_empty, items, number, text
 from components.preprocess.header import Header
 
 Values = npt.NDArray[np.float64]
@@ -119,50 +118,50 @@ class Grayscale:
         return float(low), float(high)
 
 
-def read_grayscale(dataset: Dataset, header: Header) -> Grayscale:
+def read_grayscale(elements: Elements, header: Header) -> Grayscale:
     """Reads how to show the pixels.
 
     Raises:
         Refused: what the data set says of it makes no sense.
     """
-    allocated = integer(dataset, "BitsAllocated", 0)
-    bits = integer(dataset, "BitsStored", allocated)
+    allocated = integer(elements, "BitsAllocated", 0)
+    bits = integer(elements, "BitsStored", allocated)
     if allocated not in (8, 16) or not 1 < bits <= allocated:
         raise Refused(Reason.UNREADABLE, f"{bits} bits stored in {allocated}")
-    signed = bool(integer(dataset, "PixelRepresentation", 0))
-    slope, intercept = number(dataset, "RescaleSlope", 1.0), number(dataset, "RescaleIntercept", 0.0)
+    signed = bool(integer(elements, "PixelRepresentation", 0))
+    slope, intercept = number(elements, "RescaleSlope", 1.0), number(elements, "RescaleIntercept", 0.0)
     if not (slope and np.isfinite(slope) and np.isfinite(intercept)):
         raise Refused(Reason.UNREADABLE, "the rescale is not a number or flat")
-    modality = _read_lut(dataset, "ModalityLUTSequence", signed)
+    modality = _read_lut(elements, "ModalityLUTSequence", signed)
     lowest = min(slope * end for end in ((-1 << (bits - 1), 0) if signed else (0, (1 << bits) - 1))) + intercept
-    voi = _read_lut(dataset, "VOILUTSequence", signed=not modality and lowest < 0) or _read_window(dataset)
-    unprocessed = voi is None and _is_for_processing(dataset, header)
+    voi = _read_lut(elements, "VOILUTSequence", signed=not modality and lowest < 0) or _read_window(elements)
+    unprocessed = voi is None and _is_for_processing(elements, header)
     return Grayscale(
         bits, signed, slope, intercept, modality, voi,
-        inverse=_is_inverse(dataset, header, unprocessed), padding=_read_padding(dataset, bits, signed), unprocessed=unprocessed,
+        inverse=_is_inverse(elements, header, unprocessed), padding=_read_padding(elements, bits, signed), unprocessed=unprocessed,
     )  # fmt: skip
 
 
-def _is_for_processing(dataset: Dataset, header: Header) -> bool:
+def _is_for_processing(elements: Elements, header: Header) -> bool:
     """By Presentation Intent Type, or by SOP class where there is none: images for presentation do come under the other's class."""
-    intent = text(dataset, "PresentationIntentType").upper()
+    intent = text(elements, "PresentationIntentType").upper()
     return intent == "FOR PROCESSING" if intent else header.sop_class == DigitalXRayImageStorageForProcessing
 
 
-def _is_inverse(dataset: Dataset, header: Header, unprocessed: bool) -> bool:
+def _is_inverse(elements: Elements, header: Header, unprocessed: bool) -> bool:
     """Whether low values are bright; before processing, whether they are of less exposure (PS3.3 C.8.11.3.1.2)."""
-    sign = integer(dataset, "PixelIntensityRelationshipSign", 0)
+    sign = integer(elements, "PixelIntensityRelationshipSign", 0)
     if unprocessed and sign:
         return sign > 0
-    return "MONOCHROME1" in header.photometric or text(dataset, "PresentationLUTShape").upper() == "INVERSE"
+    return "MONOCHROME1" in header.photometric or text(elements, "PresentationLUTShape").upper() == "INVERSE"
 
 
-def _read_window(dataset: Dataset) -> Window | None:
+def _read_window(elements: Elements) -> Window | None:
     """The first view's window."""
-    center, width = text(dataset, "WindowCenter"), text(dataset, "WindowWidth")
+    center, width = text(elements, "WindowCenter"), text(elements, "WindowWidth")
     if not center or not width:
         return None
-    window = Window(float(center), float(width), text(dataset, "VOILUTFunction").upper() or "LINEAR")
+    window = Window(float(center), float(width), text(elements, "VOILUTFunction").upper() or "LINEAR")
     if window.function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise Refused(Reason.UNREADABLE, "an unknown VOI LUT Function")
     lowest = 1 if window.function == "LINEAR" else np.nextafter(0, 1)
@@ -171,14 +170,14 @@ def _read_window(dataset: Dataset) -> Window | None:
     return window
 
 
-def _read_lut(dataset: Dataset, keyword: str, signed: bool) -> Lut | None:
+def _read_lut(elements: Elements, keyword: str, signed: bool) -> Lut | None:
     """The first item of a LUT sequence; `signed`: its inputs can be negative."""
-    items = dataset.get(keyword)
-    if not items:
+    found = items(elements, keyword)
+    if not found:
         return None
-    size, first, bits = (int(value) & 0xFFFF for value in items[0].LUTDescriptor)
+    size, first, bits = (int(value) & 0xFFFF for value in found[0].LUTDescriptor)
     size = size or 0x10000
-    entries = _lut_entries(items[0].LUTData, size, "<" if dataset.original_encoding[1] else ">")
+    entries = _lut_entries(found[0].LUTData, size, "<" if elements.little else ">")
     if entries.size != size or not 1 <= bits <= 16:
         raise Refused(Reason.UNREADABLE, "a lookup table that does not fit its descriptor")
     first = first - 0x10000 if signed and first & 0x8000 else first
@@ -193,12 +192,12 @@ def _lut_entries(data: Any, size: int, order: str) -> Values:
     return np.asarray(data, np.float64).reshape(-1)[:size] % 0x10000
 
 
-def _read_padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | None:
+def _read_padding(elements: Elements, bits: int, signed: bool) -> tuple[int, int] | None:
     """Pixel Padding Value and Range Limit (PS3.3 C.7.5.1.1.2), whichever sign they were written with."""
-    if dataset.get("PixelPaddingValue") is None:
+    if is_empty(elements, "PixelPaddingValue"):
         return None
-    value = integer(dataset, "PixelPaddingValue", 0)
-    limit = integer(dataset, "PixelPaddingRangeLimit", value)
+    value = integer(elements, "PixelPaddingValue", 0)
+    limit = integer(elements, "PixelPaddingRangeLimit", value)
     numbers = [number & ((1 << bits) - 1) for number in (value, limit)]
     if signed:
         numbers = [number - (1 << bits) if number >> (bits - 1) else number for number in numbers]

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from pydicom.dataset import Dataset
-
 from components.preprocess import attributes
 from components.preprocess.checks import PHOTOMETRICS
-from components.preprocess.elements import integer, pixel_data, text
+from components.preprocess.elements import Elements, integer, pixel_data, text
 
 
 @dataclass(frozen=True)
@@ -35,32 +33,32 @@ class Header:
     width: int
 
 
-def read_header(dataset: Dataset, transfer_syntax: str) -> Header:
+def read_header(elements: Elements, transfer_syntax: str) -> Header:
     """Reads what is needed of a header.
 
     Args:
-        dataset: a whole file's.
+        elements: a whole file's.
         transfer_syntax: the file's.
     """
     return Header(
-        sop_instance_uid=text(dataset, "SOPInstanceUID"),
-        sop_class=text(dataset, "SOPClassUID"),
-        modality=text(dataset, "Modality"),
-        body_part=text(dataset, "BodyPartExamined"),
-        view=attributes.read_view(dataset),
-        photometric=text(dataset, "PhotometricInterpretation") or PHOTOMETRICS[1],
-        burned_in=text(dataset, "BurnedInAnnotation"),
+        sop_instance_uid=text(elements, "SOPInstanceUID"),
+        sop_class=text(elements, "SOPClassUID"),
+        modality=text(elements, "Modality"),
+        body_part=text(elements, "BodyPartExamined"),
+        view=attributes.read_view(elements),
+        photometric=text(elements, "PhotometricInterpretation") or PHOTOMETRICS[1],
+        burned_in=text(elements, "BurnedInAnnotation"),
         transfer_syntax=transfer_syntax,
-        patient_id=text(dataset, "PatientID"),
-        study_instance_uid=text(dataset, "StudyInstanceUID"),
-        sex=text(dataset, "PatientSex"),
-        age=text(dataset, "PatientAge"),
-        birth_date=text(dataset, "PatientBirthDate"),
-        study_date=text(dataset, "StudyDate"),
-        manufacturer=attributes.read_manufacturer(dataset),
-        synthetic=text(dataset, "SyntheticData").upper() == "YES",
-        has_pixels=bool(pixel_data(dataset)),
-        samples=integer(dataset, "SamplesPerPixel", 1),
-        height=integer(dataset, "Rows", 0),
-        width=integer(dataset, "Columns", 0),
+        patient_id=text(elements, "PatientID"),
+        study_instance_uid=text(elements, "StudyInstanceUID"),
+        sex=text(elements, "PatientSex"),
+        age=text(elements, "PatientAge"),
+        birth_date=text(elements, "PatientBirthDate"),
+        study_date=text(elements, "StudyDate"),
+        manufacturer=attributes.read_manufacturer(elements),
+        synthetic=text(elements, "SyntheticData").upper() == "YES",
+        has_pixels=bool(pixel_data(elements)),
+        samples=integer(elements, "SamplesPerPixel", 1),
+        height=integer(elements, "Rows", 0),
+        width=integer(elements, "Columns", 0),
     )

@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -250,7 +251,13 @@ class Summary:
             self.identities[str(note.identity)] += 1
             if row["split"] == "train":
                 self.sums = [mine + more for mine, more in zip(self.sums, note.sums, strict=True)]
-        self.parts.append({"name": part.name, "rows": sum(self.images.values()) - before, "sha256": storage.digest_file(out / part.name)})
+        self.parts.append({"name": part.name, "rows": sum(self.images.values()) - before})
+
+    def digest_parts(self, out: Path, threads: int) -> None:
+        """Adds the SHA-256 of every part; hashing lets other threads run."""
+        with ThreadPoolExecutor(threads) as pool:
+            for part, digest in zip(self.parts, pool.map(storage.digest_file, [out / part["name"] for part in self.parts]), strict=True):
+                part["sha256"] = digest
 
     def _add_row(self, row: dict[str, Any]) -> None:
         split = row["split"]

@@ -15,7 +15,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
 
 from components.common import shards, storage
 from components.common.errors import UserError
@@ -23,6 +22,7 @@ from components.common.params import Preprocess
 from components.preprocess import checks, deidentify, dicom, isolated, picture, text
 from components.preprocess.checks import Reason, Refused
 from components.preprocess.deidentify import Pseudonyms
+from components.preprocess.elements import Elements
 from components.preprocess.fetch import contents
 from components.preprocess.header import Header
 from components.preprocess.index import Index
@@ -226,7 +226,7 @@ def process_file(context: Context, path: str, content: bytes) -> tuple[Row | Non
     return row, Note(path, digest, row["image_id"], identity=source, sums=sums, histogram=histogram, text=has_text)
 
 
-def _examine(params: Preprocess, opened: Dataset | Picture, header: Header, record: Record | None) -> Rendered:
+def _examine(params: Preprocess, opened: Elements | Picture, header: Header, record: Record | None) -> Rendered:
     """All tests in their order, and the rendered image."""
     checks.check_header(header, params.views, deidentify.view_of(header, record))
     stored, grayscale = picture.decode(opened, header) if isinstance(opened, Picture) else dicom.decode(opened, header)

@@ -4,9 +4,11 @@ A module of its own: each process of the pool imports it, and must not wait for 
 """
 
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -26,32 +28,39 @@ _GRACE_SECONDS = 60
 """Beyond the time for one file, in which a process may itself be waiting for one that reads a suspect."""
 
 
-def process_parts(context: Context, parts: list[Part]) -> None:
-    """Processes what is not done yet, in this process or in a pool.
+@contextmanager
+def processing(context: Context, parts: list[Part]) -> Iterator[Callable[[], None]]:
+    """Processes what is not done yet, in this process or in a pool, which begins at once.
 
-    Raises:
-        Interrupted: a signal arrived; finished parts are kept.
-        UserError: from a part, or a process of the pool died again and again.
+    Yields:
+        A function that returns when all is done. It raises Interrupted if a signal arrived (finished parts are kept), and UserError from
+        a part, or if a process of the pool died again and again.
     """
     context.folder.mkdir(exist_ok=True)
     todo = [part for part in parts if not is_done(context.folder, part)]
-    workers = min(context.params.workers or len(os.sched_getaffinity(0)), len(todo))
     files = sum(part.files for part in parts)
     done = files - sum(part.files for part in todo)
-    with tqdm(total=files, initial=done, desc="preprocess", unit="file", disable=None) as bar, interrupt.deferred():
+    with tqdm(total=files, initial=done, desc="preprocess", unit="file", disable=None) as bar:
         if context.params.workers == 1:
-            _process_here(context, todo, bar.update)
-        else:
-            _Pool(context, workers, bar.update).process(todo)
-    interrupt.check()
+            yield lambda: _process_here(context, todo, bar.update)
+            return
+        pool = _Pool(context, min(workers_of(context.params.workers), len(todo)), todo, bar.update)
+        try:
+            yield pool.finish
+        finally:
+            pool.close()
+
+
+def workers_of(wanted: int) -> int:
+    """Number of processes that `preprocess.workers` stands for: 0 is one a core."""
+    return wanted or len(os.sched_getaffinity(0))
 
 
 def _process_here(context: Context, parts: list[Part], advance: Advance) -> None:
-    for part in parts:
-        try:
+    with interrupt.deferred(), suppress(Stopped):
+        for part in parts:
             process_part(context, part, interrupt.requested, lambda: advance(1))
-        except Stopped:
-            return
+    interrupt.check()
 
 
 class _Shared:
@@ -99,19 +108,44 @@ class _Worker:
 
 
 class _Pool:
-    """Unlike those of the standard library, it survives the death of a process, and ends one that hangs."""
+    """Unlike those of the standard library, it survives the death of a process, and ends one that hangs.
 
-    def __init__(self, context: Context, workers: int, advance: Advance):
+    A thread looks after the processes, so that they are at work while this one starts MLflow.
+    """
+
+    def __init__(self, context: Context, workers: int, parts: list[Part], advance: Advance):
         self._context, self._advance = context, advance
         self._shared = _Shared()
         self._shown = 0
+        self._error: BaseException | None = None
+        self._closing = threading.Event()
         self._workers = [_Worker(context, self._shared) for _ in range(workers)]
+        self._thread = threading.Thread(target=self._look_after, args=(parts,), name="pool")
+        self._thread.start()
 
-    def process(self, parts: list[Part]) -> None:
-        """Until all parts are done or a signal arrives."""
-        queue = deque(parts)
+    def finish(self) -> None:
+        """Waits until all parts are done or a signal arrives; raises what a part raised."""
+        with interrupt.deferred():
+            self._thread.join()
+        if self._error:
+            raise self._error
+        interrupt.check()
+
+    def close(self) -> None:
+        """Ends the processes; those at work leave their part unfinished."""
+        self._closing.set()
+        self._thread.join()
+
+    def _look_after(self, parts: list[Part]) -> None:
         try:
-            while (queue or any(worker.part for worker in self._workers)) and not interrupt.requested():
+            self._process(parts)
+        except BaseException as error:  # for the thread that waits
+            self._error = error
+
+    def _process(self, parts: list[Part]) -> None:
+        queue = deque(sorted(parts, key=lambda part: -part.files))  # the largest first: all processes end at nearly the same time
+        try:
+            while (queue or any(worker.part for worker in self._workers)) and not (interrupt.requested() or self._closing.is_set()):
                 for worker in self._workers:
                     if queue and not worker.part:
                         worker.give(queue.popleft())

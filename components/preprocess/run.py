@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from components.common import storage, tracking
+from components.common import interrupt, storage
 from components.common.errors import UserError
 from components.common.job import Job, open_job, upstream_run_id
 from components.common.params import Params
@@ -18,7 +18,7 @@ from components.preprocess import frame, layouts, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index, Partition
 from components.preprocess.part import Context, Part
-from components.preprocess.pool import process_parts
+from components.preprocess.pool import processing, workers_of
 
 WORK_FOLDER = "parts"
 """Of the work folder: parts and notes before the merge."""
@@ -59,16 +59,20 @@ def run(*, raw: str, out: str, params: Params, partition: str | None = None) -> 
     index.save(folder / INDEX)
     context = Context(raw, folder, section, pseudonyms, table, index)
     parts = [Part(number, files) for number, files in index.parts().items()]
-    with tracking.run(job) as tracker:
-        process_parts(context, parts)
-        merge.write_names(context, part_of_whole)
-        if partition:
-            metrics = partitions.write(context, part_of_whole, parts, job.work)
-        else:
-            metrics = _complete(job, parts, merge.describe(context), [folder / merge.NAMES], raw)
-            tracker.attach(job.work / MANIFEST)
-        tracker.log(metrics)
-        job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE, WORK_FOLDER))
+    with processing(context, parts) as finish:
+        with interrupt.deferred():  # pydantic, which MLflow builds on, turns what a signal raises into an error of its own
+            from components.common import tracking  # takes seconds, in which the pool is at work already
+        interrupt.check()
+        with tracking.run(job) as tracker:
+            finish()
+            merge.write_names(context, part_of_whole)
+            if partition:
+                metrics = partitions.write(context, part_of_whole, parts, job.work)
+            else:
+                metrics = _complete(job, parts, merge.describe(context), [folder / merge.NAMES], raw)
+                tracker.attach(job.work / MANIFEST)
+            tracker.log(metrics)
+            job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE, WORK_FOLDER))
 
 
 def merge_partitions(*, shards: list[str], out: str, params: Params) -> None:
@@ -85,6 +89,8 @@ def merge_partitions(*, shards: list[str], out: str, params: Params) -> None:
     outputs = partitions.open_all(shards)
     section = partitions.section(outputs, params.preprocess.max_quarantined)
     upstream = {f"shards.{number}": upstream_run_id(output.folder) for number, output in enumerate(outputs)}
+    from components.common import tracking
+
     job = open_job("preprocess", out, section, partitions.digests(outputs), upstream={k: v for k, v in upstream.items() if v})
     folder = job.work / WORK_FOLDER
     with tracking.run(job) as tracker:
@@ -114,6 +120,7 @@ def _complete(job: Job, parts: list[Part], common: dict[str, Any], names: list[P
         for part in parts:
             merge.finish_part(part, ledger, folder, job.work)
             summary.add(part, ledger, folder, job.work)
+        summary.digest_parts(job.work, workers_of(job.params["workers"]))
         merge.check_patients(ledger, raw)
         manifest = merge.write_manifest(job.work / MANIFEST, common, ledger, summary)
         rows = manifest["counts"]["rows"]

@@ -53,6 +53,8 @@ def _pieces(strokes: npt.NDArray[Any]) -> _Floats:
         return np.empty((0, 4))
     # Contours of so few pixels take a tenth of the time of connected components.
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if len(outlines) < MIN_CHARACTERS:
+        return np.empty((0, 4))
     boxes = np.array([cv2.boundingRect(outline) for outline in outlines], float)
     tall = (boxes[:, 3] >= HEIGHTS[0]) & (boxes[:, 3] <= HEIGHTS[1])
     boxes = boxes[tall & (boxes[:, 2] <= MAX_WIDTH * boxes[:, 3])]

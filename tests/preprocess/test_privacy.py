@@ -18,6 +18,7 @@ from components.common import shards
 from components.preprocess import dicom, relink
 from components.preprocess.attributes import accepts, canonical_view, read_manufacturer, read_view
 from components.preprocess.deidentify import ALLOW_LIST, ENVIRONMENT_VARIABLE, PSEUDONYMS, Pseudonyms, describe
+from components.preprocess.elements import Elements
 from tests.imports import ROOT
 from tests.preprocess.phantoms import dataset, picture, to_bytes, write
 from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
@@ -128,7 +129,7 @@ def test_the_privacy_page_names_every_column(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_manufacturer_that_looks_like_something_else_is_left_out(maker: str, kept: str) -> None:
-    assert read_manufacturer(dataset(picture(), Manufacturer=maker, InstitutionName="Saint Elsewhere Medical Center")) == kept
+    assert read_manufacturer(Elements.of(dataset(picture(), Manufacturer=maker, InstitutionName="Saint Elsewhere Medical Center"))) == kept
 
 
 @pytest.mark.parametrize(
@@ -146,12 +147,12 @@ def test_a_missing_view_position_is_read_from_the_view_code() -> None:
     def coded(value: str, view: str | None = None) -> str:
         item = Dataset()
         item.CodeValue, item.CodingSchemeDesignator = value, "SCT"
-        return read_view(dataset(picture(), ViewPosition=view, ViewCodeSequence=Sequence([item])))
+        return read_view(Elements.of(dataset(picture(), ViewPosition=view, ViewCodeSequence=Sequence([item]))))
 
     assert [coded(value) for value in ("272479007", "R-10206", "399198007", "399067008")] == ["PA", "AP", "RL", "LATERAL"]
     assert coded("399173006", view="PA") == "PA", "View Position goes first"
     assert coded("399162004") == "OTHER", "cranio-caudal is a view, and not a frontal one"
-    assert read_view(dataset(picture(), ViewPosition=None, ViewCodeSequence=Sequence([]))) == ""
+    assert read_view(Elements.of(dataset(picture(), ViewPosition=None, ViewCodeSequence=Sequence([])))) == ""
 
 
 def test_lateral_accepts_either_side() -> None:
