@@ -18,10 +18,12 @@ help:  ## list the targets
 	$(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	@touch $@
 
-demo: .venv  ## phantoms to a registered model: simulate, dvc repro, register
+demo: .venv  ## phantoms to registered models: simulate, dvc repro, register
 	python -m components simulate --out data
 	dvc repro
 	python -m components register --model artifacts/classify --evaluation artifacts/evaluation --out artifacts/registration
+	python -m components register --model artifacts/detect --evaluation artifacts/evaluation --out artifacts/registration-detect
+	python -m components register --model artifacts/invert --evaluation artifacts/evaluation --out artifacts/registration-invert
 	dvc status dvc.yaml data.dvc
 	@$(MAKE) --no-print-directory report
 
@@ -67,12 +69,17 @@ bench-preprocess: .venv  ## preprocessing and the reader; RAW=DIR for files of y
 
 BUILDER ?= $(shell for tool in docker podman buildah; do $$tool info >/dev/null 2>&1 && echo $$tool && break; done)
 BASE_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
-IMAGE_TAG ?= $(shell git describe --always --abbrev=12 --dirty --exclude '*')
+IMAGE_PREFIX ?= cxr-
+IMAGE_TAG ?= $(shell git describe --always --abbrev=40 --dirty --exclude '*')
 
-images:  ## build the images cxr-cpu and cxr-gpu with docker, podman or buildah
+images:  ## build the images cxr-cpu and cxr-gpu with docker, podman or buildah, and say their sizes
 	@test -n "$(BUILDER)" || { echo "docker, podman or buildah is needed, and running" >&2; exit 2; }
-	for target in cpu gpu; do $(BUILDER) build $(BUILD_OPTIONS) --file docker/Dockerfile --target $$target --tag cxr-$$target:$(IMAGE_TAG) \
-		--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg GIT_COMMIT=$$(git rev-parse HEAD) . || exit 1; done
+	@for target in cpu gpu; do \
+		$(BUILDER) build $(BUILD_OPTIONS) --file docker/Dockerfile --target $$target --tag $(IMAGE_PREFIX)$$target:$(IMAGE_TAG) \
+			--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg GIT_COMMIT=$$(git rev-parse HEAD) . || exit 1; \
+	done
+	@for target in cpu gpu; do name=$(IMAGE_PREFIX)$$target:$(IMAGE_TAG); \
+		echo "$$name $$($(BUILDER) images --format '{{.Size}}' $$name)"; done
 
 ui: .venv  ## the MLflow UI, on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000

@@ -82,7 +82,10 @@ STAGES = {
     ),
     "register": StageCommand(
         "register a model in MLflow and decide on its alias",
-        (Option("model", "output folder of classify"), Option("evaluation", "output folder of evaluate")),
+        (
+            Option("model", "output folder of classify, detect or invert"),
+            Option("evaluation", "output folder of evaluate, which had that model's folder among its --predictions"),
+        ),
     ),
     "register --rollback": StageCommand(
         "make the champion before the present one the champion again", function="rollback", needs_out=False
@@ -91,8 +94,8 @@ STAGES = {
     "predict": StageCommand(
         "score a cohort from elsewhere with a registered model",
         (
-            Option("model", "models:/NAME@champion or the like, or an output folder of classify or register"),
-            Option("raw", "folder of DICOM, PNG or JPEG files; labels.csv at its top is read"),
+            Option("model", "models:/NAME@champion or the like, or an output folder of classify, detect, invert or register"),
+            Option("raw", "folder of DICOM, PNG or JPEG files; labels.csv and boxes.csv at its top are read"),
         ),
     ),
 }

@@ -375,10 +375,12 @@ class Study(Section):
 class Register(Section):
     """The gate in front of the model registry."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "cxr-classify"
-    """Name of the registered model."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    """Name of the registered model; null: cxr-classify, cxr-detect or cxr-invert, by the model's task. `--rollback` and `--demote`
+    see no model and take null for cxr-classify."""
     min_auroc: Fraction = 0.7
-    """A first model becomes champion above this macro test AUROC."""
+    """A first classifier becomes champion above this macro test AUROC. (A first detector does if the interval of its mAP@50, and a
+    first inversion if that of its PSNR over the mean training image's, lies above 0.)"""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples of the paired difference to the champion."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from components.common.errors import UserError
 from components.common.reader import Reader
@@ -59,22 +60,29 @@ def choose_classes(reader: Reader, wanted: tuple[str, ...]) -> list[str]:
 
 
 def annotate(reader: Reader, classes: list[str], findings: list[str]) -> Annotations:
-    """Places the boxes of a split on the square images.
+    """Places the boxes of a split, whose reader has the COLUMNS, on the square images; see `annotate_rows`."""
+    return annotate_rows(reader.table, reader.labels(), reader.size, classes, findings)
+
+
+def annotate_rows(table: pa.Table, labels: npt.NDArray[np.float32], size: int, classes: list[str], findings: list[str]) -> Annotations:
+    """Places the boxes of rows of the shards on the square images.
 
     Args:
-        reader: with the COLUMNS.
+        table: image_id and the COLUMNS.
+        labels: (N, findings).
+        size: side of the square.
         classes: their names; boxes of others are left out.
         findings: names of the label columns.
 
     Raises:
         UserError: a box outside of its image, or an empty one.
     """
-    rows = reader.table.select(["image_id", *COLUMNS]).to_pylist()
+    rows = table.select(["image_id", *COLUMNS]).to_pylist()
     extent = np.array([[row["width"], row["height"]] for row in rows], np.int64)
-    origin = (reader.size - extent) // 2
+    origin = (size - extent) // 2
     placed = [_place(row, classes, start) for row, start in zip(rows, origin, strict=True)]
-    boxes, labels = [each[0] for each in placed], [each[1] for each in placed]
-    return Annotations(boxes, labels, _known(rows, reader.labels(), classes, findings), origin.astype(float), extent.astype(float))
+    boxes, numbers = [each[0] for each in placed], [each[1] for each in placed]
+    return Annotations(boxes, numbers, _known(rows, labels, classes, findings), origin.astype(float), extent.astype(float))
 
 
 def _place(row: dict[str, Any], classes: list[str], origin: Rows) -> tuple[Array, Rows]:

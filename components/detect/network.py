@@ -5,6 +5,7 @@ The blocks are those of `retinanet_resnet50_fpn_v2` (Zhang et al., CVPR 2020: Gr
 the box head). Images come in as large as they are stored and are not resized again.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,8 @@ STRIDES_PER_ANCHOR = 1.5
 """Anchors are at least so many strides wide: between smaller ones an object could hide."""
 STRIDES = dict(zip(backbone.STAGES, (4, 8, 16, 32), strict=True))
 RATIOS = (0.5, 1.0, 2.0)
+SETTINGS = ("arch", "detector", "channels", "batch_norm", "score_threshold", "max_detections")
+"""Parameters that a detector is built by; model.json holds them."""
 
 
 class Detector(nn.Module):
@@ -73,6 +76,24 @@ def build(resnet: torchvision.models.ResNet, params: Detect, classes: int, size:
     if params.batch_norm == "frozen":
         freeze_batch_norm(detector)
     return detector
+
+
+def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Detector:
+    """A trained detector.
+
+    Args:
+        description: content of model.json.
+        weights: of model.safetensors.
+
+    Raises:
+        KeyError: something is missing from the description.
+        RuntimeError: the weights do not fit it.
+    """
+    params = Detect.model_validate({name: description[name] for name in SETTINGS})
+    classes, used = len(description["classes"]), description["normalisation"]
+    detector = build(backbone.build(params.arch), params, classes, description["size"], used["mean"], used["std"])
+    detector.model.load_state_dict(weights)
+    return detector.eval()
 
 
 def train_mode(detector: Detector, params: Detect) -> None:

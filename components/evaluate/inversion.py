@@ -68,7 +68,8 @@ class Inversion:
         """Reconstructions that are no better than a guess; a split too small for KID."""
         guess = not self.found.intervals[GAIN].low > 0
         found = ["reconstructions are not clearly closer to the originals than the mean training image is"] if guess else []
-        return found + (["the test split has fewer than two images: no KID"] if math.isnan(self.found.kid_samples) else [])
+        kid = "no KID: the test split has fewer than two images, or predict made the predictions"
+        return [*found, kid] if math.isnan(self.found.kid_samples) else found
 
     def compare(self, baseline: "Inversion") -> list[Difference]:
         """Every error, all together under Holm; feature distances only when the same backbone was the judge.

@@ -1,5 +1,6 @@
 """Frozen backbones as measures of likeness: the perceptual loss, and the feature space of distances and KID."""
 
+import copy
 from itertools import islice
 
 import torch
@@ -28,13 +29,17 @@ class FeatureSpace:
             mean_std: of the pixels it is used to.
             device: where it computes.
         """
-        self.name, (self._mean, self._std) = name, mean_std
-        self._resnet = resnet.to(device).eval().requires_grad_(False)
+        self.name, self.mean_std = name, mean_std
+        self.resnet = resnet.to(device).eval().requires_grad_(False)
 
     def maps(self, image_B1HW: Tensor) -> list[Tensor]:
         """The post-ReLU map after each stage, (B, C, H', W'), with unit length over the channels."""
-        _, maps = backbone.forward_stages(self._resnet, self._normalise(image_B1HW))
-        return [_unit(stage.float()) for stage in maps.values()]
+        _, maps = backbone.forward_stages(self.resnet, self._normalise(image_B1HW))
+        return [_unit(stage if stage.dtype == torch.float64 else stage.float()) for stage in maps.values()]
+
+    def double(self) -> "FeatureSpace":
+        """A copy in float64."""
+        return FeatureSpace(self.name, copy.deepcopy(self.resnet).double(), self.mean_std, next(self.resnet.parameters()).device)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """(B,): squared differences of the normalised maps, summed over channels and stages, averaged over positions.
@@ -46,20 +51,21 @@ class FeatureSpace:
     @torch.no_grad()
     def pooled(self, image_B1HW: Tensor) -> Tensor:
         """(B, C): features after global average pooling."""
-        features, _ = backbone.forward_stages(self._resnet, self._normalise(image_B1HW))
+        features, _ = backbone.forward_stages(self.resnet, self._normalise(image_B1HW))
         return features.float()
 
     @torch.no_grad()
     def calibrate(self, image_B1HW: Tensor) -> None:
         """Sets the statistics of batch norm to those of these images."""
-        norms = [module for module in self._resnet.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [module for module in self.resnet.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
-        self._resnet.train()(self._normalise(image_B1HW))
-        self._resnet.eval()
+        self.resnet.train()(self._normalise(image_B1HW))
+        self.resnet.eval()
 
     def _normalise(self, image: Tensor) -> Tensor:
-        return (image - self._mean) / self._std
+        mean, std = self.mean_std
+        return (image - mean) / std
 
 
 def maps_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from components.common.errors import UserError
 from components.common.params import Invert
 from components.common.reader import Batch, Reader
 from components.invert.discriminator import Discriminator
-from components.invert.generator import Generator
+from components.invert.generator import SHAPE, Generator, to_unit
 from components.invert.pixels import to_images
 
 R1_EVERY, PATH_EVERY = 16, 4
@@ -32,7 +32,7 @@ PATH_DECAY = 0.01
 
 def start_generator(params: Invert) -> Generator:
     """A generator with random weights, of the size that the parameters ask for."""
-    return Generator(params.size, params.latent_dim, params.mapping_layers, params.channel_base, params.channel_max)
+    return Generator(*(getattr(params, name) for name in SHAPE))
 
 
 class Adversarial(loop.Task):
@@ -159,11 +159,6 @@ def samples(generator: Generator, count: int, batch_size: int, seed: int) -> Ite
     for part in torch.split(z.to(generator.constant.device), batch_size):
         w = generator.mapping(part)[:, None].expand(-1, generator.latents, -1)
         yield to_unit(generator.synthesise(w))
-
-
-def to_unit(image: Tensor) -> Tensor:
-    """The generator's range, [-1, 1] and a bit beyond, as [0, 1]."""
-    return ((image + 1) / 2).clamp(0, 1)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ START = 4
 """Side of the learned constant, in pixels."""
 MAPPING_LR = 0.01
 """Share of the learning rate at which the mapping network learns (Karras et al. 2019, arXiv 1812.04948, appendix C)."""
+SHAPE = ("size", "latent_dim", "mapping_layers", "channel_base", "channel_max")
+"""Parameters that a generator is built by, in the order of its arguments."""
 
 
 def channels(resolution: int, base: int, most: int) -> int:
@@ -126,3 +128,8 @@ class ToGray(nn.Module):
     def forward(self, x: Tensor, w_BD: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, 1, H, W)."""
         return modulated_conv(x, self.weight * self._scale, self.style(w_BD), demodulate=False) + self.bias
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """The generator's range, [-1, 1] and a bit beyond, as [0, 1]."""
+    return ((image + 1) / 2).clamp(0, 1)

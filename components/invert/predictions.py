@@ -33,13 +33,13 @@ class Measured:
 
 def measure(trained: Trained, reader: Reader, batch_size: int) -> Measured:
     """Reconstructs all images of a split."""
-    inverter, judge = trained.inverter, trained.judge
+    judge, size = trained.judge, trained.inverter.params.size
     errors: list[dict[str, Tensor]] = []
     features: list[tuple[Tensor, Tensor]] = []
     shown: list[Tensor] = []
     for batch in reader.in_order(batch_size):
-        image = to_images(batch.images, inverter.params.size, trained.mean_image.device)
-        made = inverter.image(inverter.latents(image))
+        image = to_images(batch.images, size, trained.mean_image.device)
+        made = trained.reconstruct(image)
         errors.append(trained.errors(image, made))
         features.append((judge.pooled(image), judge.pooled(made)))
         if sum(map(len, shown)) < SHOWN:

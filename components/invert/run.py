@@ -20,17 +20,18 @@ from components.common.job import Job, open_job, write_json
 from components.common.params import Invert, Params
 from components.common.progress import VOLATILE
 from components.common.reader import Reader
-from components.common.shards import open_shards
+from components.common.shards import Shards, open_shards
 from components.invert.encoder import Encoder
 from components.invert.features import FeatureSpace
 from components.invert.gan import Adversarial, samples, start_generator
 from components.invert.generator import Generator
 from components.invert.inversion import Inversion
+from components.invert.inverter import Trained
 from components.invert.kid import kid
 from components.invert.pixels import mean_image, write_picture
 from components.invert.predictions import SHOWN, Measured, measure, rows
 from components.invert.quality import scales
-from components.invert.sources import MODEL, PREFIX, SHAPE, WEIGHTS, Folders, Sources, open_sources
+from components.invert.sources import MODEL, WEIGHTS, Folders, Sources, open_sources
 
 GAN = "gan"
 """Folder of the first phase in the work folder: checkpoints, history, and in the end the generator."""
@@ -109,13 +110,14 @@ def start_inversion(params: Invert, sources: Sources, weights: dict[str, Tensor]
 def finish(inversion: Inversion, sources: Sources, job: Job) -> dict[str, float]:
     """Reconstructs val and test, writes everything, and returns what is worth a look."""
     mean = mean_image(sources.train, inversion.params.size, inversion.batch_size, inversion.device)
+    trained = Trained(inversion.inverter, sources.judge, mean)
     readers = {"val": sources.val, "test": sources.test}
-    measured = {split: measure(inversion, sources.judge, mean, reader) for split, reader in readers.items()}
+    measured = {split: measure(trained, reader, inversion.batch_size) for split, reader in readers.items()}
     tables = [rows(readers[split], split, found) for split, found in measured.items()]
     pq.write_table(pa.concat_tables(tables), job.work / "predictions.parquet")
     distances = set_distances(inversion.generator, sources.judge, measured["test"], inversion.batch_size, inversion.params.seed)
     draw(inversion, measured["test"], job)
-    write_model(inversion, sources, distances, job)
+    write_model(trained, sources.shards, distances, job)
     if (job.work / GAN / loop.HISTORY).exists():
         shutil.copyfile(job.work / GAN / loop.HISTORY, job.work / GAN_HISTORY)
     return {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()} | distances
@@ -147,21 +149,17 @@ def draw(inversion: Inversion, test: Measured, job: Job) -> None:
     write_picture(folder / "samples.png", list(samples(inversion.generator, ROWS * SHOWN, SHOWN, inversion.params.seed)))
 
 
-def write_model(inversion: Inversion, sources: Sources, distances: dict[str, float], job: Job) -> None:
-    """Writes the weights, `generator.` and `encoder.` before their names, and what a user of them must know."""
-    encoder = {f"encoder.{name}": value for name, value in inversion.encoder.state_dict().items()}
-    weights = encoder | {f"{PREFIX}{name}": value for name, value in inversion.generator.state_dict().items()}
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, job.work / WEIGHTS)
-    params, shape = inversion.params, {name: getattr(inversion.params, name) for name in SHAPE}
+def write_model(trained: Trained, shards: Shards, distances: dict[str, float], job: Job) -> None:
+    """Writes the weights, and what a user of them must know."""
+    save_file(trained.weights(), job.work / WEIGHTS)
     description: dict[str, Any] = {
         "task": "invert",
-        "arch": params.arch,
-        **shape,
-        "normalisation": sources.normalisation,
-        "perceptual": sources.perceptual.name if sources.perceptual else "none",
-        "judge": sources.judge.name,
-        "ms_ssim_scales": scales(params.size),
+        **trained.description(),
+        "ms_ssim_scales": scales(trained.inverter.params.size),
         **{name: None if value != value else value for name, value in distances.items()},
+        "stored_size": shards.size,
+        "bits": shards.bits,
+        "preprocessing": shards.preprocessing,
         "inputs": job.inputs,
         "sha256": storage.digest_file(job.work / WEIGHTS),
     }

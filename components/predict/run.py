@@ -17,17 +17,17 @@ from components.common import storage, tracking
 from components.common.job import RUN_FILE, Job, open_job, threads, write_json
 from components.common.params import Params
 from components.common.predictions import META, common_columns
-from components.common.shards import MANIFEST, Shards, decode, open_part, open_shards
+from components.common.shards import MANIFEST, Shards, open_part, open_shards
 from components.predict import source
 from components.predict.source import Source
 from components.preprocess import run as preprocess
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index, Partition
 from components.preprocess.merge import QUARANTINE
+from components.register.networks.images import PIXELS
 
 SHARDS = "shards"
 """In the work folder, what preprocess makes; only its lists are kept."""
-PIXELS = ("image_id", "pixels", "codec", "height", "width", "bits")
 ROWS = 256
 """Read at a time."""
 
@@ -38,7 +38,7 @@ def run(*, model: str, raw: str, out: str, params: Params) -> None:
     """Scores every image of a folder.
 
     Args:
-        model: `models:/NAME@ALIAS`, or the output folder of classify or register.
+        model: `models:/NAME@ALIAS`, or the output folder of classify, detect, invert or register.
         raw: folder of DICOM, PNG or JPEG files, with the tables of the layout, whose labels become targets.
         out: output folder, which `evaluate --predictions` takes.
         params: the section `preprocess` says how the folder is laid out; size and the like are the model's.
@@ -48,7 +48,7 @@ def run(*, model: str, raw: str, out: str, params: Params) -> None:
     """
     torch.set_num_threads(threads())
     loaded = source.read(model)
-    section = params.preprocess.model_validate({**params.preprocess.model_dump(), **_of_training(loaded.description)})
+    section = params.preprocess.model_validate({**params.preprocess.model_dump(), **_of_training(loaded)})
     depends = {"raw": _listing_digest(raw), "pseudonym_key": load_pseudonyms().key_id}
     job = open_job("predict", out, section, {"model": loaded.digest}, extra=depends)
     with tracking.run(job) as tracker:
@@ -56,11 +56,11 @@ def run(*, model: str, raw: str, out: str, params: Params) -> None:
         job.upstream |= shards.upstream
         table = predict(loaded, shards)
         pq.write_table(table, job.work / "predictions.parquet")
-        write_json(job.work / source.DESCRIPTION, loaded.description)
+        write_json(job.work / source.DESCRIPTION, _described(loaded))
         (job.work / tracking.HISTORY).write_text("epoch\n")  # nothing was trained here
         for name in (MANIFEST, QUARANTINE):
             shutil.copyfile(job.work / SHARDS / name, job.work / name)
-        metrics = _metrics(shards.manifests[0]["counts"], table, loaded.network.findings)
+        metrics = _metrics(shards.manifests[0]["counts"], table, loaded)
         _warn(metrics, shards, loaded)
         tracker.log(metrics)
         if model.startswith(source.SCHEMES):  # a folder's name could name a hospital
@@ -69,33 +69,30 @@ def run(*, model: str, raw: str, out: str, params: Params) -> None:
 
 
 def predict(loaded: Source, shards: Shards) -> pa.Table:
-    """The rows of predictions.parquet: who, what kind, and score and target of each finding, unknown where nobody says."""
-    findings = loaded.network.findings
-    places = {finding: shards.findings.index(finding) for finding in findings if finding in shards.findings}
+    """The rows of predictions.parquet: who, what kind, and what the model finds beside what is there, unknown where nobody says."""
     tables = []
     for batch in _batches(shards):
-        scores = loaded.network.score([decode(row) for row in batch.select(PIXELS).to_pylist()])
-        labels = batch["labels"].to_pylist()
-        columns = common_columns(batch, "test", "classify")
-        for index, finding in enumerate(findings):
-            known = [row[places[finding]] if finding in places else float("nan") for row in labels]
-            columns |= {f"score_{finding}": pa.array(scores[:, index]), f"target_{finding}": pa.array(known, pa.float32())}
-        tables.append(pa.table(columns))
+        tables.append(pa.table({**common_columns(batch, "test", loaded.task), **loaded.network.columns(batch, shards.findings)}))
     return pa.concat_tables(tables)
 
 
 def _batches(shards: Shards) -> Iterator[pa.Table]:
-    columns = [*PIXELS, "patient_id", "labels", *META]
+    columns = [*PIXELS, "patient_id", "labels", "boxes", *META]
     for part in shards.parts():
         with pq.ParquetFile(open_part(part)) as file:
             yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(ROWS, columns=columns))
 
 
-def _of_training(description: dict[str, Any]) -> dict[str, Any]:
+def _of_training(loaded: Source) -> dict[str, Any]:
     """What the model's training decides about the pixels, as far as model.json says."""
     names = ("clip_percentile", "views")
-    known = description.get("preprocessing", {})
-    return {"size": description["size"], "bits": description["bits"], **{name: known[name] for name in names if name in known}}
+    known = loaded.description.get("preprocessing", {})
+    return {"size": loaded.network.size, "bits": loaded.network.bits, **{name: known[name] for name in names if name in known}}
+
+
+def _described(loaded: Source) -> dict[str, Any]:
+    """The model.json of the output, without what the training found in its own test images: distances between sets of images."""
+    return {name: None if name.startswith("kid_") else value for name, value in loaded.description.items()}
 
 
 def _listing_digest(raw: str) -> str:
@@ -113,14 +110,23 @@ def _preprocess(raw: str, job: Job, params: Params) -> Shards:
     return open_shards(str(folder))
 
 
-def _metrics(counts: dict[str, Any], table: pa.Table, findings: list[str]) -> dict[str, float]:
-    known = {f"positives_{name}": sum(value == 1 for value in table[f"target_{name}"].to_pylist()) for name in findings}
-    return {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")} | known
+def _metrics(counts: dict[str, Any], table: pa.Table, loaded: Source) -> dict[str, float]:
+    """Counts of files, and of what is known to be there."""
+    found: dict[str, float] = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")}
+    if loaded.task == "classify":
+        found |= {f"positives_{name}": sum(value == 1 for value in table[f"target_{name}"].to_pylist()) for name in loaded.network.labels}
+    if loaded.task == "detect":
+        known = [boxes for boxes in table["targets"].to_pylist() if boxes is not None]
+        found |= {f"boxes_{name}": sum(box["label"] == name for boxes in known for box in boxes) for name in loaded.network.labels}
+        found["images_unknown"] = len(table) - len(known)
+    return found
 
 
 def _warn(metrics: dict[str, float], shards: Shards, loaded: Source) -> None:
     if metrics["quarantined"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in shards.manifests[0]["counts"]["reasons"].items())
         log.warning("predict: %d files are not scored (%s); %s lists them", metrics["quarantined"], reasons, QUARANTINE)
-    if missing := [finding for finding in loaded.network.findings if finding not in shards.findings]:
+    if missing := [name for name in loaded.network.labels if loaded.task == "classify" and name not in shards.findings]:
         log.warning("predict: the raw folder has no labels of %s: scored, but not to be evaluated", ", ".join(missing))
+    if unknown := metrics.get("images_unknown"):
+        log.warning("predict: %d images are scored, but not to be evaluated: which of the classes they show is not known", unknown)

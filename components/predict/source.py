@@ -9,20 +9,24 @@ from typing import Any, NamedTuple
 
 from components.common import storage
 from components.common.errors import UserError
-from components.register.networks import Classifier, classifier
+from components.register.candidate import HEADS, check_description
+from components.register.networks import classify, detect, invert
+from components.register.networks.images import Network
 from components.register.registry import download
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 PLACES = ("", "artifacts", "model/artifacts")
-"""Of model.json, in the output of classify, in a packed model, and in the output of register."""
+"""Of model.json, in the output of a head, in a packed model, and in the output of register."""
+NETWORKS: dict[str, Any] = {"classify": classify, "detect": detect, "invert": invert}
 SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 
 class Source(NamedTuple):
     """A model, ready to be used."""
 
-    network: Classifier
+    task: str
+    network: Network
     description: dict[str, Any]
     """Content of model.json."""
     digest: str
@@ -33,25 +37,25 @@ def read(uri: str) -> Source:
     """Reads a model.
 
     Args:
-        uri: `models:/NAME@ALIAS` and other addresses of MLflow, or the output folder of classify or register.
+        uri: `models:/NAME@ALIAS` and other addresses of MLflow, or the output folder of classify, detect, invert or register.
 
     Raises:
-        UserError: there is no such model, or it is not a classifier.
+        UserError: there is no such model, or it is not complete.
     """
     with _folder(uri) as folder:
         place = next((at for name in PLACES if storage.exists(at := storage.join(folder, *name.split("/"), DESCRIPTION))), None)
         if place is None:
-            raise UserError(f"{uri}: has no {DESCRIPTION}; give --model models:/NAME@champion or the output folder of classify or register")
+            folders = f"the output folder of {HEADS.replace(' or', ',')} or register"
+            raise UserError(f"{uri}: has no {DESCRIPTION}; give --model models:/NAME@champion or {folders}")
         content = storage.read(place)
         description = json.loads(content)
-        if description.get("task") != "classify":
-            raise UserError(f"{uri}: is a {description.get('task')} model; predict scores with models of classify")
+        task = check_description(description, f"{uri}: {DESCRIPTION}", {name: network.NEEDED for name, network in NETWORKS.items()})
         with tempfile.TemporaryDirectory() as scratch:
             weights = Path(scratch, WEIGHTS)
             weights.write_bytes(storage.read(place.removesuffix(DESCRIPTION) + WEIGHTS))
             if storage.digest_file(weights) != description["sha256"]:
                 raise UserError(f"{uri}: {WEIGHTS} does not match {DESCRIPTION}; register or train the model again")
-            return Source(classifier(description, weights), description, storage.digest(content))
+            return Source(task, NETWORKS[task].load(description, weights), description, storage.digest(content))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
-"""What is about to be registered: a classifier and the evaluation of its predictions, checked against each other."""
+"""What is about to be registered: a model and the evaluation of its predictions, checked against each other."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +17,12 @@ DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 PREDICTIONS = "predictions.parquet"
 REPORT = "report.html"
-METRIC = "classify_test_auroc_macro"
+HEADS = "classify, detect or invert"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The outputs of classify and evaluate for one model."""
+    """The outputs of classify, detect or invert, and of evaluate, for one model."""
 
     model: str
     evaluation: str
@@ -37,42 +36,24 @@ class Candidate:
     training: dict[str, float | None]
     """Content of the model's metrics.json, where there is one."""
     min_positives: int
-    """With which the macro average was computed."""
+    """With which a macro average was computed."""
     inputs: dict[str, str]
     """SHA-256 by name."""
     upstream: dict[str, str]
     """MLflow run id by name."""
 
     @property
-    def auroc(self) -> float:
-        """Macro test AUROC; NaN when no finding could be evaluated."""
-        value = self.metrics[METRIC]
-        return float("nan") if value is None else value
+    def task(self) -> str:
+        """classify, detect or invert."""
+        return str(self.description["task"])
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """The macro average and its interval, and all that it takes to train the model again, for the registry."""
+    def tags(self, metric: str) -> dict[str, str]:
+        """The task, a metric and its interval, and all that it takes to train the model again, for the registry."""
         wanted = ("fingerprint", "params", "inputs", "git", "packages", "python", "threads", "upstream_mlflow_run_ids")
         training = flat({name: self.record[name] for name in wanted if name in self.record}, "train.")
-        results = {name: self.metrics.get(name) for name in (METRIC, f"{METRIC}_low", f"{METRIC}_high")}
-        return {name: str(value) for name, value in training.items()} | {k: f"{v:.6g}" for k, v in results.items() if v is not None}
-
-    @staticmethod
-    def key(finding: str) -> str:
-        """A finding's name within evaluate's metric names."""
-        return re.sub(r"[^\w. -]", "_", finding)
-
-    @property
-    def summary(self) -> str:
-        """What users should know of the model, in Markdown."""
-        low, high = (self.metrics.get(f"{METRIC}_{side}") for side in ("low", "high"))
-        interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
-        about = self.description
-        return (
-            f"{about['arch']} for {', '.join(about['findings'])} on frontal chest radiographs.\n\n"
-            f"Macro test AUROC {self.auroc:.3f}{interval}. Input: DICOM files, or (N, H, W) uint{about['bits']} pixels of shards; output: "
-            "a probability a finding. For research; not a medical device. The model card is README.md among the model's files."
-        )
+        results = {name: self.metrics.get(name) for name in (metric, f"{metric}_low", f"{metric}_high")}
+        numbers = {name: f"{value:.6g}" for name, value in results.items() if value is not None}
+        return {"task": self.task, **{name: str(value) for name, value in training.items()}, **numbers}
 
     @cached_property
     def test_predictions(self) -> pa.Table:
@@ -88,27 +69,31 @@ class Candidate:
         """
         weights = storage.read(storage.join(self.model, WEIGHTS))
         if storage.digest(weights) != self.description["sha256"]:
-            raise UserError(f"{storage.join(self.model, WEIGHTS)}: does not match {DESCRIPTION}; run classify again")
+            raise UserError(f"{storage.join(self.model, WEIGHTS)}: does not match {DESCRIPTION}; run {self.task} again")
         (folder / WEIGHTS).write_bytes(weights)
         return folder / WEIGHTS
 
 
-def read_candidate(model: str, evaluation: str) -> Candidate:
-    """Reads and checks the outputs of classify and evaluate.
+def read_candidate(model: str, evaluation: str, tasks: dict[str, tuple[str, tuple[str, ...]]]) -> Candidate:
+    """Reads and checks the outputs of classify, detect or invert, and of evaluate.
+
+    Args:
+        model: the former's folder.
+        evaluation: the latter's.
+        tasks: by name of the task, the metric that the evaluation must have, and the keys that model.json must have.
 
     Raises:
         UserError: a folder is not what it should be, or the evaluation is of other predictions than the model's.
     """
-    description, model_digest = read_input(model, DESCRIPTION, "classify")
-    if description.get("task") != "classify":
-        task = description.get("task")
-        raise UserError(f"{storage.join(model, DESCRIPTION)}: is of a {task} model; give --model the output folder of classify")
+    description, model_digest = read_input(model, DESCRIPTION, HEADS)
+    task = check_description(description, storage.join(model, DESCRIPTION), {name: needed for name, (_, needed) in tasks.items()})
     metrics, metrics_digest = read_input(evaluation, METRICS_FILE, "evaluate")
-    if METRIC not in metrics:
-        raise UserError(f"{storage.join(evaluation, METRICS_FILE)}: has no {METRIC}; give --evaluation the output folder of evaluate")
+    if (metric := tasks[task][0]) not in metrics:
+        path = storage.join(evaluation, METRICS_FILE)
+        raise UserError(f"{path}: has no {metric}; give --evaluation an output folder of evaluate that had {model} among its --predictions")
     evaluated, trained = (json.loads(storage.read(storage.join(folder, RUN_FILE))) for folder in (evaluation, model))
     predictions_digest = storage.digest(storage.read(storage.join(model, PREDICTIONS)))
-    if predictions_digest != evaluated["inputs"].get("predictions"):  # those of the first model, which METRIC is about
+    if not _is_evaluated(predictions_digest, evaluated["inputs"], any(name.startswith(f"{task}_2_") for name in metrics)):
         path = storage.join(model, PREDICTIONS)
         raise UserError(f"{evaluation}: evaluates other predictions than {path}; run evaluate with {model} as the first of --predictions")
     inputs = {"model": model_digest, "predictions": predictions_digest, "evaluation": metrics_digest}
@@ -116,3 +101,35 @@ def read_candidate(model: str, evaluation: str) -> Candidate:
     training = storage.join(model, METRICS_FILE)
     counts = json.loads(storage.read(training)) if storage.exists(training) else {}
     return Candidate(model, evaluation, description, metrics, trained, counts, evaluated["params"]["min_positives"], inputs, upstream)
+
+
+def check_description(description: dict[str, Any], path: str, needed: dict[str, tuple[str, ...]]) -> str:
+    """Checks that a model.json is of a known task and complete, which those of earlier versions of this project may not be.
+
+    Args:
+        description: its content.
+        path: its name, for the message.
+        needed: keys by name of the task.
+
+    Returns:
+        The task.
+
+    Raises:
+        UserError: it is not.
+    """
+    task = description.get("task")
+    if task not in needed:
+        raise UserError(f"{path}: is of a {task} model; give --model the output folder of {HEADS}")
+    if missing := [name for name in needed[task] if name not in description]:
+        raise UserError(f"{path}: lacks {missing[0]}, without which the network cannot be built; run {task} again")
+    return str(task)
+
+
+def _is_evaluated(digest: str, inputs: dict[str, str], several: bool) -> bool:
+    """Whether an evaluation's plain metrics of a task are about these predictions.
+
+    They are about its first model of the task. Which that is the record does not say, unless it is the only or the very first one.
+    """
+    if several:
+        return inputs.get("predictions") == digest
+    return digest in [value for name, value in inputs.items() if name.partition("_")[0] == "predictions"]

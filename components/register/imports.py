@@ -10,15 +10,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "components"
 
 
-def modules(entry: Path) -> list[Path]:
-    """Files of this repository that run when `entry` does, itself left out, packages' __init__ included; relative to the root."""
+def modules(*names: str) -> list[Path]:
+    """Files of this repository that run when modules of these names are imported, packages' __init__ included; relative to the root."""
     found: set[Path] = set()
-    waiting = [entry]
+    waiting = list(names)
     while waiting:
-        for name in imported(waiting.pop()):
-            new = [path for path in _files(name) if path not in found]
-            found |= set(new)
-            waiting += [ROOT / path for path in new]
+        new = [path for path in _files(waiting.pop()) if path not in found]
+        found |= set(new)
+        waiting += [name for path in new for name in imported(ROOT / path)]
     return sorted(found)
 
 

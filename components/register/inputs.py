@@ -8,7 +8,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from components.preprocess import checks, dicom, picture
 from components.preprocess.checks import Refused
 from components.preprocess.picture import Picture
 from components.preprocess.render import render
+from components.register.networks.images import Image
 
 COLUMN = "dicom"
 """Of a data frame: a file's bytes, or these in base64."""
@@ -28,16 +29,6 @@ EXPECTED = (
     f"give (N, H, W) pixels as an array, a list of paths or of bytes of DICOM files, or a data frame whose column `{COLUMN}` holds "
     "the files' bytes or base64"
 )
-
-
-class Image(NamedTuple):
-    """One image to be scored."""
-
-    pixels: Pixels
-    """(H, W), as a row of shards holds it."""
-    height: int
-    width: int
-    """Of the source, in pixels."""
 
 
 def images(given: Any, size: int, bits: int, preprocessing: dict[str, Any]) -> list[Image]:

@@ -1,6 +1,7 @@
-"""Packs a classifier as an MLflow model folder: its code, safetensors, ONNX, model card, signature and pinned requirements.
+"""Packs a model as an MLflow model folder: its code, safetensors, ONNX, model card, signature and pinned requirements.
 
-The same folder serves who does not use MLflow: README.md says how to load `artifacts/model.safetensors` and `artifacts/model.onnx`.
+The same folder serves who does not use MLflow: README.md says how to load `artifacts/model.safetensors`, and `artifacts/model.onnx`
+where there is one.
 """
 
 import logging
@@ -14,13 +15,12 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 import torch
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
 
 from components.common.errors import UserError
 from components.common.job import write_json
 from components.common.shards import Pixels
-from components.register import imports, networks
+from components.register import imports
+from components.register.tasks import TASKS
 
 ENTRY = Path(__file__).with_name("model.py")
 CARD = "README.md"
@@ -39,36 +39,41 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
         folder: where the packed model goes; must not exist.
 
     Raises:
-        UserError: the weights do not fit the description, or give numbers that are not probabilities.
+        UserError: the weights do not fit the description, or give numbers that make no sense.
     """
+    task = TASKS[content["task"]]
     with tempfile.TemporaryDirectory() as scratch:
         description, onnx = Path(scratch, "model.json"), Path(scratch, ONNX)
         write_json(description, content)
-        export_onnx(networks.classifier(content, weights).cpu(), content["size"], onnx)
-        code = imports.modules(ENTRY)
+        artifacts = {"weights": str(weights), "description": str(description)}
+        if task.ONNX_OUTPUTS:
+            network, size = task.exportable(content, weights)
+            export_onnx(network.cpu(), size, onnx, task.ONNX_OUTPUTS)
+            artifacts["onnx"] = str(onnx)
+        code = imports.modules("components.register.inputs", f"components.register.networks.{content['task']}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is neither a type nor an example of the input: there are several kinds
             mlflow.pyfunc.save_model(
                 folder,
                 python_model=ENTRY,
-                artifacts={"weights": str(weights), "description": str(description), "onnx": str(onnx)},
+                artifacts=artifacts,
                 code_paths=[str(_copy(code, Path(scratch, "code")))],
-                signature=ModelSignature(outputs=Schema([ColSpec(DataType.float, finding) for finding in content["findings"]])),
+                signature=task.signature(content),
                 pip_requirements=requirements([ENTRY, *(imports.ROOT / path for path in code)]),
             )
     (folder / CARD).write_text(card, encoding="utf-8")
     _try_out(folder, content)
 
 
-def export_onnx(network: torch.nn.Module, size: int, path: Path) -> None:
-    """Writes a classifier as ONNX: `image` (B, 1, size, size) in [0, 1] -> `probability` (B, findings), for any B."""
+def export_onnx(network: torch.nn.Module, size: int, path: Path, outputs: tuple[str, ...]) -> None:
+    """Writes a network as ONNX: `image` (B, 1, size, size) in [0, 1] -> the outputs, for any B."""
     batch = {0: torch.export.Dim("batch")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own dependencies
         logging.getLogger("onnxscript").setLevel(logging.WARNING)
         torch.onnx.export(
             network, (torch.zeros(2, 1, size, size),), path, dynamo=True, external_data=False, verbose=False,
-            input_names=["image"], output_names=["probability"], dynamic_shapes=(batch,),
+            input_names=["image"], output_names=list(outputs), dynamic_shapes=(batch,),
         )  # fmt: skip
 
 
@@ -93,6 +98,7 @@ def _copy(files: list[Path], folder: Path) -> Path:
 
 
 def _try_out(folder: Path, content: dict[str, Any]) -> None:
-    values = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"])).to_numpy()
-    if not ((values >= 0) & (values <= 1)).all():
-        raise UserError("model.safetensors: gives numbers that are not probabilities; run classify again")
+    task = content["task"]
+    answer = mlflow.pyfunc.load_model(str(folder)).predict(example(content.get("stored_size", content["size"]), content["bits"]))
+    if not TASKS[task].sensible(answer):
+        raise UserError(f"model.safetensors: gives numbers that make no sense; run {task} again")

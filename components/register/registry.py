@@ -3,6 +3,7 @@
 Every step can be repeated: a run that was killed between any two of them finds what it made and goes on.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from components.common.errors import UserError
 from components.register.packing import CARD, ENTRY, MODEL_URI
 
 PREDICTIONS = "test_predictions.parquet"
+DESCRIPTION = "artifacts/model.json"
+"""Of a version's files."""
 PREVIOUS = "champion.previous"
 """Tag of a champion: the version that was champion before it."""
 WITHDRAWN = "withdrawn"
@@ -60,10 +63,31 @@ class Registry:
         """The number of the version that has an alias."""
         return self._aliases().get(alias)
 
-    def add(self, packed: Path, run_id: str, tags: dict[str, str], description: str) -> Version:
-        """Logs a packed model to a run, unless that was done before, and makes it a new version."""
+    def check_task(self, task: str) -> None:
+        """Refuses to mix models of several tasks, which could not be compared, under one name.
+
+        Raises:
+            UserError: the versions so far are of another task.
+        """
         with tracking.reachable():
-            model = self._logged(run_id) or self._log(packed, run_id, tags)
+            versions = self._client.search_model_versions(f"name = '{self.name}'")
+        # Versions made by hand have no such tags, and the first ones of register none of the task.
+        tasks = {version.tags.get("task", "classify") for version in versions if version.tags.get("stage") == "register"}
+        if others := sorted(tasks - {task}):
+            raise UserError(f"register.name: {self.name} holds models of {others[0]}, not of {task}; choose another name")
+
+    def add(self, packed: Path, run_id: str, tags: dict[str, str], description: str, kind: str) -> Version:
+        """Logs a packed model to a run, unless that was done before, and makes it a new version.
+
+        Args:
+            packed: its folder.
+            run_id: of the run.
+            tags: of the version.
+            description: of the version, in Markdown.
+            kind: of model, for MLflow.
+        """
+        with tracking.reachable():
+            model = self._logged(run_id) or self._log(packed, run_id, tags, kind)
             self._create()
             made = self._client.create_model_version(
                 self.name, model.model_uri, run_id, tags=tags, description=description, model_id=model.model_id
@@ -139,6 +163,16 @@ class Registry:
                 return None
             return Path(self._client.download_artifacts(run_id, PREDICTIONS, str(folder)))
 
+    def description(self, version: str, folder: Path) -> dict[str, Any]:
+        """Content of a version's model.json, downloaded into a folder.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+        download(f"{Version(self.name, version).uri}/{DESCRIPTION}", folder)
+        content: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
+        return content
+
     def _version(self, version: str) -> ModelVersion:
         with tracking.reachable():
             return self._client.get_model_version(self.name, version)
@@ -172,7 +206,7 @@ class Registry:
     def _create(self) -> None:
         """Makes the registered model, unless it is there."""
         try:
-            self._client.create_registered_model(self.name, description="Findings on chest radiographs; see the versions' descriptions.")
+            self._client.create_registered_model(self.name, description="For chest radiographs; see the versions' descriptions.")
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -186,9 +220,9 @@ class Registry:
             self._client.delete_logged_model(model.model_id)
         return None
 
-    def _log(self, packed: Path, run_id: str, tags: dict[str, str]) -> LoggedModel:
+    def _log(self, packed: Path, run_id: str, tags: dict[str, str], kind: str) -> LoggedModel:
         experiment = self._client.get_run(run_id).info.experiment_id
-        model = self._client.create_logged_model(experiment, self.name, run_id, tags, model_type="classifier")
+        model = self._client.create_logged_model(experiment, self.name, run_id, tags, model_type=kind)
         _sign(packed, model)
         self._client.log_model_artifacts(model.model_id, str(packed))
         self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])

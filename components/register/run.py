@@ -1,4 +1,4 @@
-"""Registers a classifier in MLflow and gives it an alias: champion or challenger."""
+"""Registers a model in MLflow and gives it an alias: champion or challenger."""
 
 import logging
 import tempfile
@@ -12,9 +12,11 @@ from components.common.job import Job, open_job, write_json
 from components.common.lineage import tags as lineage
 from components.common.params import Params, Register
 from components.register import card, gate
-from components.register.candidate import METRIC, REPORT, Candidate, read_candidate
+from components.register.candidate import REPORT, Candidate, read_candidate
 from components.register.packing import pack
 from components.register.registry import PREDICTIONS, WITHDRAWN, Registry, Version
+from components.register.tasks import TASKS
+from components.register.tasks.task import Champion
 
 REGISTRATION = "registration.json"
 EXPORT = "model"
@@ -30,7 +32,7 @@ def run(*, model: str, evaluation: str, out: str, params: Params) -> None:
     decided anew, against the champion of the day.
 
     Args:
-        model: output folder of classify.
+        model: output folder of classify, detect or invert.
         evaluation: output folder of evaluate, which read that model's predictions.
         out: output folder.
         params: all parameters; the section register is used.
@@ -39,10 +41,11 @@ def run(*, model: str, evaluation: str, out: str, params: Params) -> None:
         UserError: inputs that are not what they should be or do not belong together; MLflow cannot be reached.
     """
     settings = params.register_
-    candidate = read_candidate(model, evaluation)
+    candidate = read_candidate(model, evaluation, {name: (task.METRIC, task.NEEDED) for name, task in TASKS.items()})
     job = open_job("register", out, settings, inputs=candidate.inputs, upstream=candidate.upstream)
     with tracking.run(job) as tracker:
-        registry = Registry(settings.name)
+        registry = Registry(name_of(settings, candidate.task))
+        registry.check_task(candidate.task)
         known = registry.find(_identity(job))
         version = known or _add(registry, candidate, job, tracker)
         registry.download(version, job.work / EXPORT)
@@ -67,7 +70,7 @@ def rollback(*, params: Params, out: str | None = None) -> None:
     Raises:
         UserError: there is no champion, or none before it; MLflow cannot be reached.
     """
-    registry = Registry(params.register_.name)
+    registry = Registry(name_of(params.register_))
     was, now = registry.rollback()
     log.info("register: %s version %s is the champion again, version %s a challenger", registry.name, now, was)
     _record(out, params.register_, Version(registry.name, now), "champion", was)
@@ -83,10 +86,15 @@ def demote(*, params: Params, out: str | None = None) -> None:
     Raises:
         UserError: there is no champion; MLflow cannot be reached.
     """
-    registry = Registry(params.register_.name)
+    registry = Registry(name_of(params.register_))
     was = registry.demote()
     log.info("register: %s version %s is no longer the champion", registry.name, was)
     _record(out, params.register_, Version(registry.name, was), "challenger", was)
+
+
+def name_of(settings: Register, task: str = "classify") -> str:
+    """Name of the registered model: that of the parameters, else cxr-classify, cxr-detect or cxr-invert."""
+    return settings.name or f"cxr-{task}"
 
 
 def _record(out: str | None, settings: Register, version: Version, alias: str, champion_before: str) -> None:
@@ -107,14 +115,30 @@ def _add(registry: Registry, candidate: Candidate, job: Job, tracker: tracking.T
     """A new version. What later ones are compared with is attached first: without it a version could not be judged."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        text = card.render(candidate, registry.name, job.params["licence"], registry.history(METRIC))
+        task = TASKS[candidate.task]
+        text = card.render(candidate, registry.name, job.params["licence"], registry.history(task.METRIC))
         pack(candidate.copy_weights(folder), candidate.description, text, folder / "packed")
         pq.write_table(candidate.test_predictions, folder / PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
         tracker.attach(folder / PREDICTIONS)
         tracker.attach(folder / REPORT)
         tracker.flush()
-        return registry.add(folder / "packed", tracker.run_id, lineage(job) | candidate.tags, candidate.summary)
+        tags = lineage(job) | candidate.tags(task.METRIC)
+        return registry.add(folder / "packed", tracker.run_id, tags, _summary(candidate), task.KIND)
+
+
+def _summary(candidate: Candidate) -> str:
+    """What users should know of the model, in Markdown."""
+    about, task = candidate.description, TASKS[candidate.task]
+    value, low, high = (candidate.metrics.get(f"{task.METRIC}{end}") for end in ("", "_low", "_high"))
+    interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
+    what, output = task.summary(about)
+    return (
+        f"{what} on frontal chest radiographs.\n\n"
+        f"{task.MEASURE[0].upper()}{task.MEASURE[1:]} on the test split {'not known' if value is None else f'{value:.3f}'}{interval}. "
+        f"Input: DICOM files, or (N, H, W) uint{about['bits']} pixels of shards; output: {output}. "
+        "For research; not a medical device. The model card is README.md among the model's files."
+    )
 
 
 def _settle(registry: Registry, candidate: Candidate, version: Version, settings: Register) -> tuple[gate.Decision, str | None]:
@@ -137,33 +161,35 @@ def _decide(registry: Registry, candidate: Candidate, version: Version, champion
         return gate.Decision("champion", registry.tag(champion, "champion.reason") or f"version {champion} was made the champion by hand")
     if withdrawn := registry.tag(version.number, WITHDRAWN):
         return gate.Decision("challenger", f"it was {withdrawn}; only by hand does it become champion again")
+    task = TASKS[candidate.task]
     if champion is None:
-        return gate.first(candidate.auroc, settings.min_auroc)
+        return gate.first(task.floor(candidate.metrics, settings))
     with tempfile.TemporaryDirectory() as folder:
         path = registry.predictions(champion, Path(folder))
-        theirs = pq.read_table(path) if path else None
-    if theirs is None:
-        return gate.Decision("challenger", f"champion version {champion} has no {PREDICTIONS} in MLflow to be compared with")
+        if path is None:
+            return gate.Decision("challenger", f"champion version {champion} has no {PREDICTIONS} in MLflow to be compared with")
+        theirs = Champion(pq.read_table(path), registry.description(champion, Path(folder)))
     try:
-        difference = gate.compare(candidate.test_predictions, theirs, settings.resamples, settings.seed, candidate.min_positives)
+        difference = task.compare(candidate, theirs, settings)
     except gate.NotComparable as refusal:
         return gate.Decision("challenger", str(refusal))
-    return gate.against(champion, difference)
+    return gate.against(champion, task.MEASURE, difference)
 
 
 def _registration(
     version: Version, candidate: Candidate, settings: Register, champion: str | None, decision: gate.Decision
 ) -> dict[str, Any]:
-    difference = decision.difference
+    difference, metric = decision.difference, TASKS[candidate.task].METRIC
     return {
         "name": version.name,
+        "task": candidate.task,
         "version": version.number,
         "model_uri": version.uri,
         "alias": decision.alias,
         "reason": decision.reason,
-        "metric": METRIC,
-        "value": candidate.metrics[METRIC],
-        "min_auroc": settings.min_auroc,
+        "metric": metric,
+        "value": candidate.metrics[metric],
+        **({"min_auroc": settings.min_auroc} if candidate.task == "classify" else {}),
         "champion_before": champion,
         "difference": {"estimate": difference.estimate, "low": difference.low, "high": difference.high} if difference else None,
     }
@@ -175,7 +201,10 @@ def _tell(registration: dict[str, Any]) -> None:
 
 
 def _metrics(version: Version, candidate: Candidate, decision: gate.Decision) -> dict[str, float]:
-    metrics = {"version": float(version.number), "champion": float(decision.alias == "champion"), METRIC: candidate.auroc}
+    metric = TASKS[candidate.task].METRIC
+    value = candidate.metrics[metric]
+    metrics = {"version": float(version.number), "champion": float(decision.alias == "champion")}
+    metrics[metric] = float("nan") if value is None else value
     if decision.difference:
         metrics |= {f"difference_{name}": getattr(decision.difference, name) for name in ("estimate", "low", "high")}
     return metrics

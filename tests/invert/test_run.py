@@ -18,6 +18,7 @@ from components.common.shards import Pixels, decode, square
 from components.invert import gan, inversion, run
 from components.invert.encoder import Encoder
 from components.invert.gan import start_generator
+from components.invert.inverter import rebuild
 from tests.conftest import MakeShards
 
 SMALL = {
@@ -226,6 +227,17 @@ def test_refining_brings_reconstructions_closer(finished: dict[str, Path], tmp_p
         run.run(shards=[shards], generator=earlier, out=str(out), params=params(epochs=1, lambda_latent=0.0, refine_steps=steps))
         mean.append(pq.read_table(out / "predictions.parquet").to_pandas()["psnr"].mean())
     assert mean[1] > mean[0] + 0.5
+
+
+def test_refined_latents_do_not_depend_on_the_batch(finished: dict[str, Path]) -> None:
+    out = finished["out"]
+    about = json.loads((out / "model.json").read_text()) | {"refine_steps": 40}
+    trained = rebuild(about, load_file(out / "model.safetensors"), torch.device("cpu"))
+    image = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    together = trained.reconstruct(image)
+    assert (together - trained.inverter.image(trained.inverter.latents(image))).abs().max() > 0.01
+    for part in (slice(0, 1), slice(1, 6)):
+        torch.testing.assert_close(trained.reconstruct(image[part]), together[part], atol=1e-5, rtol=0)
 
 
 def test_without_any_backbone_the_perceptual_one_is_random(make_shards: MakeShards, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def test_models_that_cannot_be_used(model: str, raw: Path, params: Params, tmp_p
     Path(model, "model.json").write_text(json.dumps(content | {"sha256": "0"}))
     assert "model.safetensors does not match" in refused(model)
     Path(model, "model.json").write_text(json.dumps(content | {"task": "detect"}))
-    assert "is a detect model" in refused(model)
+    assert re.search(r"model\.json: lacks detector, without which the network cannot be built; run detect again", refused(model))
+    Path(model, "model.json").write_text(json.dumps(content | {"task": "segment"}))
+    assert "is of a segment model" in refused(model)
     assert main(["predict", "--model", model, "--raw", str(raw), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

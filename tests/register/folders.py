@@ -1,4 +1,4 @@
-"""Output folders of classify and evaluate for tiny networks with random weights, whose predictions are computed for real."""
+"""Output folders of classify and evaluate for tiny networks with random weights, whose predictions are computed for real; versions."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from components.common import backbone, storage
+from components.common import backbone, storage, tracking
 
 FINDINGS = ["Effusion", "Nodule"]
 SIZE, BITS, MEAN, STD = 48, 8, 0.45, 0.2
@@ -85,3 +85,11 @@ def write_evaluation(folder: Path, model: str, **update: float | None) -> str:
               "params": {"min_positives": 5}, "mlflow_run_id": "evaluate-run"}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))
     return str(folder)
+
+
+def versions(name: str) -> dict[str, list[str]]:
+    """Aliases by version."""
+    client = tracking.client()
+    aliases = client.get_registered_model(name).aliases
+    found = client.search_model_versions(f"name = '{name}'")
+    return {str(v.version): sorted(alias for alias, number in aliases.items() if str(number) == str(v.version)) for v in found}

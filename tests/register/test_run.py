@@ -23,6 +23,7 @@ from components.register import packing
 from components.register import run as register
 from components.register.registry import Registry
 from tests.register import folders
+from tests.register.folders import versions
 
 Register = Callable[..., dict[str, Any]]
 
@@ -36,7 +37,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def registered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Register:
     """Registers the network with a seed, and returns registration.json. ONNX, which takes seconds each time, is test_model's."""
-    monkeypatch.setattr(packing, "export_onnx", lambda network, size, path: path.write_bytes(b""))
+    monkeypatch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
 
     def run(seed: int, targets: folders.Scores, min_auroc: float = 0.5, first_image: int = 0) -> dict[str, Any]:
         model, evaluation = tmp_path / f"model{seed}-{first_image}", tmp_path / f"evaluation{seed}-{first_image}"
@@ -48,14 +49,6 @@ def registered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Re
         return content
 
     return run
-
-
-def versions(name: str) -> dict[str, list[str]]:
-    """Aliases by version."""
-    client = tracking.client()
-    aliases = client.get_registered_model(name).aliases
-    found = client.search_model_versions(f"name = '{name}'")
-    return {str(v.version): sorted(alias for alias, number in aliases.items() if str(number) == str(v.version)) for v in found}
 
 
 def test_first_good_model_is_the_champion(registered: Register, tmp_path: Path, name: str) -> None:

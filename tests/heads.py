@@ -1,0 +1,77 @@
+"""A detector and an inversion, trained for seconds on phantoms, with their evaluation; once for all tests of a process."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+
+from components.common.params import Params
+from components.detect import run as detect
+from components.evaluate import run as evaluate
+from components.invert import run as invert
+from components.preprocess import run as preprocess
+from components.preprocess.split import path_hash
+from components.simulate import run as simulate
+
+PARAMS = Params.model_validate(
+    {
+        "simulate": {"patients": 24, "size": 80},
+        "preprocess": {"size": 48, "parts": 1, "workers": 1, "test_fraction": 0.4},
+        "detect": {"arch": "resnet18", "channels": 64, "epochs": 1, "batch_size": 8, "lr": 0.001, "score_threshold": 0.01},
+        "invert": {
+            "arch": "resnet18", "size": 16, "latent_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8,
+            "gan_epochs": 1, "gan_batch_size": 8, "epochs": 1, "batch_size": 8, "refine_steps": 20, "path_weight": 0.0,
+        },
+        "evaluate": {"resamples": 100},
+    }
+)  # fmt: skip
+
+
+class Heads(NamedTuple):
+    """Folders."""
+
+    raw: Path
+    shards: Path
+    detect: Path
+    invert: Path
+    evaluation: Path
+
+    def model(self, task: str) -> Path:
+        """The output folder of a task."""
+        return Path(getattr(self, task))
+
+    def files(self) -> dict[str, Path]:
+        """DICOM file by image_id; preprocess takes files in the order of a hash of their path."""
+        files = sorted(self.raw.rglob("*.dcm"), key=lambda path: path_hash(path.relative_to(self.raw).as_posix()))
+        ids = pd.read_parquet(self.shards / "part-00000.parquet", columns=["image_id"])["image_id"]
+        return dict(zip(ids, files, strict=True))
+
+    def rows(self) -> pd.DataFrame:
+        """The shards, by image_id."""
+        return pd.read_parquet(self.shards / "part-00000.parquet").set_index("image_id")
+
+    def predictions(self, task: str) -> pd.DataFrame:
+        """Of the test split, by image_id."""
+        table = pd.read_parquet(self.model(task) / "predictions.parquet")
+        return table[table["split"] == "test"].set_index("image_id")
+
+
+_made: list[Heads] = []
+
+
+def make(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Heads:
+    """The same for all who ask."""
+    if _made:
+        return _made[0]
+    folder = tmp_path_factory.mktemp("heads")
+    found = Heads(*(folder / name for name in Heads._fields))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
+        simulate.run(out=str(found.raw), params=PARAMS)
+        preprocess.run(raw=str(found.raw), out=str(found.shards), params=PARAMS)
+        detect.run(shards=[str(found.shards)], out=str(found.detect), params=PARAMS)
+        invert.run(shards=[str(found.shards)], out=str(found.invert), params=PARAMS)
+        evaluate.run(predictions=[str(found.detect), str(found.invert)], out=str(found.evaluation), params=PARAMS)
+    _made.append(found)
+    return found

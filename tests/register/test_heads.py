@@ -1,0 +1,174 @@
+"""A detector and an inversion as users get them, from real runs on phantoms: what they answer is what the training predicted."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from mlflow.pyfunc.scoring_server import predictions_to_json
+from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio
+
+from components.common import tracking  # noqa: F401 - quiets MLflow
+from components.common.shards import decode, square
+from components.detect.network import rebuild
+from components.invert.pixels import shrink
+from components.register.packing import pack
+from tests.heads import Heads
+from tests.register import folders
+
+ERRORS = ["mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr"]
+PLACE = ["x", "y", "width", "height", "score"]
+
+# Runs where neither the repository nor its current folder is on the path. All models are loaded into one process.
+STRANGER = """
+import sys, mlflow.pyfunc
+folder, files = sys.argv[1], sys.argv[2:]
+models = [mlflow.pyfunc.load_model(f"{folder}/{task}") for task in ("classify", "detect", "invert")]
+models[0].predict(files).to_csv(f"{folder}/classify.csv", index=False)
+models[1].predict(files).to_csv(f"{folder}/detect.csv", index=False)
+models[2].predict(files).drop(columns="latents").to_csv(f"{folder}/invert.csv", index=False)
+import components
+print(components.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(heads: Heads, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    folders.write_model(folder / "model", seed=1, targets=folders.targets_of(1))
+    for task, source in (("classify", folder / "model"), ("detect", heads.detect), ("invert", heads.invert)):
+        pack(source / "model.safetensors", json.loads((source / "model.json").read_text()), "# A card\n", folder / task)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(heads: Heads, packed: Path) -> dict[str, pd.DataFrame]:
+    """Of a stranger to the DICOM files of the test split, by task."""
+    files = [str(heads.files()[image]) for image in heads.predictions("detect").index]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(packed), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(packed), *files], cwd=packed, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert packed / "classify" / "code" in Path(done.stdout.strip()).parents
+    return {task: pd.read_csv(packed / f"{task}.csv") for task in ("classify", "detect", "invert")}
+
+
+def assert_same_boxes(found: pd.DataFrame, expected: Any) -> None:
+    """In any order: a rounding error may swap two with the same score."""
+    assert len(found) == len(expected)
+    for label in {box["label"] for box in expected} | set(found["label"]):
+        mine = found[found["label"] == label][PLACE].to_numpy(float)
+        theirs = np.array([[box[name] for name in PLACE] for box in expected if box["label"] == label], float).reshape(-1, 5)
+        apart = np.abs(mine[:, None] - theirs[None]).max(axis=2)
+        assert len(mine) == len(theirs)
+        assert max(apart.min(axis=0).max(), apart.min(axis=1).max()) < 1e-4
+
+
+def test_a_stranger_gets_the_boxes_of_the_training_in_pixels_of_the_source(heads: Heads, answers: dict[str, pd.DataFrame]) -> None:
+    rows, expected = heads.rows(), heads.predictions("detect")
+    assert sum(map(len, expected["boxes"])) > 100
+    for number, image in enumerate(expected.index):
+        row = rows.loc[image]
+        mine = answers["detect"][answers["detect"]["image"] == number].copy()
+        assert row["source_width"] != row["width"]  # the scale means something
+        mine[["x", "width"]] *= row["width"] / row["source_width"]
+        mine[["y", "height"]] *= row["height"] / row["source_height"]
+        assert_same_boxes(mine, expected.loc[image, "boxes"])
+
+
+def test_a_stranger_gets_the_reconstructions_of_the_training(heads: Heads, answers: dict[str, pd.DataFrame]) -> None:
+    expected = heads.predictions("invert")
+    np.testing.assert_allclose(answers["invert"][ERRORS], expected[ERRORS], atol=1e-4)
+    assert expected["psnr"].std() > 1e-2  # the tolerance means something
+    assert len(answers["classify"]) == len(expected)
+
+
+def test_arrays_answer_in_their_own_pixels(heads: Heads, packed: Path) -> None:
+    expected, rows = heads.predictions("detect").iloc[:3], heads.rows()
+    found = mlflow.pyfunc.load_model(str(packed / "detect")).predict([decode(rows.loc[image].to_dict()) for image in expected.index])
+    for number, boxes in enumerate(expected["boxes"]):
+        assert_same_boxes(found[found["image"] == number], boxes)
+
+
+def test_reconstructions_are_given_when_asked_for(heads: Heads, packed: Path) -> None:
+    expected, rows = heads.predictions("invert").iloc[:3], heads.rows()
+    stored = [decode(rows.loc[image].to_dict()) for image in expected.index]
+    model = mlflow.pyfunc.load_model(str(packed / "invert"))
+    found = model.predict(stored, params={"reconstructions": True})
+    assert list(model.predict(stored).columns) == ["latents", *ERRORS]
+    assert np.stack(found["latents"]).shape == (3, 6, 8)
+    for image, made, psnr in zip(stored, found["reconstruction"], expected["psnr"], strict=True):
+        original = shrink(torch.from_numpy(square(image, 48))[None, None] / 255, 16)[0, 0].numpy()
+        assert peak_signal_noise_ratio(original, made, data_range=1) == pytest.approx(psnr, abs=1e-3)
+
+
+def test_answers_are_json_for_whoever_serves_the_model(heads: Heads, packed: Path) -> None:
+    """As `mlflow models serve` writes them."""
+    stored = [decode(row) for row in heads.rows().iloc[:2].to_dict("records")]
+    for task in ("detect", "invert"):
+        found, text = mlflow.pyfunc.load_model(str(packed / task)).predict(stored), io.StringIO()
+        predictions_to_json(found, text)
+        answer = json.loads(text.getvalue())["predictions"]
+        assert [sorted(row) for row in answer] == [sorted(found.columns)] * len(found)
+        if task == "invert":
+            np.testing.assert_allclose([row["latents"] for row in answer], np.stack(found["latents"]), rtol=1e-6)
+
+
+def test_nothing_found_is_an_empty_table(packed: Path) -> None:
+    found = mlflow.pyfunc.load_model(str(packed / "detect")).predict(np.zeros((0, 48, 48), np.uint8))
+    assert list(found.columns) == ["image", "label", "score", "x", "y", "width", "height"] and not len(found)
+
+
+def test_a_packed_model_has_what_its_task_needs(packed: Path) -> None:
+    for task, other in (("detect", "invert"), ("invert", "detect")):
+        code = {path.relative_to(packed / task / "code").as_posix() for path in (packed / task / "code").rglob("*.py")}
+        assert f"components/register/networks/{task}.py" in code
+        assert not any(name.startswith(f"components/{other}/") or "tracking" in name or name.endswith("gate.py") for name in code)
+        names = [path.name for path in (packed / task / "artifacts").iterdir()]
+        assert sorted(names) == ["model.json", *(["model.onnx"] if task == "invert" else []), "model.safetensors"]
+        assert not [path for path in (packed / task).rglob("*") if path.suffix in (".pkl", ".pt", ".pth")]
+
+
+def test_onnx_gives_the_encoders_latents(heads: Heads, packed: Path) -> None:
+    rows = heads.rows()
+    images = np.stack([square(decode(row), 48) for row in rows.iloc[:3].to_dict("records")])[:, None].astype(np.float32) / 255
+    session = onnxruntime.InferenceSession(packed / "invert" / "artifacts" / "model.onnx")
+    unrefined = packed / "unrefined"
+    shutil.copytree(packed / "invert", unrefined)
+    about = json.loads((unrefined / "artifacts" / "model.json").read_text())
+    (unrefined / "artifacts" / "model.json").write_text(json.dumps(about | {"refine_steps": 0}))
+    expected = mlflow.pyfunc.load_model(str(unrefined)).predict((images[:, 0] * 255).round().astype(np.uint8))["latents"]
+    for count in (1, 3):
+        (latents,) = session.run(None, {"image": images[:count]})
+        np.testing.assert_allclose(latents, np.stack(expected)[:count], atol=1e-4)
+
+
+def test_torch_alone_rebuilds_the_detector(heads: Heads) -> None:
+    """As the card's lines do, which test_registered_heads runs."""
+    about = json.loads((heads.detect / "model.json").read_text())
+    network = rebuild(about, load_file(heads.detect / "model.safetensors"))
+    image = heads.predictions("detect").index[0]
+    row = heads.rows().loc[image].to_dict()
+    with torch.no_grad():
+        (found,) = network(torch.from_numpy(square(decode(row), 48))[None, None] / 255)
+    expected = heads.predictions("detect").loc[image, "boxes"]
+    assert float(found["scores"].max()) == pytest.approx(max(box["score"] for box in expected), abs=1e-5)
+
+
+def test_requirements_are_exact(packed: Path) -> None:
+    for task in ("detect", "invert"):
+        lines = (packed / task / "requirements.txt").read_text().split()
+        assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), lines
