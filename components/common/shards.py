@@ -135,9 +135,11 @@ def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     """What `pa.Table.from_pylist` makes of rows, without copying their pixels again and again as the column grows."""
     pixels = [row["pixels"] for row in rows]
+    if sum(map(len, pixels)) > np.iinfo(np.int32).max:  # more than a column without chunks can hold
+        return pa.Table.from_pylist(rows, SCHEMA)
     ends = np.fromiter(accumulate(map(len, pixels), initial=0), np.int32, len(rows) + 1)
     packed = pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(pixels))])
-    columns = [packed if field.name == "pixels" else pa.array([row[field.name] for row in rows], field.type) for field in SCHEMA]
+    columns = [packed if field.name == "pixels" else pa.array([row.get(field.name) for row in rows], field.type) for field in SCHEMA]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
