@@ -35,7 +35,8 @@ def register(params: str, *more: str) -> list[str]:
 
 
 def test_missing_input(params: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fails(capsys, *register(params)) == "register: /nowhere/model.json: not found; /nowhere must be the output folder of classify, detect or invert"
+    line = fails(capsys, *register(params))
+    assert line == "register: /nowhere/model.json: not found; /nowhere must be the output folder of classify, detect or invert"
 
 
 def test_unknown_keys(params: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
