@@ -70,7 +70,8 @@ def export_onnx(network: torch.nn.Module, size: int, path: Path, outputs: tuple[
     batch = {0: torch.export.Dim("batch")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own dependencies
-        logging.getLogger("onnxscript").setLevel(logging.WARNING)
+        for name in ("onnxscript", "onnx_ir"):  # they tell of every node that they fold
+            logging.getLogger(name).setLevel(logging.WARNING)
         torch.onnx.export(
             network, (torch.zeros(2, 1, size, size),), path, dynamo=True, external_data=False, verbose=False,
             input_names=["image"], output_names=list(outputs), dynamic_shapes=(batch,),
