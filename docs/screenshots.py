@@ -13,12 +13,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mlflow import MlflowClient
+from PIL import Image
 
 FOLDER = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+WIDTH, ASSISTANT = 1300, 460
+"""Pixels; the second is the pane at the right that MLflow opens by itself, which is cut off."""
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1400,900", "--virtual-time-budget=30000",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--window-size={WIDTH + ASSISTANT},1500", "--virtual-time-budget=180000",
 )  # fmt: skip
 Page = Callable[[str, list[str]], str]
 
@@ -35,12 +38,12 @@ def _compared(experiment: str, runs: list[str]) -> str:
     return f'compare-runs?runs={quote(str(runs).replace(chr(39), chr(34)))}&experiments=["{experiment}"]'
 
 
-PAGES: dict[str, tuple[str, Page]] = {
-    "compare-runs": ("classify", _runs),
-    "compare-curves": ("pretrain", _chart),
-    "compare-parameters": ("pretrain", _compared),
+PAGES: dict[str, tuple[str, Page, int]] = {
+    "compare-runs": ("classify", _runs, 420),
+    "compare-curves": ("pretrain", _chart, 1500),
+    "compare-parameters": ("pretrain", _compared, 1500),
 }
-"""Picture -> stage, and the page within MLflow's UI."""
+"""Picture -> stage, the page within MLflow's UI, and how much of its height to show."""
 
 
 def main() -> None:
@@ -53,9 +56,9 @@ def main() -> None:
     if browser is None:
         sys.exit(f"needs one of {', '.join(BROWSERS)}")
     client = MlflowClient(arguments.address)
-    for name, (stage, page) in PAGES.items():
+    for name, (stage, page, height) in PAGES.items():
         experiment, runs = _newest(client, stage)
-        _shoot(browser, f"{arguments.address}/#/{page(experiment, runs)}", arguments.out / f"{name}.png")
+        _shoot(browser, f"{arguments.address}/#/{page(experiment, runs)}", arguments.out / f"{name}.png", height)
 
 
 def _newest(client: MlflowClient, stage: str) -> tuple[str, list[str]]:
@@ -67,9 +70,11 @@ def _newest(client: MlflowClient, stage: str) -> tuple[str, list[str]]:
     return found.experiment_id, [run.info.run_id for run in runs]
 
 
-def _shoot(browser: str, address: str, path: Path) -> None:
+def _shoot(browser: str, address: str, path: Path, height: int) -> None:
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run([browser, *OPTIONS, f"--user-data-dir={profile}", f"--screenshot={path}", address], check=True, capture_output=True)
+    with Image.open(path) as picture:
+        picture.crop((0, 0, WIDTH, height)).quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":
