@@ -21,7 +21,8 @@ WIDTH, ASSISTANT = 1300, 460
 """Pixels; the second is the pane at the right that MLflow opens by itself, which is cut off."""
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--window-size={WIDTH + ASSISTANT},1500", "--virtual-time-budget=180000",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    f"--window-size={WIDTH + ASSISTANT},1500", "--virtual-time-budget=180000",
 )  # fmt: skip
 Page = Callable[[str, list[str]], str]
 
