@@ -39,7 +39,7 @@ from benchmarks.preprocess_readers import codecs, readers, row_groups
 from benchmarks.preprocess_timing import Candidates, elapsed, heading, installed, milliseconds, ratio, row, table, turns
 from components.common import params as parameters
 from components.common import shards
-from components.preprocess import dicom, frame, part
+from components.preprocess import dicom, frame, rows
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE, Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
@@ -102,14 +102,14 @@ def usable(folder: Path) -> list[Path]:
     return [path for path in found if ours_in_memory(path) is not None]
 
 
-def context() -> part.Context:
+def context() -> rows.Context:
     """Of preprocess, without tables."""
-    return part.Context("", Path(), parameters.Preprocess(size=SIZE), Pseudonyms(KEY.encode()), Table(), Index())
+    return rows.Context("", Path(), parameters.Preprocess(size=SIZE), Pseudonyms(KEY.encode()), Table(), Index())
 
 
 def ours_in_memory(path: Path) -> dict[str, Any] | None:
     """A row, or None for a refused file."""
-    return part.process_file(context(), path.name, path.read_bytes())[0]
+    return rows.process_file(context(), path.name, path.read_bytes()).row
 
 
 def end_to_end(files: list[Path], scratch: Path, rounds: int) -> None:
@@ -162,8 +162,8 @@ def stored_bits(path: Path) -> int:
 def preprocess(files: list[Path], scratch: Path) -> int:
     """Everything that the stage does for a file, written as a part."""
     shared = context()
-    rows = (part.process_file(shared, str(path), path.read_bytes())[0] for path in files)
-    return shards.write_part(scratch / "part.parquet", (row for row in rows if row))
+    processed = rows.process_files(shared, ((str(path), path.read_bytes()) for path in files))
+    return shards.write_part(scratch / "part.parquet", (each.row for each in processed if each.row))
 
 
 @cache

@@ -35,6 +35,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
 fifth slower, and none for JPEG lossless is both fast and free of the GPL. (OpenJPH is faster than OpenJPEG for HTJ2K, but
 imagecodecs returns what it made of a damaged codestream as if it were whole.)"""
 
+_ITEM = b"\xfe\xff\x00\xe0"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 
@@ -81,7 +82,7 @@ def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, all
 
 def _decode_encapsulated(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
     """Decodes the codestream once it is known to be what the header says, so that no decoder allocates for what a damaged one asks."""
-    frame = get_frame(pixel_data(elements), 0, number_of_frames=1)
+    frame = _codestream(pixel_data(elements))
     if header.transfer_syntax == RLE:
         return _sign(_decode_rle(frame, header, allocated), grayscale)
     if header.transfer_syntax not in DECODERS:
@@ -93,6 +94,16 @@ def _decode_encapsulated(elements: Elements, header: Header, grayscale: Grayscal
     decoded = decoded.astype(f"{decoded.dtype.kind}{allocated // 8}", copy=False)
     _check_range(decoded, grayscale)
     return _sign(decoded, grayscale)
+
+
+def _codestream(data: bytes) -> bytes:
+    """The only frame of encapsulated pixel data (PS3.5 A.4), cut out here if it is the only fragment behind the offset table."""
+    start = 8 + int.from_bytes(data[4:8], "little")
+    single = data[:4] == data[start : start + 4] == _ITEM
+    if single and start + 8 + int.from_bytes(data[start + 4 : start + 8], "little") == len(data):
+        return data[start + 8 :]
+    frame: bytes = get_frame(data, 0, number_of_frames=1)
+    return frame
 
 
 def _decode_rle(frame: bytes, header: Header, allocated: int) -> Stored:

@@ -19,7 +19,8 @@ from components.common.errors import UserError
 from components.common.job import write_json
 from components.preprocess import report
 from components.preprocess.index import Partition, connect, to_key, to_text
-from components.preprocess.part import Context, Note, Part, read_notes
+from components.preprocess.part import Part, read_notes
+from components.preprocess.rows import Context, Note
 from components.preprocess.split import part_of
 from components.preprocess.survey import COLUMNS, Survey
 

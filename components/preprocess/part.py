@@ -1,4 +1,4 @@
-"""One part of the shards: its files one after the other, and what is noted about each for the merge.
+"""One part of the shards: the rows of its files, and what is noted about each for the merge.
 
 A part is done when its notes are there; a stopped or killed one is begun again and ends with the same bytes. The file that
 was begun last before that is then read in a process of its own: if it crashes its decoder, or hangs it, it is quarantined.
@@ -6,69 +6,14 @@ was begun last before that is then read in a process of its own: if it crashes i
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from components.common import shards, storage
-from components.common.errors import UserError
-from components.common.params import Preprocess
-from components.preprocess import checks, deidentify, dicom, isolated, picture, text
-from components.preprocess.checks import Reason, Refused
-from components.preprocess.deidentify import Pseudonyms
-from components.preprocess.elements import Elements
-from components.preprocess.fetch import contents
-from components.preprocess.header import Header
-from components.preprocess.index import Index
-from components.preprocess.labels import Box, Record, Table
-from components.preprocess.picture import Picture
-from components.preprocess.render import Rendered, render
-from components.preprocess.split import divided, split_of
-
-Row = dict[str, Any]
-BINS = 32
-"""Of a histogram."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is known about one file. Notes lie in the work folder only; they hold raw paths, but no raw ids."""
-
-    path: str
-    sha256: str
-    image_id: str | None
-    """None if no SOPInstanceUID could be read."""
-    reason: str | None = None
-    """Why it is quarantined; None: it is a row."""
-    detail: str | None = None
-    identity: str | None = None
-    """Where the patient's identity comes from."""
-    sums: tuple[int, int, int] = (0, 0, 0)
-    """Of the row: number of pixels, their sum, and the sum of their squares."""
-    histogram: tuple[int, ...] = ()
-    """Of the row's pixels, in BINS equal steps of brightness."""
-    text: bool = False
-    """Whether there seems to be text near the border."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a process needs to know to work on any part."""
-
-    raw: str
-    folder: Path
-    """Where parts and notes go."""
-    params: Preprocess
-    pseudonyms: Pseudonyms
-    table: Table
-    index: Index
-    """Which files there are."""
+from components.common import shards
+from components.preprocess.fetch import Contents, contents
+from components.preprocess.rows import Context, Note, Row, process_files
 
 
 class Part(NamedTuple):
@@ -171,109 +116,15 @@ def _rows(
 ) -> Iterator[Row]:
     """Rows of the part; `notes` grows by a line per file."""
     with closing(contents(context.raw, context.index.files(part.number))) as files:
-        for number, (file, content) in enumerate(files):
-            if stopping():
-                raise Stopped
-            attempts.begin(number)
-            process = _process_suspect if number in attempts.suspects else process_file
-            row, note = process(context, file.path, content)
+        for row, note in process_files(context, _until(stopping, files), attempts.begin, attempts.suspects):
             notes.write(json.dumps(vars(note)) + "\n")
             if row:
                 yield row
             advance()
 
 
-def _process_suspect(context: Context, path: str, content: bytes) -> tuple[Row | None, Note]:
-    """As `process_file`, in a process of its own.
-
-    Raises:
-        UserError: it was killed from outside; more memory may be all that it needs, so it is not quarantined.
-    """
-    try:
-        return isolated.call(process_file, context, path, content)
-    except isolated.Died as death:
-        if death.signal == signal.SIGKILL:
-            raise UserError(f"{path}: its process was killed, perhaps for want of memory; give it more, or take the file away") from None
-        return None, Note(path, storage.digest(content), None, Reason.UNREADABLE.value, "crashes the decoder")
-    except isolated.Hung:
-        return None, Note(path, storage.digest(content), None, Reason.UNREADABLE.value, "takes the decoder too long")
-
-
-def process_file(context: Context, path: str, content: bytes) -> tuple[Row | None, Note]:
-    """Turns one file into a row, or into a quarantine entry.
-
-    Args:
-        context: what all files share.
-        path: relative to the raw folder.
-        content: of the file.
-
-    Returns:
-        The row, None if the file is quarantined, and the note.
-    """
-    digest = storage.digest(content)
-    header = None
-    try:
-        opened, header = picture.open_file(content) if picture.is_picture(content) else dicom.open_file(content)
-        record = context.table.record(path, header.sop_instance_uid)
-        image, counts = _examine(context.params, opened, header, record)
-        has_text = _look_for_text(context.params, header, image)
-    except Refused as refusal:
-        image_id = context.pseudonyms.image(header.sop_instance_uid) if header and header.sop_instance_uid else None
-        return None, Note(path, digest, image_id, refusal.reason.value, refusal.detail)
-    context.pseudonyms.check(header)
-    row, source = _row(context, path, header, record, image)
-    sums, histogram = _statistics(counts)
-    return row, Note(path, digest, row["image_id"], identity=source, sums=sums, histogram=histogram, text=has_text)
-
-
-def _examine(params: Preprocess, opened: Elements | Picture, header: Header, record: Record | None) -> Rendered:
-    """All tests in their order, and the rendered image."""
-    checks.check_header(header, params.views, deidentify.view_of(header, record))
-    stored, grayscale = picture.decode(opened, header) if isinstance(opened, Picture) else dicom.decode(opened, header)
-    checks.check_size(*stored.shape)
-    return render(stored, grayscale, params.size, params.bits, params.clip_percentile)
-
-
-def _look_for_text(params: Preprocess, header: Header, image: shards.Pixels) -> bool:
-    """Whether there seems to be text near the border, which is never silent: it is noted, or a reason to refuse the file."""
-    if params.text_check == "off" or not text.suspected(image, dark=header.photometric == checks.PHOTOMETRICS[0]):
-        return False
-    if params.text_check == "quarantine":
-        raise Refused(Reason.BURNED_IN_TEXT, "what looks like text near the border")
-    return True
-
-
-def _row(context: Context, path: str, header: Header, record: Record | None, image: shards.Pixels) -> tuple[Row, str]:
-    """The row, and where the patient's identity comes from."""
-    table = context.table
-    identity = deidentify.patient_identity(header, record, path)
-    boxes = table.boxes_within(path, header.sop_instance_uid, header.height, header.width)
-    row = {
-        "image_id": context.pseudonyms.image(deidentify.image_uid(header, path)),
-        "patient_id": context.pseudonyms.patient(identity.text),
-        "split": _split(context, path, record, identity.text),
-        **shards.encode(image),
-        "labels": list(table.labels(record)),
-        "boxes": [_scale(box, image.shape[0] / header.height, image.shape[1] / header.width) for box in boxes],
-        **deidentify.describe(header, record),
-    }
-    return row, identity.source
-
-
-def _split(context: Context, path: str, record: Record | None, identity: str) -> str:
-    params = context.params
-    if params.split == "official":
-        return divided(context.table.official_split(path, record), identity, params.val_fraction)
-    return split_of(identity, params.val_fraction, params.test_fraction)
-
-
-def _scale(box: Box, vertical: float, horizontal: float) -> Row:
-    across, down = {"x": box.x, "width": box.width}, {"y": box.y, "height": box.height}
-    return {"label": box.label, **{k: v * horizontal for k, v in across.items()}, **{k: v * vertical for k, v in down.items()}}
-
-
-def _statistics(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """Number of pixels, sum and sum of squares; and a histogram. In integers: they must not depend on the order of summation."""
-    values = np.arange(counts.size)
-    weighted = counts * values
-    return (int(counts.sum()), int(weighted.sum()), int(weighted @ values)), tuple(counts.reshape(BINS, -1).sum(1).tolist())
+def _until(stopping: Callable[[], bool], files: Contents) -> Iterator[tuple[str, bytes]]:
+    for file, content in files:
+        if stopping():
+            raise Stopped
+        yield file.path, content

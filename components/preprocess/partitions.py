@@ -18,7 +18,8 @@ from components.common.job import read_input, write_json
 from components.common.params import Preprocess
 from components.preprocess import merge
 from components.preprocess.index import Partition
-from components.preprocess.part import Context, Part
+from components.preprocess.part import Part
+from components.preprocess.rows import Context
 
 PARTITION = "partition.json"
 

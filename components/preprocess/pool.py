@@ -17,7 +17,8 @@ from tqdm import tqdm
 from components.common import interrupt
 from components.common.errors import UserError
 from components.preprocess import isolated
-from components.preprocess.part import Context, Part, Stopped, is_done, last_files, process_part
+from components.preprocess.part import Part, Stopped, is_done, last_files, process_part
+from components.preprocess.rows import Context
 
 Advance = Callable[[int], object]
 """Moves the progress bar by a number of files."""

@@ -17,8 +17,8 @@ from components.common import page
 from components.common.charts import UNIT, Axis, Line, chart, nice_axis
 from components.common.shards import SPLITS, Pixels
 from components.preprocess.checks import Reason
-from components.preprocess.part import BINS
 from components.preprocess.render import resize
+from components.preprocess.rows import BINS
 from components.preprocess.survey import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, Kept, Survey, load_pixels
 
 REPORT = "report.html"

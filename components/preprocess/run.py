@@ -17,8 +17,9 @@ from components.common.shards import MANIFEST, SPLITS
 from components.preprocess import frame, layouts, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index, Partition
-from components.preprocess.part import Context, Part
+from components.preprocess.part import Part
 from components.preprocess.pool import processing, workers_of
+from components.preprocess.rows import Context
 
 WORK_FOLDER = "parts"
 """Of the work folder: parts and notes before the merge."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from components.common import shards
 from components.preprocess.deidentify import MAX_AGE
-from components.preprocess.part import BINS, Note
+from components.preprocess.rows import BINS, Note
 
 COLUMNS = ("image_id", "split", "bits", "view", "sex", "age", "manufacturer", "source_height", "source_width")
 """Of a row, that are looked at."""

@@ -5,7 +5,7 @@ of them in a row, near an edge. A side marker alone (L, R) is no row. It is no p
 image, handwriting, slanted and very large or very small text are not looked for, and hardware may look like text.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,7 +28,15 @@ MAX_PIECES = 600
 """Above this the strokes are a texture or noise; the tallest are looked at."""
 
 _KERNEL = cv2.getStructuringElement(cv2.MORPH_RECT, (STROKE, STROKE))
-_Floats = npt.NDArray[np.float64]
+
+
+class Box(NamedTuple):
+    """Of a piece, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
 
 
 def suspected(image: Pixels, dark: bool = False) -> bool:
@@ -43,29 +51,27 @@ def suspected(image: Pixels, dark: bool = False) -> bool:
     return any(_has_row(_pieces(cv2.morphologyEx(gray, operation, _KERNEL))) for operation in operations)
 
 
-def _pieces(strokes: npt.NDArray[Any]) -> _Floats:
-    """Boxes (N, 4) of pieces near the border that have a character's size: left, top, width, height."""
+def _pieces(strokes: npt.NDArray[Any]) -> list[Box]:
+    """Pieces near the border that have a character's size."""
     height, width = strokes.shape
     mask = cv2.threshold(strokes, CONTRAST, 255, cv2.THRESH_BINARY)[1]
     down, across = round(BORDER * height), round(BORDER * width)
     mask[down : height - down, across : width - across] = 0
     if cv2.countNonZero(mask) < MIN_CHARACTERS * HEIGHTS[0]:
-        return np.empty((0, 4))
+        return []
     # Contours of so few pixels take a tenth of the time of connected components.
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if len(outlines) < MIN_CHARACTERS:
-        return np.empty((0, 4))
-    boxes = np.array([cv2.boundingRect(outline) for outline in outlines], float)
-    tall = (boxes[:, 3] >= HEIGHTS[0]) & (boxes[:, 3] <= HEIGHTS[1])
-    boxes = boxes[tall & (boxes[:, 2] <= MAX_WIDTH * boxes[:, 3])]
-    return boxes[np.argsort(-boxes[:, 3], kind="stable")[:MAX_PIECES]]
+    boxes = (Box(*cv2.boundingRect(outline)) for outline in outlines)
+    shortest, tallest = HEIGHTS
+    fitting = [box for box in boxes if shortest <= box.height <= tallest and box.width <= MAX_WIDTH * box.height]
+    return sorted(fitting, key=lambda box: -box.height)[:MAX_PIECES]
 
 
-def _has_row(boxes: _Floats) -> bool:
-    """Whether some characters (N, 4) stand side by side: of like height, on one line, a character's width or two apart."""
+def _has_row(boxes: list[Box]) -> bool:
+    """Whether some characters stand side by side: of like height, on one line, a character's width or two apart."""
     if len(boxes) < MIN_CHARACTERS:
         return False
-    left, top, width, height = boxes.T
+    left, top, width, height = np.array(boxes, float).T
     bottom, right = top + height, left + width
     lower = np.minimum(height[:, None], height[None])
     alike = np.maximum(height[:, None], height[None]) <= 1.35 * lower

@@ -11,7 +11,7 @@ from components.preprocess.checks import Reason
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table
-from components.preprocess.part import Context, Note, process_file
+from components.preprocess.rows import Context, Note, process_file
 from tests.preprocess.phantoms import dataset, picture, to_bytes
 
 

@@ -20,7 +20,7 @@ from components.preprocess.checks import Reason
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
-from components.preprocess.part import Context, process_file
+from components.preprocess.rows import Context, process_file
 from tests.preprocess.mutations import bombs, mutated, whole_files
 
 MAX_RESIDENT_BYTES = 2 * 2**30

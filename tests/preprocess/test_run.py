@@ -21,7 +21,7 @@ from components.__main__ import main
 from components.common import shards
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.merge import Ledger, input_digest
-from components.preprocess.part import Note
+from components.preprocess.rows import Note
 from tests.preprocess.phantoms import IDENTIFIERS, dataset, picture, to_bytes, write
 
 KEY = "a key that is long enough"

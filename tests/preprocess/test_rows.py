@@ -1,0 +1,63 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.common.params import Preprocess
+from components.preprocess import dicom, rows
+from components.preprocess.deidentify import Pseudonyms
+from components.preprocess.index import Index
+from components.preprocess.labels import Table
+from components.preprocess.rows import Context, process_file, process_files
+from tests.preprocess.phantoms import dataset, picture, to_bytes
+
+CONTEXT = Context("raw", Path("unused"), Preprocess(size=32), Pseudonyms(b"k" * 16), Table(), Index())
+FILES = [
+    ("a", to_bytes(dataset(picture(seed=1)))),
+    ("b", b"ward round notes"),
+    ("c", to_bytes(dataset(picture(seed=2), Modality="CT"))),
+    ("d", to_bytes(dataset(np.zeros((60, 48), "u1")))),
+    ("e", to_bytes(dataset(picture(seed=3)))[:-500]),
+    ("f", to_bytes(dataset(picture(seed=4, bits=12)))),
+]
+A_FILE = 2 * (60 * 48 + 2000)
+"""Bytes that end a group after some two files."""
+
+
+@pytest.mark.parametrize("group_bytes", [1, A_FILE, 2**30])
+def test_files_are_what_they_are_alone_however_many_are_taken_together(group_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [process_file(CONTEXT, *file) for file in FILES]
+    assert [each.note.reason for each in alone] == [None, "not_dicom", "wrong_modality", "blank_image", "unreadable", None]
+    monkeypatch.setattr(rows, "GROUP_BYTES", group_bytes)
+    assert list(process_files(CONTEXT, iter(FILES))) == alone
+
+
+def test_a_group_ends_when_its_files_are_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "GROUP_BYTES", A_FILE)
+    taken = []
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for file in [FILES[0], FILES[5]] * 6:
+            taken.append(file)
+            yield file
+
+    processed = process_files(CONTEXT, files())
+    next(processed)
+    assert 1 <= len(taken) < 6
+
+
+def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, begun = dicom.decode, list[int]()
+
+    def crashing(*arguments: Any) -> Any:
+        if begun[-1] == 3:
+            raise KeyboardInterrupt
+        return decode(*arguments)
+
+    monkeypatch.setattr(dicom, "decode", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        list(process_files(CONTEXT, FILES, begun.append))
+    assert begun[:6] == [0, 1, 2, 3, 4, 5], "all are opened first"
+    assert begun[6:] == [0, 3], "refused files are not begun again"
