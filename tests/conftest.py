@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,9 @@ import torch
 from components.common import backbone, storage
 from components.common.params import Params
 from components.common.shards import SCHEMA, SCHEMA_VERSION, encode
+
+if TYPE_CHECKING:
+    from tests.heads import Heads
 
 FINDINGS = ["Left", "Right"]
 MakeShards = Callable[..., str]
@@ -28,6 +32,14 @@ def _own_tracking(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One database for all tests: creating its tables takes seconds."""
     return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> "Heads":
+    """A detector and an inversion with their evaluation: training them takes seconds."""
+    from tests.heads import make  # with all stages, which few tests need
+
+    return make(tmp_path_factory.mktemp("heads"), mlflow_database)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A detector and an inversion, trained for seconds on phantoms, with their evaluation; once for all tests of a process."""
+"""A detector and an inversion, trained for seconds on phantoms, with their evaluation."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -57,14 +57,8 @@ class Heads(NamedTuple):
         return table[table["split"] == "test"].set_index("image_id")
 
 
-_made: list[Heads] = []
-
-
-def make(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Heads:
-    """The same for all who ask."""
-    if _made:
-        return _made[0]
-    folder = tmp_path_factory.mktemp("heads")
+def make(folder: Path, mlflow_database: Path) -> Heads:
+    """Runs the stages."""
     found = Heads(*(folder / name for name in Heads._fields))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
@@ -73,5 +67,4 @@ def make(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Hea
         detect.run(shards=[str(found.shards)], out=str(found.detect), params=PARAMS)
         invert.run(shards=[str(found.shards)], out=str(found.invert), params=PARAMS)
         evaluate.run(predictions=[str(found.detect), str(found.invert)], out=str(found.evaluation), params=PARAMS)
-    _made.append(found)
     return found

@@ -5,12 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.health import wait_until_healthy
 
 
 class Server:
@@ -31,14 +30,7 @@ class Server:
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(600):
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()[-2000:]
-            try:
-                urllib.request.urlopen(f"{self.address}/health", timeout=5).read()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise AssertionError((self._folder / "server.log").read_text()[-2000:])
+        wait_until_healthy(self._process, f"{self.address}/health", self._folder / "server.log")
 
     def kill(self) -> None:
         """Ends it, with its workers, at once."""

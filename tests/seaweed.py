@@ -7,11 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from tests.health import wait_until_healthy
 
 BUCKET = "bucket"
 KEY, SECRET = "testkey", "testsecret"
@@ -43,23 +43,11 @@ def run(folder: Path, options: list[str], keys: dict[str, str]) -> Iterator[dict
     with (folder / "weed.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **keys})
     try:
-        _wait(server, f"http://127.0.0.1:{s3}/healthz", folder / "weed.log")
+        wait_until_healthy(server, f"http://127.0.0.1:{s3}/healthz", folder / "weed.log")
         yield {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}"}
     finally:
         server.kill()
         server.wait()
-
-
-def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Until the server says that it is well."""
-    for _ in range(120):
-        assert server.poll() is None, log.read_text()[-2000:]
-        try:
-            urllib.request.urlopen(address, timeout=5).read()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-2000:])
 
 
 def _weed() -> str:

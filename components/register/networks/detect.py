@@ -13,7 +13,7 @@ from components.common.shards import Pixels
 from components.detect.annotations import annotate_rows
 from components.detect.network import SETTINGS, Detector, rebuild
 from components.detect.predictions import Found, box_columns, to_numpy
-from components.register.networks.images import Image, batches, best_device, decoded, misfit, read_weights
+from components.register.networks.images import Image, batches, best_device, decoded, restored
 
 NEEDED = (*SETTINGS, "classes", "size", "bits", "normalisation", "threshold")
 PLACE = ("x", "y", "width", "height")
@@ -71,7 +71,4 @@ def load(description: dict[str, Any], weights: Path) -> Boxes:
     Raises:
         UserError: the weights do not fit the description.
     """
-    try:
-        return Boxes(description, rebuild(description, read_weights(weights)))
-    except RuntimeError as error:
-        raise misfit(weights, error) from None
+    return restored(weights, lambda tensors: Boxes(description, rebuild(description, tensors)))

@@ -1,8 +1,8 @@
 """What the networks of all tasks take, and how it reaches them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.shards import Pixels, decode, square
+
+T = TypeVar("T")
 
 BATCH = 32
 PIXELS = ("image_id", "pixels", "codec", "height", "width", "bits")
@@ -68,18 +70,19 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The content of model.safetensors.
+def restored(weights: Path, rebuild: Callable[[dict[str, Tensor]], T]) -> T:
+    """What is built of the content of model.safetensors.
+
+    Args:
+        weights: the file.
+        rebuild: builds a network of tensors by name; raises RuntimeError if they do not fit.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is no such file, or the weights do not fit the description.
     """
     try:
-        return load_file(path)
+        return rebuild(load_file(weights))
     except SafetensorError as error:
-        raise UserError(f"{path}: not safetensors ({error}); train the model again") from None
-
-
-def misfit(path: Path, error: RuntimeError) -> UserError:
-    """What to say of weights that do not fit their description."""
-    return UserError(f"{path}: does not fit model.json ({' '.join(str(error).split())[:200]}); train the model again")
+        raise UserError(f"{weights}: not safetensors ({error}); train the model again") from None
+    except RuntimeError as error:
+        raise UserError(f"{weights}: does not fit model.json ({' '.join(str(error).split())[:200]}); train the model again") from None

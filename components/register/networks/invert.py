@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from components.common.shards import Pixels
 from components.invert.inverter import ERRORS, SETTINGS, Inverter, Trained, rebuild
 from components.invert.pixels import shrink
-from components.register.networks.images import Image, batches, best_device, decoded, misfit, read_weights
+from components.register.networks.images import Image, batches, best_device, decoded, restored
 
 NEEDED = (*SETTINGS, "stored_size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
 RECONSTRUCTIONS = "reconstructions"
@@ -79,10 +79,7 @@ def load(description: dict[str, Any], weights: Path) -> Latents:
     Raises:
         UserError: the weights do not fit the description.
     """
-    try:
-        return Latents(description, rebuild(description, read_weights(weights), best_device()))
-    except RuntimeError as error:
-        raise misfit(weights, error) from None
+    return restored(weights, lambda tensors: Latents(description, rebuild(description, tensors, best_device())))
 
 
 def _rows(batch: dict[str, Numbers]) -> list[dict[str, Any]]:

@@ -12,13 +12,13 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from components.common.errors import UserError
 from components.common.metrics import Interval
-from components.common.params import Evaluate, Register
+from components.common.params import Register
 from components.evaluate import detection
-from components.evaluate.predictions import Model
 from components.register.candidate import Candidate
-from components.register.gate import CONFIDENCE, Floor, NotComparable, refuse_other_images
+from components.register.gate import Floor, NotComparable, refuse_other_images
 from components.register.markdown import counted, interval, key, table
 from components.register.networks import detect as network
+from components.register.tasks.paired import differences
 from components.register.tasks.task import Champion
 
 METRIC = "detect_test_map_50"
@@ -55,11 +55,8 @@ def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
     if mine != theirs:
         raise NotComparable(f"the champion detects other classes ({', '.join(theirs)})")
     refuse_other_images(_known(new.test_predictions), _known(champion.predictions))
-    params = Evaluate(resamples=settings.resamples, seed=settings.seed, confidence=CONFIDENCE)
-    pairs = ((new.test_predictions, new.description), (champion.predictions, champion.description))
-    first, second = (detection.read(rows, _model(about), params) for rows, about in pairs)
     try:
-        found = next(each.interval for each in first.compare(second) if each.key == "map_50")
+        found = next(each.interval for each in differences(detection.read, new, champion, settings) if each.key == "map_50")
     except UserError:
         raise NotComparable("the champion was tested against other boxes, so that the two cannot be compared") from None
     if np.isnan(found.estimate):
@@ -121,11 +118,6 @@ def _known(predictions: pa.Table) -> list[str]:
     """Images in which all classes are known, which are those that count."""
     ids: list[str] = predictions.filter(predictions["targets"].is_valid())["image_id"].to_pylist()
     return ids
-
-
-def _model(about: dict[str, Any]) -> Model:
-    """What evaluate wants to know of a model, as far as it matters to a difference."""
-    return Model(folder="", task="detect", description=about, record={}, history={}, figures={}, digests={})
 
 
 def _above(low: float) -> str:

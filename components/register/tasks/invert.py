@@ -14,15 +14,15 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 from components.common.metrics import Interval
-from components.common.params import Evaluate, Register
+from components.common.params import Register
 from components.evaluate import inversion
-from components.evaluate.predictions import Model
 from components.evaluate.reconstructions import NAMES
 from components.invert.inverter import ERRORS
 from components.register.candidate import Candidate
-from components.register.gate import CONFIDENCE, Floor, NotComparable, refuse_other_images
+from components.register.gate import Floor, NotComparable, refuse_other_images
 from components.register.markdown import counted, interval, table
 from components.register.networks import invert as network
+from components.register.tasks.paired import differences
 from components.register.tasks.task import Champion
 
 METRIC = "invert_test_psnr"
@@ -53,10 +53,7 @@ def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
     if mine != theirs:
         raise NotComparable(f"the champion reconstructs images of {theirs} pixels a side, not of {mine}")
     refuse_other_images(new.test_predictions["image_id"].to_pylist(), champion.predictions["image_id"].to_pylist())
-    params = Evaluate(resamples=settings.resamples, seed=settings.seed, confidence=CONFIDENCE)
-    pairs = ((new.test_predictions, new.description), (champion.predictions, champion.description))
-    first, second = (inversion.read(rows, _model(about), params) for rows, about in pairs)
-    return next(each.interval for each in first.compare(second) if each.key == "psnr")
+    return next(each.interval for each in differences(inversion.read, new, champion, settings) if each.key == "psnr")
 
 
 def summary(about: dict[str, Any]) -> tuple[str, str]:
@@ -104,8 +101,3 @@ def _results(metrics: dict[str, float | None]) -> str:
     kid = {"kid_samples": "KID of generated images", "kid_reconstructions": "KID of reconstructions"}
     rows += [(text, interval(metrics, f"invert_test_{name}", 4)) for name, text in kid.items()]
     return table(("measure", "value (95 % interval)"), rows)
-
-
-def _model(about: dict[str, Any]) -> Model:
-    """What evaluate wants to know of a model."""
-    return Model(folder="", task="invert", description=about, record={}, history={}, figures={}, digests={})
