@@ -4,7 +4,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -15,7 +15,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Exp
 
 from components.preprocess.checks import MAX_PIXELS, Reason, Refused
 from components.preprocess.elements import Elements, read_plain
-from components.preprocess.frame import Stored, decode_frame
+from components.preprocess.frame import Stored, prepare_frame
 from components.preprocess.grayscale import Grayscale, read_grayscale
 from components.preprocess.header import Header, read_header
 
@@ -54,18 +54,29 @@ def open_file(content: bytes) -> tuple[Elements, Header]:
     return elements, header
 
 
-def decode(elements: Elements, header: Header) -> tuple[Stored, Grayscale]:
-    """Decodes the one frame and reads how to show it.
+def prepare(elements: Elements, header: Header) -> Callable[[], tuple[Stored, Grayscale]]:
+    """Reads how to decode the one frame and how to show it.
 
     Returns:
-        Stored values (H, W), and what they mean.
+        What decodes it: to stored values (H, W), and what they mean.
 
     Raises:
-        Refused: undecodable, or pixel data that does not fit the header.
+        Refused: undecodable, or pixel data that does not fit the header; when it is decoded, too.
     """
+
+    def decode() -> tuple[Stored, Grayscale]:
+        with _refusing(Reason.UNREADABLE):
+            return decode_frame(), grayscale
+
     with _refusing(Reason.UNREADABLE):
         grayscale = read_grayscale(elements, header)
-        return decode_frame(elements, header, grayscale), grayscale
+        decode_frame = prepare_frame(elements, header, grayscale)
+    return decode
+
+
+def decode(elements: Elements, header: Header) -> tuple[Stored, Grayscale]:
+    """Prepares and decodes at once."""
+    return prepare(elements, header)()
 
 
 @contextmanager

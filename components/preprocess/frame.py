@@ -50,14 +50,14 @@ def check_decoders() -> None:
             raise UserError(f"imagecodecs was built without its codec {codec}; run `make .venv`")
 
 
-def decode_frame(elements: Elements, header: Header, grayscale: Grayscale) -> Stored:
-    """Decodes the one frame.
+def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> Callable[[], Stored]:
+    """Reads all that the decoder needs to know of the one frame.
 
     Returns:
-        Stored values (H, W): unsigned or signed numbers, as Pixel Representation says.
+        What decodes it: to stored values (H, W), unsigned or signed numbers, as Pixel Representation says.
 
     Raises:
-        Refused: it is not what the header says. Decoders raise anything else.
+        Refused: it is not what the header says; when it is decoded, too. Decoders raise anything else.
     """
     if integer(elements, "NumberOfFrames", 1) != 1:
         raise Refused(Reason.UNREADABLE, "several frames")
@@ -65,8 +65,8 @@ def decode_frame(elements: Elements, header: Header, grayscale: Grayscale) -> St
         raise Refused(Reason.UNREADABLE, "no Rows or Columns")
     syntax, allocated = UID(header.transfer_syntax), integer(elements, "BitsAllocated", 0)
     if syntax.is_encapsulated:
-        return _decode_encapsulated(elements, header, grayscale, allocated)
-    return _decode_native(elements, header, grayscale, allocated)
+        return _prepare_encapsulated(elements, header, grayscale, allocated)
+    return partial(_decode_native, elements, header, grayscale, allocated)
 
 
 def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
@@ -80,14 +80,18 @@ def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, all
     return _drop_unused_bits(stored.astype(dtype.newbyteorder("="), copy=False), elements, grayscale)
 
 
-def _decode_encapsulated(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
-    """Decodes the codestream once it is known to be what the header says, so that no decoder allocates for what a damaged one asks."""
+def _prepare_encapsulated(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Callable[[], Stored]:
+    """Makes sure that the codestream is what the header says: no decoder must allocate for what a damaged one asks."""
     frame = _codestream(pixel_data(elements))
     if header.transfer_syntax == RLE:
-        return _sign(_decode_rle(frame, header, allocated), grayscale)
+        return lambda: _sign(_decode_rle(frame, header, allocated), grayscale)
     if header.transfer_syntax not in DECODERS:
         raise Refused(Reason.UNREADABLE, f"no decoder for {UID(header.transfer_syntax).name}")
     _check_codestream(frame, header)
+    return partial(_decode_codestream, frame, header, grayscale, allocated)
+
+
+def _decode_codestream(frame: bytes, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
     decoded = DECODERS[header.transfer_syntax](frame)
     if decoded.shape != (header.height, header.width) or decoded.itemsize > allocated // 8:
         raise Refused(Reason.UNREADABLE, "the codestream holds other pixels than the header says")

@@ -102,19 +102,18 @@ def histogram(image: npt.NDArray[Any], bits: int) -> npt.NDArray[np.int64]:
 def quantiles(values: Values, counts: npt.NDArray[np.int64], *percentiles: float) -> list[float]:
     """numpy.percentile (linear) of `values` (N,) that occur `counts` (N,) times."""
     order = np.argsort(values, kind="stable")
-    ordered, cumulative = values[order], np.cumsum(counts[order])
-    return [_quantile(ordered, cumulative, percentile) for percentile in percentiles]
-
-
-def _quantile(values: Values, cumulative: npt.NDArray[np.int64], percentile: float) -> float:
+    cumulative = np.cumsum(counts[order])
     last = int(cumulative[-1]) - 1
-    position = last * (percentile / 100)
-    below = int(position)
-    lower, upper = values[np.searchsorted(cumulative, (below, min(below + 1, last)), side="right")]
-    weight = position - below
+    positions = [last * (percentile / 100) for percentile in percentiles]
+    neighbours = [(int(position), min(int(position) + 1, last)) for position in positions]
+    found = values[order[np.searchsorted(cumulative, neighbours, side="right")]].tolist()
+    return [_interpolate(lower, upper, position % 1) for (lower, upper), position in zip(found, positions, strict=True)]
+
+
+def _interpolate(lower: float, upper: float, weight: float) -> float:
+    """As numpy does it, to the last bit."""
     step = upper - lower
-    # As numpy interpolates, to the last bit.
-    return float(upper - step * (1 - weight) if weight >= 0.5 else lower + step * weight)
+    return upper - step * (1 - weight) if weight >= 0.5 else lower + step * weight
 
 
 def _codes(stored: Stored, bits: int) -> npt.NDArray[Any]:

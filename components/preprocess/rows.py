@@ -7,6 +7,7 @@ taking one file through all steps after the other costs a tenth more time beyond
 import signal
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ from components.common.params import Preprocess
 from components.preprocess import checks, deidentify, dicom, isolated, picture, text
 from components.preprocess.checks import Reason, Refused
 from components.preprocess.deidentify import Pseudonyms
-from components.preprocess.elements import Elements
 from components.preprocess.frame import Stored
 from components.preprocess.grayscale import Grayscale
 from components.preprocess.header import Header
@@ -91,7 +91,7 @@ class _Work:
     sha256: str = field(init=False)
     uid: str = ""
     """SOPInstanceUID, once it is known."""
-    opened: Elements | Picture = field(init=False)
+    decode: Callable[[], tuple[Stored, Grayscale]] = field(init=False)
     header: Header = field(init=False)
     record: Record | None = field(init=False)
     stored: Stored = field(init=False)
@@ -177,17 +177,16 @@ def _process_suspect(context: Context, work: _Work) -> None:
 def _open(context: Context, work: _Work) -> None:
     """The header, and what it can be refused for."""
     work.sha256 = storage.digest(work.content)
-    is_picture = picture.is_picture(work.content)
-    work.opened, work.header = picture.open_file(work.content) if is_picture else dicom.open_file(work.content)
+    opened, work.header = picture.open_file(work.content) if picture.is_picture(work.content) else dicom.open_file(work.content)
     work.uid = work.header.sop_instance_uid
     work.record = context.table.record(work.path, work.uid)
     checks.check_header(work.header, context.params.views, deidentify.view_of(work.header, work.record))
+    work.decode = partial(picture.decode, opened, work.header) if isinstance(opened, Picture) else dicom.prepare(opened, work.header)
 
 
 def _decode(context: Context, work: _Work) -> None:
     """The stored values."""
-    opened, header = work.opened, work.header
-    work.stored, work.grayscale = picture.decode(opened, header) if isinstance(opened, Picture) else dicom.decode(opened, header)
+    work.stored, work.grayscale = work.decode()
     checks.check_size(*work.stored.shape)
 
 

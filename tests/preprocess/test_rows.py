@@ -49,14 +49,19 @@ def test_a_group_ends_when_its_files_are_large_enough(monkeypatch: pytest.Monkey
 
 
 def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, begun = dicom.decode, list[int]()
+    prepare, begun = dicom.prepare, list[int]()
 
     def crashing(*arguments: Any) -> Any:
-        if begun[-1] == 3:
-            raise KeyboardInterrupt
-        return decode(*arguments)
+        decode = prepare(*arguments)
 
-    monkeypatch.setattr(dicom, "decode", crashing)
+        def crash() -> Any:
+            if begun[-1] == 3:
+                raise KeyboardInterrupt
+            return decode()
+
+        return crash
+
+    monkeypatch.setattr(dicom, "prepare", crashing)
     with pytest.raises(KeyboardInterrupt):
         list(process_files(CONTEXT, FILES, begun.append))
     assert begun[:6] == [0, 1, 2, 3, 4, 5], "all are opened first"
