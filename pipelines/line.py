@@ -102,7 +102,7 @@ def models(settings: Settings, shards: Any, backbone: Any, root: Any, by_head: d
 
 
 def verdict(settings: Settings, made: dict[str, dsl.PipelineTask], root: Any, evaluation: Any, registration: Any, min_auroc: Any) -> None:
-    """Evaluates all models, and registers the classifier if it is good enough.
+    """Evaluates all models and registers them, the classifier if it is good enough; of the others, `register` alone is the judge.
 
     Args:
         settings: of the cluster.
@@ -114,12 +114,14 @@ def verdict(settings: Settings, made: dict[str, dsl.PipelineTask], root: Any, ev
     """
     folders = [task.outputs["Output"] for task in made.values()]
     judged = apply(evaluate.evaluate(predictions=folders, root=root, params=evaluation), "evaluate", settings)
+
+    def registered(head: str) -> None:
+        folder = made[head].outputs["Output"]
+        given = {"root": root, "params": registration, "min_auroc": min_auroc, "takes_name": head == "classify"}
+        task = register.register(model=folder, evaluation=judged.outputs["folder"], **given)
+        apply(task, "register", settings).set_display_name(f"register-{head}")
+
     with dsl.If(judged.outputs["Output"] > min_auroc, name="good-enough"):
-        registered = register.register(
-            model=made["classify"].outputs["Output"],
-            evaluation=judged.outputs["folder"],
-            root=root,
-            params=registration,
-            min_auroc=min_auroc,
-        )
-        apply(registered, "register", settings)
+        registered("classify")
+    for head in sorted(made.keys() - {"classify"}):
+        registered(head)

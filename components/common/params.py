@@ -377,7 +377,7 @@ class Register(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     """Name of the registered model; null: cxr-classify, cxr-detect or cxr-invert, by the model's task. `--rollback` and `--demote`
-    see no model and take null for cxr-classify."""
+    see no model and take null for cxr-classify. In a pipeline, it is the classifier's alone."""
     min_auroc: Fraction = 0.7
     """A first classifier becomes champion above this macro test AUROC. (A first detector does if the interval of its mAP@50, and a
     first inversion if that of its PSNR over the mean training image's, lies above 0.)"""

@@ -5,7 +5,7 @@ Nothing here needs torch.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
@@ -117,19 +117,56 @@ def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     Returns:
         The number of rows.
     """
+    return _write_groups(path, _row_groups(rows))
+
+
+def copy_rows(source: Path, target: Path, keep: npt.NDArray[np.bool_]) -> int:
+    """Writes some rows of a part as another, with the bytes that `write_part` would give it.
+
+    Args:
+        source: a part.
+        target: gets the rows.
+        keep: (N,), which of the source's rows.
+
+    Returns:
+        The number of rows.
+    """
+    with pq.ParquetFile(source) as file:
+        return _write_groups(target, _kept_groups(file, keep))
+
+
+def _write_groups(path: Path, groups: Iterable[pa.Table]) -> int:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     written = 0
-    remaining = iter(rows)
     try:
         with pq.ParquetWriter(scratch, SCHEMA, **_WRITER_OPTIONS) as writer:
-            while group := list(islice(remaining, ROWS_PER_GROUP)):
-                writer.write_table(_table(group))
+            for group in groups:
+                writer.write_table(group)
                 written += len(group)
         if written:
             scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
     return written
+
+
+def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    remaining = iter(rows)
+    while group := list(islice(remaining, ROWS_PER_GROUP)):
+        yield _table(group)
+
+
+def _kept_groups(file: pq.ParquetFile, keep: npt.NDArray[np.bool_]) -> Iterator[pa.Table]:
+    """Whole row groups of what is kept; in one chunk each, since where a page ends depends on the chunks."""
+    held, seen = SCHEMA.empty_table(), 0
+    for batch in file.iter_batches(ROWS_PER_GROUP):
+        kept = pa.Table.from_batches([batch]).filter(pa.array(keep[seen : seen + len(batch)]))
+        held, seen = pa.concat_tables([held, kept.cast(SCHEMA)]), seen + len(batch)
+        while len(held) >= ROWS_PER_GROUP:
+            yield held.slice(0, ROWS_PER_GROUP).combine_chunks()
+            held = held.slice(ROWS_PER_GROUP)
+    if len(held):
+        yield held.combine_chunks()
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

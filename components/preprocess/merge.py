@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -206,20 +207,25 @@ def check_patients(ledger: Ledger, raw: str) -> None:
         raise UserError(f"{raw}: the data set's own split has {count} patients in more than one of its parts; set preprocess.split to hash")
 
 
-def finish_part(part: Part, ledger: Ledger, folder: Path, out: Path) -> None:
-    """Puts a part into the output folder, without the rows of duplicates. Doing it again changes nothing."""
-    if (out / part.name).exists() or not (folder / part.name).exists():
-        return
-    keep = [ledger.is_row(note) for note in read_notes(folder, part) if note.reason is None]
-    if all(keep):
-        (folder / part.name).rename(out / part.name)
-    else:
-        shards.write_part(out / part.name, (row for row, kept in zip(_stored_rows(folder / part.name), keep, strict=True) if kept))
+def finish_parts(parts: list[Part], ledger: Ledger, folder: Path, out: Path, threads: int) -> None:
+    """Puts parts into the output folder, without the rows of duplicates. Doing it again changes nothing."""
+    with ThreadPoolExecutor(threads) as pool:
+        copies = []
+        for part in parts:
+            if (out / part.name).exists() or not (folder / part.name).exists():
+                continue
+            keep = np.array([ledger.is_row(note) for note in read_notes(folder, part) if note.reason is None])
+            if keep.all():
+                (folder / part.name).rename(out / part.name)
+            else:
+                copies.append(pool.submit(shards.copy_rows, folder / part.name, out / part.name, keep))
+        for copy in copies:
+            copy.result()
 
 
-def _stored_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def _small_columns(path: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(shards.ROWS_PER_GROUP, columns=columns):
+        for batch in file.iter_batches(shards.ROWS_PER_GROUP, columns=_COLUMNS):
             yield from batch.to_pylist()
 
 
@@ -245,7 +251,7 @@ class Summary:
             return
         before = sum(self.images.values())
         notes = (note for note in read_notes(folder, part) if note.reason is None and ledger.is_row(note))
-        for number, (row, note) in enumerate(zip(_stored_rows(out / part.name, _COLUMNS), notes, strict=True)):
+        for number, (row, note) in enumerate(zip(_small_columns(out / part.name), notes, strict=True)):
             self._add_row(row)
             self.survey.add(row, note, part.name, number)
             ledger.add_patient(row["split"], row["patient_id"])

@@ -117,11 +117,12 @@ def _complete(job: Job, parts: list[Part], common: dict[str, Any], names: list[P
         report = merge.write_quarantine(ledger, job.work)
         merge.check_names(ledger, names, raw)
         merge.check_quarantine(ledger, job.params["max_quarantined"], report)
+        threads = workers_of(job.params["workers"])
+        merge.finish_parts(parts, ledger, folder, job.work, threads)
         summary = merge.Summary(common["findings"])
         for part in parts:
-            merge.finish_part(part, ledger, folder, job.work)
             summary.add(part, ledger, folder, job.work)
-        summary.digest_parts(job.work, workers_of(job.params["workers"]))
+        summary.digest_parts(job.work, threads)
         merge.check_patients(ledger, raw)
         manifest = merge.write_manifest(job.work / MANIFEST, common, ledger, summary)
         rows = manifest["counts"]["rows"]

@@ -4,15 +4,18 @@ from kfp import dsl
 
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
-def register(model: str, evaluation: str, root: str, params: str, min_auroc: float, registration: dsl.Output[dsl.Artifact]) -> str:
-    """Registers a classifier and decides on its alias.
+def register(
+    model: str, evaluation: str, root: str, params: str, min_auroc: float, takes_name: bool, registration: dsl.Output[dsl.Artifact]
+) -> str:
+    """Registers a model and decides on its alias.
 
     Args:
-        model: folder of the classifier.
+        model: folder of the model.
         evaluation: folder of its evaluation.
         root: folder of all outputs.
         params: JSON of the section `register`, but for `min_auroc`.
-        min_auroc: the floor, which the pipeline itself looks at as well.
+        min_auroc: a classifier's floor, which the pipeline itself looks at as well.
+        takes_name: whether `register.name` is meant for this model; else it is registered under the name of its task.
         registration: registration.json: version, alias and why.
 
     Returns:
@@ -22,7 +25,8 @@ def register(model: str, evaluation: str, root: str, params: str, min_auroc: flo
     from components.register.run import run
 
     inputs = {"model": model, "evaluation": evaluation}
-    with step("register", root, {"register": params}, inputs, [f"register.min_auroc={min_auroc}"]) as this:
+    overrides = [f"register.min_auroc={min_auroc}", *([] if takes_name else ["register.name=null"])]
+    with step("register", root, {"register": params}, inputs, overrides) as this:
         run(model=model, evaluation=evaluation, out=this.out, params=this.params)
     this.show("registration.json", registration.path)
     return this.out

@@ -67,6 +67,25 @@ def test_the_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.parametrize("dropped", [[], [0], [99, 100], [*range(90, 230)], [249], [*range(250)]])
+def test_a_copy_without_some_rows_is_as_if_they_had_never_been(dropped: list[int], tmp_path: Path) -> None:
+    """In varied sizes, with and without boxes, beyond a page's limit."""
+
+    def large(number: int) -> dict[str, Any]:
+        noise = np.random.default_rng(number).integers(0, 256, (100 + number, 150), "u1")
+        return row(number) | shards.encode(noise) | {"boxes": row(number)["boxes"] * (number % 3), "sex": "F" if number % 2 else None}
+
+    rows = [large(number) for number in range(250)]
+    keep = ~np.isin(np.arange(250), dropped)
+    shards.write_part(tmp_path / "whole", rows)
+    expected = shards.write_part(tmp_path / "kept", [each for each, kept in zip(rows, keep, strict=True) if kept])
+    assert shards.copy_rows(tmp_path / "whole", tmp_path / "copy", keep) == expected == keep.sum()
+    if expected:
+        assert (tmp_path / "copy").read_bytes() == (tmp_path / "kept").read_bytes()
+    else:
+        assert not (tmp_path / "copy").exists()
+
+
 def test_no_rows_no_file_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert shards.write_part(tmp_path / "part", iter([])) == 0
 

@@ -103,16 +103,23 @@ def test_preempted_training_ends_where_the_stages_end_by_hand(workplace: Workpla
     compare(workplace, by_hand(workplace, "classify"), "classify")
 
 
+def registered(workplace: Workplace) -> set[str]:
+    """Names of the registered models."""
+    return {json.loads(path.read_text())["name"] for path in workplace.out.glob("register/*/registration.json")}
+
+
 @pytest.mark.slow
 def test_all_that_a_backbone_is_fine_tuned_for(workplace: Workplace) -> None:
     """Detection and inversion beside the classifier, all in one evaluation."""
     heads = ("classify", "detect", "invert")
-    assert run(workplace, workplace.settings({"heads": list(heads)}), "--set", "register.min_auroc=1") == 0
+    arguments = ("--set", "register.min_auroc=1", "--set", "register.name=another")
+    assert run(workplace, workplace.settings({"heads": list(heads)}), *arguments) == 0
 
     compare(workplace, by_hand(workplace, *heads), *heads)
     metrics = json.loads((workplace.output("evaluate") / "metrics.json").read_text())
     for measure in ("classify_test_auroc_macro", "detect_test_map_50", "invert_test_psnr"):
         assert measure in metrics
+    assert registered(workplace) == {"cxr-detect", "cxr-invert"}, "register.min_auroc holds the classifier back"
     assert pipeline_status() == ("FINISHED", {"FINISHED"})
 
 
