@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from components.common import shards
-from components.preprocess.fetch import Contents, contents
+from components.preprocess.fetch import contents
 from components.preprocess.rows import Context, Note, Row, process_files
 
 
@@ -77,7 +77,7 @@ def process_part(context: Context, part: Part, stopping: Callable[[], bool], adv
     Args:
         context: what all parts share.
         part: which files.
-        stopping: asked before each file.
+        stopping: asked before each step of a file.
         advance: told after each file.
 
     Raises:
@@ -115,16 +115,16 @@ def _rows(
     context: Context, part: Part, notes: IO[str], attempts: Attempts, stopping: Callable[[], bool], advance: Callable[[], object]
 ) -> Iterator[Row]:
     """Rows of the part; `notes` grows by a line per file."""
+
+    def begin(number: int) -> None:
+        if stopping():
+            raise Stopped
+        attempts.begin(number)
+
     with closing(contents(context.raw, context.index.files(part.number))) as files:
-        for row, note in process_files(context, _until(stopping, files), attempts.begin, attempts.suspects):
+        named = ((file.path, content) for file, content in files)
+        for row, note in process_files(context, named, begin, attempts.suspects):
             notes.write(json.dumps(vars(note)) + "\n")
             if row:
                 yield row
             advance()
-
-
-def _until(stopping: Callable[[], bool], files: Contents) -> Iterator[tuple[str, bytes]]:
-    for file, content in files:
-        if stopping():
-            raise Stopped
-        yield file.path, content

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ BINS = 32
 """Of a histogram."""
 GROUP_BYTES = 8 * 2**20
 """Of files and their decoded pixels that take each step together; few enough to stay in the processor's caches."""
+GROUP_FILES = 32
+"""At most, however small they are."""
 MAX_BYTES_PER_PIXEL = 2
 
 
@@ -137,7 +140,7 @@ def _opened(
 ) -> Iterator[tuple[int, _Work]]:
     """The next few files."""
     held = 0
-    for number, (path, content) in files:
+    for number, (path, content) in islice(files, GROUP_FILES):
         begin(number)
         work = _Work(path, content)
         _take(_process_suspect if number in suspects else _open, context, work)

@@ -48,6 +48,12 @@ def test_a_group_ends_when_its_files_are_large_enough(monkeypatch: pytest.Monkey
     assert 1 <= len(taken) < 6
 
 
+def test_a_group_of_empty_files_ends_too() -> None:
+    files = iter([("nothing", b"")] * 10_000)
+    next(process_files(CONTEXT, files))
+    assert sum(1 for _ in files) > 9_000
+
+
 def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare, begun = dicom.prepare, list[int]()
 
