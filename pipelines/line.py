@@ -1,4 +1,4 @@
-"""The line that pipelines share: raw files to an evaluation, and to a registered model if that is good enough."""
+"""The line that pipelines share: raw files to an evaluation, and to registered models, a classifier if it is good enough."""
 
 import json
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Raw files to a registered model, and the same from simulated files, for a new cluster."""
+"""Raw files to registered models, and the same from simulated files, for a new cluster."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def training(settings: Settings, params: Params) -> BaseComponent:
     """The pipeline from raw files on: its parameters are places, JSON of each section, and the gate's floor."""
     given = line.sections(params)
 
-    @dsl.pipeline(name="training", description="Raw radiographs to a registered model")
+    @dsl.pipeline(name="training", description="Raw radiographs to registered models")
     def pipeline(
         raw: str,
         root: str,
@@ -43,7 +43,7 @@ def smoke(settings: Settings, params: Params) -> BaseComponent:
     """The pipeline from simulated files on, which needs no data: one run shows whether a new cluster has all that it takes."""
     given = line.sections(params)
 
-    @dsl.pipeline(name="smoke", description="Simulated radiographs to a registered model, to check a cluster")
+    @dsl.pipeline(name="smoke", description="Simulated radiographs to registered models, to check a cluster")
     def pipeline(
         root: str,
         simulate: str = given["simulate"],

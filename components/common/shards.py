@@ -121,7 +121,7 @@ def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def copy_rows(source: Path, target: Path, keep: npt.NDArray[np.bool_]) -> int:
-    """Writes some rows of a part as another, with the bytes that `write_part` would give it.
+    """Writes some rows of a part as another, with the bytes that `write_part` would give it (row groups being smaller than 2 GiB).
 
     Args:
         source: a part.
@@ -161,7 +161,7 @@ def _kept_groups(file: pq.ParquetFile, keep: npt.NDArray[np.bool_]) -> Iterator[
     held, seen = SCHEMA.empty_table(), 0
     for batch in file.iter_batches(ROWS_PER_GROUP):
         kept = pa.Table.from_batches([batch]).filter(pa.array(keep[seen : seen + len(batch)]))
-        held, seen = pa.concat_tables([held, kept.cast(SCHEMA)]), seen + len(batch)
+        held, seen = pa.concat_tables([held, kept]), seen + len(batch)
         while len(held) >= ROWS_PER_GROUP:
             yield held.slice(0, ROWS_PER_GROUP).combine_chunks()
             held = held.slice(ROWS_PER_GROUP)

@@ -101,9 +101,9 @@ def _decode_codestream(frame: bytes, header: Header, grayscale: Grayscale, alloc
 
 
 def _codestream(data: bytes) -> bytes:
-    """The only frame of encapsulated pixel data (PS3.5 A.4), cut out here if it is the only fragment behind the offset table."""
+    """The only frame of encapsulated pixel data (PS3.5 A.4), cut out here if it is the only fragment, and the offset table says so."""
     start = 8 + int.from_bytes(data[4:8], "little")
-    single = data[:4] == data[start : start + 4] == _ITEM
+    single = data[:4] == data[start : start + 4] == _ITEM and data[8:start] in (b"", bytes(4))
     if single and start + 8 + int.from_bytes(data[start + 4 : start + 8], "little") == len(data):
         return data[start + 8 :]
     frame: bytes = get_frame(data, 0, number_of_frames=1)

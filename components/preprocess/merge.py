@@ -30,6 +30,8 @@ QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for n
 _COLUMNS = ["patient_id", "labels", "boxes", *COLUMNS]
 _UNKNOWN = "unknown"
 _QUARANTINE_ROWS = 10_000
+COPIES = 2
+"""Of parts at a time, since each holds several row groups."""
 NAMES = "names.jsonl"
 
 # Paths are not in UTF-8 always, hence blobs; their order is that of their code points.
@@ -209,7 +211,8 @@ def check_patients(ledger: Ledger, raw: str) -> None:
 
 def finish_parts(parts: list[Part], ledger: Ledger, folder: Path, out: Path, threads: int) -> None:
     """Puts parts into the output folder, without the rows of duplicates. Doing it again changes nothing."""
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(min(threads, COPIES))
+    try:
         copies = []
         for part in parts:
             if (out / part.name).exists() or not (folder / part.name).exists():
@@ -221,6 +224,8 @@ def finish_parts(parts: list[Part], ledger: Ledger, folder: Path, out: Path, thr
                 copies.append(pool.submit(shards.copy_rows, folder / part.name, out / part.name, keep))
         for copy in copies:
             copy.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _small_columns(path: Path) -> Iterator[dict[str, Any]]:

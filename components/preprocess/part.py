@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from components.common import shards
-from components.preprocess.fetch import contents
+from components.preprocess.fetch import Contents, contents
 from components.preprocess.rows import Context, Note, Row, process_files
+
+Callbacks = tuple[Callable[[], bool], Callable[[], object], Callable[[], object]]
+"""As `process_part` takes them: stopping, advance, wait."""
 
 
 class Part(NamedTuple):
@@ -71,7 +74,9 @@ class Stopped(Exception):  # noqa: N818 - what was asked for, not a failure
     """The part was left unfinished on request."""
 
 
-def process_part(context: Context, part: Part, stopping: Callable[[], bool], advance: Callable[[], object]) -> None:
+def process_part(
+    context: Context, part: Part, stopping: Callable[[], bool], advance: Callable[[], object], wait: Callable[[], object]
+) -> None:
     """Turns the files of a part into a Parquet file and notes; does nothing if they are there.
 
     Args:
@@ -79,6 +84,7 @@ def process_part(context: Context, part: Part, stopping: Callable[[], bool], adv
         part: which files.
         stopping: asked before each step of a file.
         advance: told after each file.
+        wait: told before a file is fetched, which takes as long as the storage takes.
 
     Raises:
         Stopped: `stopping` said so.
@@ -90,7 +96,7 @@ def process_part(context: Context, part: Part, stopping: Callable[[], bool], adv
     scratch = (context.folder / part.notes_name).with_suffix(".unfinished")
     try:
         with scratch.open("w", encoding="utf-8") as notes:
-            shards.write_part(context.folder / part.name, _rows(context, part, notes, attempts, stopping, advance))
+            shards.write_part(context.folder / part.name, _rows(context, part, notes, attempts, (stopping, advance, wait)))
             notes.flush()
             os.fsync(notes.fileno())
         scratch.replace(context.folder / part.notes_name)
@@ -111,10 +117,14 @@ def read_notes(folder: Path, part: Part) -> Iterator[Note]:
             yield Note(**json.loads(line))
 
 
-def _rows(
-    context: Context, part: Part, notes: IO[str], attempts: Attempts, stopping: Callable[[], bool], advance: Callable[[], object]
-) -> Iterator[Row]:
+def _rows(context: Context, part: Part, notes: IO[str], attempts: Attempts, callbacks: Callbacks) -> Iterator[Row]:
     """Rows of the part; `notes` grows by a line per file."""
+    stopping, advance, wait = callbacks
+
+    def fetch(files: Contents) -> Iterator[tuple[str, bytes]]:
+        for file, content in files:
+            yield file.path, content
+            wait()
 
     def begin(number: int) -> None:
         if stopping():
@@ -122,8 +132,8 @@ def _rows(
         attempts.begin(number)
 
     with closing(contents(context.raw, context.index.files(part.number))) as files:
-        named = ((file.path, content) for file, content in files)
-        for row, note in process_files(context, named, begin, attempts.suspects):
+        wait()
+        for row, note in process_files(context, fetch(files), begin, attempts.suspects):
             notes.write(json.dumps(vars(note)) + "\n")
             if row:
                 yield row

@@ -26,7 +26,7 @@ Advance = Callable[[int], object]
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20
 _GRACE_SECONDS = 60
-"""Beyond the time for one file, in which a process may itself be waiting for one that reads a suspect."""
+"""Beyond the time for one step of a file, in which a process may itself be waiting for one that reads a suspect."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def workers_of(wanted: int) -> int:
 def _process_here(context: Context, parts: list[Part], advance: Advance) -> None:
     with interrupt.deferred(), suppress(Stopped):
         for part in parts:
-            process_part(context, part, interrupt.requested, lambda: advance(1))
+            process_part(context, part, interrupt.requested, lambda: advance(1), lambda: None)
     interrupt.check()
 
 
@@ -94,7 +94,7 @@ class _Worker:
         self.connection.send(part)
 
     def end_if_stuck(self) -> None:
-        """Kills it if it has been at one file for too long; its death then shows as any other."""
+        """Kills it if it has been at one step of a file for too long; its death then shows as any other."""
         begun = self._begun.value
         if begun and time.monotonic() - begun > isolated.MAX_SECONDS + _GRACE_SECONDS:
             self.process.kill()
@@ -189,15 +189,18 @@ class _Pool:
 
 
 def _work(connection: Connection, context: Context, shared: _Shared, begun: Any) -> None:
-    """What a process of the pool does; `begun` says since when it is at a file, on the system's monotonic clock."""
+    """What a process of the pool does; `begun` says since when it is at a step of a file, on the system's monotonic clock."""
     isolated.begin_process()
 
     def begin() -> bool:
         begun.value = time.monotonic()
         return shared.stop.is_set()
 
-    def end() -> None:
+    def wait() -> None:
         begun.value = 0.0
+
+    def end() -> None:
+        wait()
         shared.advance()
 
     while True:
@@ -206,7 +209,7 @@ def _work(connection: Connection, context: Context, shared: _Shared, begun: Any)
         except EOFError:
             return
         try:
-            process_part(context, part, begin, end)
+            process_part(context, part, begin, end, wait)
             answer = None
         except Stopped:
             return

@@ -34,7 +34,7 @@ Row = dict[str, Any]
 BINS = 32
 """Of a histogram."""
 GROUP_BYTES = 8 * 2**20
-"""Of files and their decoded pixels that take each step together; few enough to stay in the processor's caches."""
+"""Of files, their decoded pixels and their images that take each step together; few enough to stay in the processor's caches."""
 GROUP_FILES = 32
 """At most, however small they are."""
 MAX_BYTES_PER_PIXEL = 2
@@ -111,7 +111,7 @@ def process_files(
     Args:
         context: what all files share.
         files: paths relative to the raw folder, and contents.
-        begin: told the number of the file that a step begins with.
+        begin: told the number of the file that a step begins with; what it raises ends the work.
         suspects: numbers of files that may end this process, and are read in one of their own.
 
     Yields:
@@ -121,13 +121,8 @@ def process_files(
         UserError: something that only the user can mend, in a label or box.
     """
     remaining = enumerate(files)
-    while group := list(_opened(context, remaining, begin, suspects)):
-        for step in (_decode, _render, _look_for_text, _pack):
-            for number, work in group:
-                if not work.processed:
-                    begin(number)
-                    _take(step, context, work)
-        yield from (work.processed for _, work in group if work.processed)
+    while processed := _process_some(context, remaining, begin, suspects):
+        yield from processed
 
 
 def process_file(context: Context, path: str, content: bytes) -> Processed:
@@ -135,17 +130,30 @@ def process_file(context: Context, path: str, content: bytes) -> Processed:
     return next(process_files(context, [(path, content)]))
 
 
+def _process_some(
+    context: Context, files: Iterator[tuple[int, tuple[str, bytes]]], begin: Callable[[int], object], suspects: Container[int]
+) -> list[Processed]:
+    """The next few files, of which no more than this is held when it returns."""
+    group = list(_opened(context, files, begin, suspects))
+    for step in (_decode, _render, _look_for_text, _pack):
+        for number, work in group:
+            if not work.processed:
+                begin(number)
+                _take(step, context, work)
+    return [work.processed for _, work in group if work.processed]
+
+
 def _opened(
     context: Context, files: Iterator[tuple[int, tuple[str, bytes]]], begin: Callable[[int], object], suspects: Container[int]
 ) -> Iterator[tuple[int, _Work]]:
     """The next few files."""
-    held = 0
+    held, rendered = 0, context.params.size**2 * context.params.bits // 8
     for number, (path, content) in islice(files, GROUP_FILES):
         begin(number)
         work = _Work(path, content)
         _take(_process_suspect if number in suspects else _open, context, work)
         yield number, work
-        held += len(content) + (0 if work.processed else work.header.height * work.header.width * MAX_BYTES_PER_PIXEL)
+        held += len(content) + (0 if work.processed else work.header.height * work.header.width * MAX_BYTES_PER_PIXEL + rendered)
         if held >= GROUP_BYTES:
             return
 

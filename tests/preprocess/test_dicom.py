@@ -4,6 +4,7 @@ import numpy as np
 import pydicom.pixels
 import pytest
 from pydicom.dataset import FileDataset
+from pydicom.encaps import get_frame
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -232,6 +233,20 @@ def test_quantile_is_numpys(seed: int, percentile: float) -> None:
     pixels = np.round(pixels) / 7
     values, counts = np.unique(pixels, return_counts=True)
     assert quantiles(values, counts, percentile)[0] == np.percentile(pixels, percentile)
+
+
+@pytest.mark.parametrize("fragments", [[1000], [600, 400], [0]])
+@pytest.mark.parametrize("table", [b"", bytes(4), b"\x08\0\0\0", b"\xdc\x05\0\0", bytes(8), bytes(4) + b"\xf4\x01\0\0", bytes(6)])
+def test_the_frame_is_pydicoms_whatever_the_offset_table_says(table: bytes, fragments: list[int]) -> None:
+    items = [table, *(bytes([7]) * size for size in fragments)]
+    data = b"".join(b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items)
+    try:
+        expected = get_frame(data, 0, number_of_frames=1)
+    except ValueError:
+        with pytest.raises(ValueError):
+            frame._codestream(data)
+    else:
+        assert frame._codestream(data) == expected
 
 
 def test_histogram_is_exact_beyond_float32() -> None:

@@ -20,7 +20,7 @@ from components.preprocess.checks import Reason
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
-from components.preprocess.rows import Context, process_file
+from components.preprocess.rows import Context, process_files
 from tests.preprocess.mutations import bombs, mutated, whole_files
 
 MAX_RESIDENT_BYTES = 2 * 2**30
@@ -33,8 +33,7 @@ def process(files: Iterable[bytes], folder: Path) -> Counter[str]:
     ends: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number, content in enumerate(files):
-            row, note = process_file(context, str(number), content)
+        for row, note in process_files(context, ((str(number), content) for number, content in enumerate(files))):
             assert (row is None) == (note.reason is not None)
             ends["" if note.reason is None else Reason(note.reason).value] += 1
             if row:

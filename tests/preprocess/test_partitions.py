@@ -122,16 +122,22 @@ def test_tables_on_disk_are_those_in_memory(tmp_path: Path, raw: Path) -> None:
 FAILING = """
 import os, signal, time
 from components.preprocess import dicom, isolated, pool
-_open_file = dicom.open_file
+from components.preprocess.elements import text
+_prepare = dicom.prepare
 
-def fail(content):
-    if b"crash the decoder" in content:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if b"hang the decoder" in content:
-        time.sleep(3600)
-    return _open_file(content)
+def prepare(elements, header):
+    decode, comment = _prepare(elements, header), text(elements, "PatientComments")
 
-dicom.open_file = fail
+    def fail():
+        if comment == "crash the decoder":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if comment == "hang the decoder":
+            time.sleep(3600)
+        return decode()
+
+    return fail
+
+dicom.prepare = prepare
 isolated.MAX_SECONDS, pool._GRACE_SECONDS = {seconds}, 2
 """
 

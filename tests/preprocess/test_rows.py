@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 
 from components.common.params import Preprocess
-from components.preprocess import dicom, rows
+from components.preprocess import dicom, part, rows
 from components.preprocess.deidentify import Pseudonyms
-from components.preprocess.index import Index
+from components.preprocess.index import File, Index
 from components.preprocess.labels import Table
 from components.preprocess.rows import Context, process_file, process_files
 from tests.preprocess.phantoms import dataset, picture, to_bytes
@@ -52,6 +53,29 @@ def test_a_group_of_empty_files_ends_too() -> None:
     files = iter([("nothing", b"")] * 10_000)
     next(process_files(CONTEXT, files))
     assert sum(1 for _ in files) > 9_000
+
+
+def test_the_clock_stands_still_while_a_file_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the pool sees it, which ends a process whose clock runs for too long."""
+    running, seen = [False], list[bool]()
+
+    def step() -> bool:
+        running[0] = True
+        return False
+
+    def stand() -> None:
+        running[0] = False
+
+    def fetch(raw: str, files: Any) -> Iterator[tuple[File, bytes]]:
+        for name, content in FILES:
+            seen.append(running[0])
+            yield File(name, len(content)), content
+
+    monkeypatch.setattr(part, "contents", fetch)
+    this = part.Part(0, len(FILES))
+    part.process_part(dataclasses.replace(CONTEXT, folder=tmp_path), this, step, stand, stand)
+    assert seen == [False] * len(FILES)
+    assert [note.path for note in part.read_notes(tmp_path, this)] == [name for name, _ in FILES]
 
 
 def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
