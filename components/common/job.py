@@ -6,6 +6,7 @@ it is refused by readers. The same fingerprint (params, inputs, threads, ranks) 
 """
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -294,11 +295,13 @@ def _remove_scratch(work: Path) -> None:
 
 def _lock(path: Path) -> IO[bytes]:
     file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{path}: another process is making this output; wait for it or stop it") from None
-    return file
+    for _ in range(2):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            gc.collect()  # a failed job of this very process may be kept by what its error holds in a cycle, and its lock with it
+    raise UserError(f"{path}: another process is making this output; wait for it or stop it")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import gc
 import json
 import math
 import multiprocessing
@@ -122,6 +123,19 @@ def test_out_must_be_a_folder_that_can_be_written(tmp_path: Path) -> None:
         begin(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be written"):
         begin(tmp_path / "file" / "out")
+
+
+def test_a_failed_job_that_awaits_the_garbage_collector_holds_nobody_up(tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        cycle: list[Any] = [begin(tmp_path / "out")]
+        cycle.append(cycle)
+        with pytest.raises(UserError, match="another process is making this output"):
+            begin(tmp_path / "out")
+        del cycle
+        begin(tmp_path / "out")
+    finally:
+        gc.enable()
 
 
 def test_one_process_an_output(tmp_path: Path) -> None:
