@@ -87,8 +87,7 @@ def read_manufacturer(elements: Elements) -> str:
     if not maker or "^" in maker or re.search(r"\d{4}", maker):
         return ""
     others = " ".join(text(elements, keyword) for keyword in IDENTIFYING).upper()
-    suspects = [name for name in _names(maker) if name in others]
-    return "" if suspects and not _names(others).isdisjoint(suspects) else maker
+    return "" if _names(maker) & _names(others) else maker
 
 
 def _names(words: str) -> set[str]:

@@ -24,7 +24,7 @@ _PADDING = " \0\t\r\n"
 _LONG_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_32)}
 _SHORT_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_16)}
 _UNDEFINED = 0xFFFFFFFF
-_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 _PIXEL_DATA = 0x7FE00010
 _CHARACTER_SET = 0x00080005
 _ITEM_GROUP = 0xFFFE
@@ -131,7 +131,7 @@ def read_plain(content: bytes, start: int, implicit: bool) -> dict[int, Element]
 
 def _end_of_fragments(content: bytes, position: int) -> int:
     """Behind the delimiter of encapsulated pixel data (PS3.5 A.4) that begins at `position`; 0 where it is not written so."""
-    while content[position : position + 4] == _ITEM and position + 8 <= len(content):
+    while content[position : position + 4] == ITEM and position + 8 <= len(content):
         position += 8 + int(_length(content, position + 4)[0])
     return position + len(_DELIMITER) if content[position : position + 8] == _DELIMITER else 0
 

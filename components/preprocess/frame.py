@@ -14,7 +14,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian
 
 from components.common.errors import UserError
 from components.preprocess.checks import MAX_PIXELS, Reason, Refused
-from components.preprocess.elements import Elements, integer, pixel_data
+from components.preprocess.elements import ITEM, Elements, integer, pixel_data
 from components.preprocess.grayscale import Grayscale
 from components.preprocess.header import Header
 
@@ -35,7 +35,6 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
 fifth slower, and none for JPEG lossless is both fast and free of the GPL. (OpenJPH is faster than OpenJPEG for HTJ2K, but
 imagecodecs returns what it made of a damaged codestream as if it were whole.)"""
 
-_ITEM = b"\xfe\xff\x00\xe0"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 
@@ -103,7 +102,7 @@ def _decode_codestream(frame: bytes, header: Header, grayscale: Grayscale, alloc
 def _codestream(data: bytes) -> bytes:
     """The only frame of encapsulated pixel data (PS3.5 A.4), cut out here if it is the only fragment, and the offset table says so."""
     start = 8 + int.from_bytes(data[4:8], "little")
-    single = data[:4] == data[start : start + 4] == _ITEM and data[8:start] in (b"", bytes(4))
+    single = data[:4] == data[start : start + 4] == ITEM and data[8:start] in (b"", bytes(4))
     if single and start + 8 + int.from_bytes(data[start + 4 : start + 8], "little") == len(data):
         return data[start + 8 :]
     frame: bytes = get_frame(data, 0, number_of_frames=1)

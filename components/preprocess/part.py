@@ -132,7 +132,6 @@ def _rows(context: Context, part: Part, notes: IO[str], attempts: Attempts, call
         attempts.begin(number)
 
     with closing(contents(context.raw, context.index.files(part.number))) as files:
-        wait()
         for row, note in process_files(context, fetch(files), begin, attempts.suspects):
             notes.write(json.dumps(vars(note)) + "\n")
             if row:

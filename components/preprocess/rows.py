@@ -1,7 +1,7 @@
 """Files to rows: opened, decoded, rendered, looked over for text and packed; a refused file becomes a quarantine entry.
 
-Each step is done for a few files before the next begins. A decoder drives everything else out of the processor's caches, so that
-taking one file through all steps after the other costs a tenth more time beyond the decoder's.
+Each step is done for a few files before the next begins. A decoder drives everything else out of the processor's caches; were each
+file taken through all steps at once, all other steps would begin with cold ones.
 """
 
 import signal
