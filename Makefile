@@ -28,7 +28,7 @@ demo: .venv  ## phantoms to registered models: simulate, dvc repro, register
 	@$(MAKE) --no-print-directory report
 
 study: .venv  ## the paper's claims on artifacts/shards, cell by cell, to artifacts/study/page/study.html
-	dvc repro pipelines/dvc.yaml
+	dvc repro study/dvc.yaml
 
 test: .venv  ## tests, in under ten minutes on two cores
 	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadgroup

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from components.common.metrics import CHUNK, Floats, Integers, bootstrap_ranking, patient_indices, resampled_weights
+from components.common.statistics.metrics import CHUNK, Floats, Integers, bootstrap_ranking, patient_indices, resampled_weights
 
 
 def main() -> None:

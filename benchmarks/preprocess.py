@@ -37,13 +37,14 @@ from pydicom.encaps import get_frame
 from benchmarks.preprocess_processes import processes
 from benchmarks.preprocess_readers import codecs, readers, row_groups
 from benchmarks.preprocess_timing import Candidates, elapsed, heading, installed, milliseconds, ratio, row, table, turns
-from components.common import params as parameters
-from components.common import shards
-from components.preprocess import dicom, frame, rows
+from components.common.dicom import file, frame
+from components.common.dicom.render import histogram, resized_shape
+from components.common.formats import shards
+from components.common.runs import params as parameters
+from components.preprocess import rows
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE, Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
-from components.preprocess.render import histogram, resized_shape
 
 SIZE = 512
 PERCENTILE = 99.0
@@ -132,7 +133,7 @@ def by_syntax(files: list[Path], rounds: int) -> None:
     """The same for each transfer syntax, with nothing written by anyone."""
     groups: defaultdict[str, list[Path]] = defaultdict(list)
     for path in files:
-        header = dicom.open_file(path.read_bytes())[1]
+        header = file.open_file(path.read_bytes())[1]
         groups[f"{pydicom.uid.UID(header.transfer_syntax).name[:38]}, {stored_bits(path)} bits"].append(path)
     columns = ("files", "decoder ms", "floor ms", "preprocess ms", "MONAI ms", "preprocess / floor", "preprocess / MONAI", "fastest")
     heading("transfer syntax", *columns)
@@ -176,7 +177,7 @@ def decoder_of(path: Path) -> tuple[str, Callable[[Path], Any]]:
 
 def floor_decoders(path: Path) -> dict[str, Callable[[Path], Any]]:
     """Ways to the stored values, by name."""
-    syntax = dicom.open_file(path.read_bytes())[1].transfer_syntax
+    syntax = file.open_file(path.read_bytes())[1].transfer_syntax
     decoders: dict[str, Callable[[Path], Any]] = {}
     if syntax in frame.DECODERS:
         decoders["pydicom + imagecodecs"] = lambda path: frame.DECODERS[syntax](frame_of(pydicom.dcmread(path)))

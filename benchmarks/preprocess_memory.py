@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from components.common.params import Params, Simulate
+from components.common.runs.params import Params, Simulate
 from components.simulate.run import run as simulate
 
 FINDINGS = 14

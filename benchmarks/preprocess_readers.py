@@ -17,7 +17,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from benchmarks.preprocess_timing import Candidates, heading, installed, milliseconds, row, table, turns
-from components.common import reader, shards, storage
+from components.common.formats import shards
+from components.common.runs import storage
+from components.common.training import reader
 
 IMAGES = 400
 """Of a reader's round."""
@@ -68,9 +70,9 @@ def codecs(images: list[Any], rounds: int) -> None:
 
 
 def ours(images: list[Any], scratch: Path, workers: int) -> Candidates:
-    """Shards through components.common.reader."""
+    """Shards through components.common.training.reader."""
     opened = packed(images, scratch / "shards", shards.ROWS_PER_GROUP)
-    return {"shards, components.common.reader": lambda: count(batch.images for batch in opened.shuffled(BATCH, 0, 0))}
+    return {"shards, components.common.training.reader": lambda: count(batch.images for batch in opened.shuffled(BATCH, 0, 0))}
 
 
 def packed(images: list[Any], folder: Path, rows_per_group: int) -> reader.Reader:

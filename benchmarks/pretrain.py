@@ -30,9 +30,10 @@ from benchmarks.preprocess_timing import Candidates, heading, installed, millise
 from benchmarks.pretrain_peers import Floor, albumentations_view, lightly, similarity_loop
 from benchmarks.pretrain_term import terms
 from benchmarks.pretrain_timing import clock, spread
-from components.common import loop, storage
-from components.common.params import Pretrain
-from components.common.shards import SCHEMA, SCHEMA_VERSION, encode, open_shards
+from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode, open_shards
+from components.common.runs import storage
+from components.common.runs.params import Pretrain
+from components.common.training import loop
 from components.pretrain import augment, objective
 from components.pretrain.align import Geometry
 from components.pretrain.run import Pretraining

@@ -12,7 +12,7 @@ from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
-from components.common import backbone, loop
+from components.common.training import backbones, loop
 from components.pretrain import augment
 
 
@@ -21,7 +21,7 @@ class Floor:
 
     def __init__(self, arch: str, device: torch.device):
         self.device = device
-        self.query = backbone.build(arch).to(device).to(memory_format=torch.channels_last)
+        self.query = backbones.build(arch).to(device).to(memory_format=torch.channels_last)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
 
     def step(self, query: Tensor, key: Tensor) -> None:
@@ -36,8 +36,8 @@ class Floor:
 
 def lightly(arch: str, dim: int, queue: int, temperature: float, views: tuple[Tensor, Tensor]) -> Callable[[], None]:
     """A step of MoCo v2 as lightly's documentation puts its parts together, on the same backbone."""
-    resnet, device = backbone.build(arch), views[0].device
-    width = backbone.width(resnet)
+    resnet, device = backbones.build(arch), views[0].device
+    width = backbones.width(resnet)
     query = nn.Sequential(resnet, MoCoProjectionHead(width, width, dim)).to(device).to(memory_format=torch.channels_last)
     key = copy.deepcopy(query).requires_grad_(False)
     criterion = NTXentLoss(temperature=temperature, memory_bank_size=(queue, dim)).to(device)

@@ -1,8 +1,8 @@
 """`python -m components STAGE --INPUT PATH ... --out PATH [--params FILE] [--set section.key=value ...]`."""
 
-from components.common import interrupt
+from components.common.runs import signals
 
-interrupt.install()  # before the imports below and in the stages, which take seconds
+signals.install()  # before the imports below and in the stages, which take seconds
 
 import argparse  # noqa: E402
 import importlib  # noqa: E402
@@ -108,15 +108,15 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         return _run(**options)
-    except interrupt.Interrupted:
+    except signals.Interrupted:
         if _is_first():
             print(f"{options['stage']}: stopped; run the same command to continue", file=sys.stderr)
-        return interrupt.EXIT_CODE
+        return signals.EXIT_CODE
 
 
 def _run(stage: str, params: str, set: list[str], **paths: object) -> int:
     from components.common.errors import SharedError, UserError
-    from components.common.params import load
+    from components.common.runs.params import load
 
     try:
         module = importlib.import_module(f"components.{stage.partition(' ')[0]}.run")
@@ -178,5 +178,5 @@ def _use_environment() -> None:
 
 if __name__ == "__main__":
     code = main()
-    interrupt.ignore()
+    signals.ignore()
     sys.exit(code)

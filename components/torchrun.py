@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from components.common import interrupt
+from components.common.runs import signals
 
 MISTAKE = 2
 
@@ -21,13 +21,13 @@ def main(arguments: list[str]) -> int:
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]
     except SignalException:
-        return interrupt.EXIT_CODE
+        return signals.EXIT_CODE
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         if MISTAKE in codes:
             return MISTAKE
         # The launcher itself ends the others with a signal once one has ended.
-        return interrupt.EXIT_CODE if codes <= {interrupt.EXIT_CODE, -signal.SIGTERM} else 1
+        return signals.EXIT_CODE if codes <= {signals.EXIT_CODE, -signal.SIGTERM} else 1
     return 0
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import yaml
 from tqdm import tqdm
 
-from components.common import storage
 from components.common.errors import UserError
+from components.common.runs import storage
 
 PREFIX = "dvc:"
 COPIES = 16

@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 from kfp import local
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.lineage import KFP_VARIABLE
-from components.common.params import Params, load
+from components.common.runs import storage
+from components.common.runs.lineage import KFP_VARIABLE
+from components.common.runs.params import Params, load
 from pipelines import packages
 from pipelines import settings as cluster
 from pipelines.settings import COMMIT, EXAMPLE, Images, Settings, StepName

@@ -11,8 +11,8 @@ from kfp import compiler
 from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from components.common.params import Params
-from pipelines import line, study, training
+from components.common.runs.params import Params
+from pipelines import shared_steps, study, training
 from pipelines.settings import Settings
 
 PIPELINES: dict[str, Callable[[Settings, Params], BaseComponent]] = {
@@ -65,6 +65,6 @@ def arguments(name: str, params: Params, raw: str | None, root: str, data_versio
         root: folder of all outputs.
         data_version: digest of the raw files, if they are under DVC.
     """
-    given: dict[str, Any] = {**line.sections(params), "root": root, "min_auroc": params.register_.min_auroc}
+    given: dict[str, Any] = {**shared_steps.sections(params), "root": root, "min_auroc": params.register_.min_auroc}
     given |= {"raw": str(raw), "data_version": data_version}
     return {parameter: value for parameter, value in given.items() if parameter not in LACKING[name]}

@@ -7,8 +7,8 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.common.job import WORK_VARIABLE
-from components.common.lineage import KFP_VARIABLE
+from components.common.runs.job import WORK_VARIABLE
+from components.common.runs.lineage import KFP_VARIABLE
 from pipelines.settings import Affinity, Pool, Secret, Settings, StepName
 from pipelines.settings import Step as StepSettings
 

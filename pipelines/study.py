@@ -1,21 +1,21 @@
-"""The paper's claims on one cohort: every arm, share of labels and seed, ending in one page. pipelines/dvc.yaml is the same for DVC."""
+"""The paper's claims on one cohort: every arm, share of labels and seed, ending in one page. study/dvc.yaml is the same for DVC."""
 
 from typing import Any
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.common.params import Params
+from components.common.runs.params import Params
 from components.evaluate import component as evaluation
-from components.pipeline import component as frame
-from pipelines import line
+from pipelines import shared_steps
+from pipelines import steps as frame
 from pipelines.resources import apply
 from pipelines.settings import Settings
 
 
 def study(settings: Settings, params: Params) -> BaseComponent:
     """The pipeline; loops are flat, since kfp's local runs mix up the items of nested ones."""
-    given = line.sections(params)
+    given = shared_steps.sections(params)
 
     @dsl.pipeline(name="study", description="Does pretraining with IFA help where the paper says so?")
     def pipeline(
@@ -31,8 +31,8 @@ def study(settings: Settings, params: Params) -> BaseComponent:
         study: str = given["study"],
     ) -> None:
         with dsl.ExitHandler(apply(frame.end(), "end", settings), name="all"):
-            begin = line.begin(settings, params, "study", raw, root, data_version)
-            shards = line.shards(settings, begin.output, root, preprocess).outputs["Output"]
+            begin = shared_steps.begin(settings, params, "study", raw, root, data_version)
+            shards = shared_steps.shards(settings, begin.output, root, preprocess).outputs["Output"]
             sections = {"pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert, "study": study}
             first = _models(settings, "pretrain", _plan(settings, shards, root, sections, []))
             cells = _models(settings, "classify", _plan(settings, shards, root, sections, first))

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.interrupt import EXIT_CODE
-from components.common.job import git_state
-from components.common.params import load
+from components.common.runs import storage
+from components.common.runs.job import git_state
+from components.common.runs.params import load
+from components.common.runs.signals import EXIT_CODE
 from pipelines import data_version, packages
 from pipelines import settings as cluster
 from pipelines.server import FINAL_STATES, LostError, Run, Server

@@ -5,17 +5,17 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.common.params import Params
-from components.pipeline import component as frame
+from components.common.runs.params import Params
 from components.simulate import component as simulation
-from pipelines import line
+from pipelines import shared_steps
+from pipelines import steps as frame
 from pipelines.resources import apply
 from pipelines.settings import Settings
 
 
 def training(settings: Settings, params: Params) -> BaseComponent:
     """The pipeline from raw files on: its parameters are places, JSON of each section, and the gate's floor."""
-    given = line.sections(params)
+    given = shared_steps.sections(params)
 
     @dsl.pipeline(name="training", description="Raw radiographs to registered models")
     def pipeline(
@@ -41,7 +41,7 @@ def training(settings: Settings, params: Params) -> BaseComponent:
 
 def smoke(settings: Settings, params: Params) -> BaseComponent:
     """The pipeline from simulated files on, which needs no data: one run shows whether a new cluster has all that it takes."""
-    given = line.sections(params)
+    given = shared_steps.sections(params)
 
     @dsl.pipeline(name="smoke", description="Simulated radiographs to registered models, to check a cluster")
     def pipeline(
@@ -77,8 +77,8 @@ def _train(settings: Settings, params: Params, name: str, places: tuple[Any, Any
         min_auroc: the floor.
     """
     raw, root, data_version = places
-    begin = line.begin(settings, params, name, raw, root, data_version)
-    shards = line.shards(settings, begin.output, root, sections["preprocess"]).outputs["Output"]
-    backbone = line.backbone(settings, params, shards, root, sections["pretrain"]).outputs["Output"]
-    models = line.models(settings, shards, backbone, root, sections)
-    line.verdict(settings, models, root, sections["evaluate"], sections["register"], min_auroc)
+    begin = shared_steps.begin(settings, params, name, raw, root, data_version)
+    shards = shared_steps.shards(settings, begin.output, root, sections["preprocess"]).outputs["Output"]
+    backbone = shared_steps.backbone(settings, params, shards, root, sections["pretrain"]).outputs["Output"]
+    models = shared_steps.models(settings, shards, backbone, root, sections)
+    shared_steps.verdict(settings, models, root, sections["evaluate"], sections["register"], min_auroc)

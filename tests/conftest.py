@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components.common import backbone, storage
-from components.common.params import Params
-from components.common.shards import SCHEMA, SCHEMA_VERSION, encode
+from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode
+from components.common.runs import storage
+from components.common.runs.params import Params
+from components.common.training import backbones
 
 if TYPE_CHECKING:
     from tests.heads import Heads
@@ -98,7 +99,7 @@ def pretrained(tmp_path: Path) -> str:
     folder = tmp_path / "backbone"
     folder.mkdir()
     torch.manual_seed(5)
-    backbone.export(backbone.build("resnet18"), folder, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
+    backbones.export(backbones.build("resnet18"), folder, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
     (folder / "run.json").write_text(json.dumps({"mlflow_run_id": "pretrain-run"}))
     return str(folder)
 

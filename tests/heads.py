@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
-from components.common.params import Params
+from components.common.runs.params import Params
 from components.detect import run as detect
 from components.evaluate import run as evaluate
 from components.invert import run as invert

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from components.__main__ import STAGES
-from components.common.params import Params
+from components.common.runs.params import Params
 from tests.imports import ROOT, has_code, imported, reachable, sources
 
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -31,10 +31,10 @@ def test_who_may_import_whom(module: str, path: Any) -> None:
         assert not others & set(STAGES), f"{module} imports a stage"
     if not module.endswith(".component"):
         assert not any(name.split(".")[0] == "kfp" for name in names), f"{module} imports kfp"
-    if stage != "register" and module not in ("components.common.tracking", "components.common.delivery"):
+    if stage != "register" and module not in ("components.common.runs.tracking", "components.common.runs.delivery"):
         assert not any(name.split(".")[0] == "mlflow" for name in names), f"{module} imports mlflow"
     if not module.endswith(".run") and stage != "register":
-        assert "components.common.tracking" not in names, f"{module} talks to tracking"
+        assert "components.common.runs.tracking" not in names, f"{module} talks to tracking"
 
 
 @pytest.mark.parametrize("stage", ["preprocess", "evaluate", "simulate"])

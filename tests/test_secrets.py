@@ -56,4 +56,4 @@ def test_images_and_settings_hold_none() -> None:
     assert [line for line in dockerfile.splitlines() if SUSPICIOUS.search(line)] == []
     allowed = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert (ROOT / ".dockerignore").read_text().splitlines().count("*") == 1
-    assert set(allowed) == {"!components", "!pipelines", "!docker/*.lock", "!params*.yaml"}
+    assert set(allowed) == {"!components", "!pipelines", "!docker/*.lock", "!params*.yaml", "!study/params.yaml"}

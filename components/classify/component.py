@@ -19,7 +19,7 @@ def classify(shards: str, backbone: str, root: str, params: str, metrics: dsl.Ou
         The folder of the model and its predictions.
     """
     from components.classify.run import run
-    from components.pipeline.step import step
+    from components.common.runs.step import step
 
     with step("classify", root, {"classify": params}, {"shards": shards, "backbone": backbone}) as this:
         run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params)

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from components.common import backbone
+from components.common.training import backbones
 
 DEPTHS = {"fc": 0, "layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4}
 """Of the parts of a ResNet below the head; what comes before layer1 is the deepest."""
@@ -14,7 +14,7 @@ DEPTHS = {"fc": 0, "layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4}
 
 def attach_head(resnet: torchvision.models.ResNet, findings: int) -> torchvision.models.ResNet:
     """Puts a linear layer with `findings` logits where torchvision has it (`fc`)."""
-    resnet.fc = nn.Linear(backbone.width(resnet), findings)
+    resnet.fc = nn.Linear(backbones.width(resnet), findings)
     return resnet
 
 

@@ -16,15 +16,16 @@ from safetensors.torch import save_file
 
 from components.classify.network import scale_logits
 from components.classify.training import MODES, Classification
-from components.common import checkpoint, loop, storage, tracking
-from components.common.calibration import fit_temperature, negative_log_likelihood
 from components.common.errors import UserError
-from components.common.job import Job, open_job, write_json
-from components.common.params import Params
-from components.common.predictions import META, common_columns
-from components.common.progress import VOLATILE
-from components.common.reader import Reader
-from components.common.shards import open_shards
+from components.common.formats.predictions import META, common_columns
+from components.common.formats.shards import open_shards
+from components.common.runs import storage, tracking
+from components.common.runs.job import Job, open_job, write_json
+from components.common.runs.params import Params
+from components.common.statistics.calibration import fit_temperature, negative_log_likelihood
+from components.common.training import checkpoints, loop
+from components.common.training.progress import VOLATILE
+from components.common.training.reader import Reader
 
 Array = npt.NDArray[np.float32]
 
@@ -58,7 +59,7 @@ def run(*, shards: list[str], out: str, params: Params, backbone: str | None = N
         metrics = {"best_epoch": chosen.pop("epoch"), "train_images": len(task.rows), **chosen, **calibration}
         tracker.log(metrics)
         tracker.attach(job.work / loop.HISTORY)
-        job.publish(metrics, tracker.run_id, drop=(checkpoint.FOLDER, tracking.RUN_ID_FILE))
+        job.publish(metrics, tracker.run_id, drop=(checkpoints.FOLDER, tracking.RUN_ID_FILE))
 
 
 def finish(task: Classification, job: Job) -> dict[str, float]:

@@ -14,14 +14,14 @@ from torchvision.transforms import v2
 from components.classify import losses
 from components.classify.imbalance import thin_labels
 from components.classify.network import attach_head, fold_standardisation, parameter_groups
-from components.common import backbone, loop
 from components.common.errors import UserError
-from components.common.fractions import labelled_rows
-from components.common.job import upstream_run_id
-from components.common.metrics import auroc, has_both
-from components.common.params import Classify
-from components.common.reader import Batch, Reader
-from components.common.shards import Shards
+from components.common.formats.shards import Shards
+from components.common.runs.job import upstream_run_id
+from components.common.runs.params import Classify
+from components.common.statistics.metrics import auroc, has_both
+from components.common.training import backbones, loop
+from components.common.training.reader import Batch, Reader
+from components.common.training.subsets import labelled_rows
 
 WARMUP = 0.1
 """Share of the steps with a rising learning rate."""
@@ -78,8 +78,8 @@ class Classification(loop.Task):
         """The pretrained backbone, or a new one, with a new head; the normalisation is the backbone's."""
         arch, findings = self.params.arch, len(self.shards.findings)
         if folder is None:
-            return attach_head(backbone.build(arch), findings)
-        resnet, description, self.inputs["backbone"] = backbone.load(folder, arch)
+            return attach_head(backbones.build(arch), findings)
+        resnet, description, self.inputs["backbone"] = backbones.load(folder, arch)
         self.mean, self.std = description["normalisation"]["mean"], description["normalisation"]["std"]
         if run_id := upstream_run_id(folder):
             self.upstream["backbone"] = run_id

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.common.errors import UserError
-from components.common.reader import Reader
+from components.common.training.reader import Reader
 
 COLUMNS = ("boxes", "height", "width")
 Array = npt.NDArray[np.float64]

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from components.common.detections import IOUS, iou
-from components.common.reader import Reader
-from components.common.shards import Pixels
+from components.common.formats.shards import Pixels
+from components.common.statistics.detections import IOUS, iou
+from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array
 from components.detect.predictions import Found
 

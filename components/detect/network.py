@@ -20,15 +20,15 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from components.common import backbone
-from components.common.params import Detect
+from components.common.runs.params import Detect
+from components.common.training import backbones
 
 LEVELS = 5
 FINEST = 0.04
 """Side of the smallest anchors over that of the image: torchvision's 32 pixels of 800."""
 STRIDES_PER_ANCHOR = 1.5
 """Anchors are at least so many strides wide: between smaller ones an object could hide."""
-STRIDES = dict(zip(backbone.STAGES, (4, 8, 16, 32), strict=True))
+STRIDES = dict(zip(backbones.STAGES, (4, 8, 16, 32), strict=True))
 RATIOS = (0.5, 1.0, 2.0)
 SETTINGS = ("arch", "detector", "channels", "batch_norm", "score_threshold", "max_detections")
 """Parameters that a detector is built by; model.json holds them."""
@@ -91,7 +91,7 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> De
     """
     params = Detect.model_validate({name: description[name] for name in SETTINGS})
     classes, used = len(description["classes"]), description["normalisation"]
-    detector = build(backbone.build(params.arch), params, classes, description["size"], used["mean"], used["std"])
+    detector = build(backbones.build(params.arch), params, classes, description["size"], used["mean"], used["std"])
     detector.model.load_state_dict(weights)
     return detector.eval()
 
@@ -124,8 +124,8 @@ def anchor_sizes(size: int, stride: int) -> list[float]:
 def _retinanet(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, common: dict[str, Any]) -> Detector:
     """The paper's pyramid begins at stride 8; small images need a finer one, and can afford it."""
     coarse = FINEST * size >= STRIDES_PER_ANCHOR * STRIDES["layer2"]
-    stages = backbone.STAGES[1:] if coarse else backbone.STAGES
-    extra = LastLevelP6P7(backbone.width(resnet), params.channels) if coarse else LastLevelMaxPool()
+    stages = backbones.STAGES[1:] if coarse else backbones.STAGES
+    extra = LastLevelP6P7(backbones.width(resnet), params.channels) if coarse else LastLevelMaxPool()
     pyramid = _pyramid(resnet, stages, params.channels, extra_blocks=extra)
     octave = (1, 2 ** (1 / 3), 2 ** (2 / 3))
     sizes = tuple(tuple(side * step for step in octave) for side in anchor_sizes(size, STRIDES[stages[0]]))
@@ -138,7 +138,7 @@ def _retinanet(resnet: torchvision.models.ResNet, params: Detect, classes: int, 
 
 def _faster_rcnn(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, common: dict[str, Any]) -> Detector:
     channels = params.channels
-    pyramid = _pyramid(resnet, backbone.STAGES, channels, norm_layer=nn.BatchNorm2d)
+    pyramid = _pyramid(resnet, backbones.STAGES, channels, norm_layer=nn.BatchNorm2d)
     sizes = tuple((side,) for side in anchor_sizes(size, STRIDES["layer1"]))
     model = FasterRCNN(
         pyramid,
@@ -154,8 +154,8 @@ def _faster_rcnn(resnet: torchvision.models.ResNet, params: Detect, classes: int
 
 
 def _pyramid(resnet: torchvision.models.ResNet, stages: tuple[str, ...], channels: int, **options: Any) -> BackboneWithFPN:
-    last = backbone.width(resnet)
-    widths = [last // 2 ** (len(backbone.STAGES) - 1 - backbone.STAGES.index(stage)) for stage in stages]
+    last = backbones.width(resnet)
+    widths = [last // 2 ** (len(backbones.STAGES) - 1 - backbones.STAGES.index(stage)) for stage in stages]
     # Faster R-CNN looks for maps of these names.
     return BackboneWithFPN(resnet, {stage: str(level) for level, stage in enumerate(stages)}, widths, channels, **options)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from components.common.detections import Detected, froc_curve, match, pool
-from components.common.predictions import common_columns
-from components.common.reader import Reader
-from components.common.shards import BOX
+from components.common.formats.predictions import common_columns
+from components.common.formats.shards import BOX
+from components.common.statistics.detections import Detected, froc_curve, match, pool
+from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array, Rows
 
 SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])

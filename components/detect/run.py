@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from components.common import backbone, checkpoint, loop, storage, tracking
-from components.common.detections import mean_average_precision
 from components.common.errors import UserError
-from components.common.fractions import labelled_rows
-from components.common.job import Job, open_job, upstream_run_id, write_json
-from components.common.params import Detect as DetectParams
-from components.common.params import Params
-from components.common.predictions import META
-from components.common.progress import VOLATILE
-from components.common.reader import Batch, Reader
-from components.common.shards import Shards, open_shards
+from components.common.formats.predictions import META
+from components.common.formats.shards import Shards, open_shards
+from components.common.runs import storage, tracking
+from components.common.runs.job import Job, open_job, upstream_run_id, write_json
+from components.common.runs.params import Detect as DetectParams
+from components.common.runs.params import Params
+from components.common.statistics.detections import mean_average_precision
+from components.common.training import backbones, checkpoints, loop
+from components.common.training.progress import VOLATILE
+from components.common.training.reader import Batch, Reader
+from components.common.training.subsets import labelled_rows
 from components.detect import annotations, augment, figures, network
 from components.detect.annotations import Annotations, annotate, choose_classes
 from components.detect.predictions import Found, compared, operating_threshold, table_of, to_numpy
@@ -54,7 +55,7 @@ def run(*, shards: list[str], out: str, params: Params, backbone: str | None = N
         tracker.log(metrics)
         tracker.attach(job.work / loop.HISTORY)
         tracker.attach(job.work / "figures")
-        job.publish(metrics, tracker.run_id, drop=(checkpoint.FOLDER, tracking.RUN_ID_FILE))
+        job.publish(metrics, tracker.run_id, drop=(checkpoints.FOLDER, tracking.RUN_ID_FILE))
 
 
 class Detection(loop.Task):
@@ -99,9 +100,9 @@ class Detection(loop.Task):
         if folder is None:
             if self.params.batch_norm == "frozen":
                 raise UserError("detect.batch_norm: frozen needs a pretrained --backbone; from scratch its statistics must be trained")
-            resnet = backbone.build(self.params.arch)
+            resnet = backbones.build(self.params.arch)
         else:
-            resnet, description, self.inputs["backbone"] = backbone.load(folder, self.params.arch)
+            resnet, description, self.inputs["backbone"] = backbones.load(folder, self.params.arch)
             self.mean, self.std = description["normalisation"]["mean"], description["normalisation"]["std"]
             if run_id := upstream_run_id(folder):
                 self.upstream["backbone"] = run_id

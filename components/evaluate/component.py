@@ -28,9 +28,9 @@ def evaluate(
         The folder of the evaluation, and the macro test AUROC of the classifier, 0 where it is not known. In conditions, kfp's
         local runs find no output of another name than `Output`.
     """
+    from components.common.runs.step import step
     from components.evaluate.pooled import roc_points
     from components.evaluate.run import run
-    from components.pipeline.step import step
 
     with step("evaluate", root, {"evaluate": params}, {"predictions": predictions}) as this:
         run(predictions=predictions, out=this.out, params=this.params)
@@ -54,9 +54,9 @@ def compare(cells: list[str], evaluate: str, study: str, metrics: dsl.Output[dsl
     Returns:
         The folder of the page.
     """
-    from components.common.params import parse
+    from components.common.runs.params import parse
+    from components.common.runs.step import Step, complain
     from components.evaluate.run import study as run
-    from components.pipeline.step import Step, complain
 
     above = cells[0].rsplit("/", 4)[0]
     this = Step(parse({"evaluate": evaluate, "study": study}), f"{above}/page")

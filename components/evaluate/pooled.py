@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.common import storage
-from components.common.metrics import roc_curve
+from components.common.runs import storage
+from components.common.statistics.metrics import roc_curve
 
 MOST_POINTS = 200
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.job import RUN_FILE, read_input
-from components.common.metrics import Floats
+from components.common.runs import storage
+from components.common.runs.job import RUN_FILE, read_input
+from components.common.statistics.metrics import Floats
 
 PREDICTIONS = "predictions.parquet"
 HISTORY = "history.csv"

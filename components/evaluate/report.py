@@ -13,13 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from components.common import page
-from components.common.charts import Line, chart, nice_axis, whole_axis
-from components.common.params import Evaluate
-from components.common.progress import VOLATILE
-from components.evaluate.cells import cell, percent, probability
+from components.common.head import Difference, Evaluated
+from components.common.html import page
+from components.common.html.charts import Line, chart, nice_axis, whole_axis
+from components.common.html.numbers import cell, percent, probability
+from components.common.runs.params import Evaluate
+from components.common.training.progress import VOLATILE
 from components.evaluate.predictions import Model
-from components.evaluate.task import Difference, Evaluated
 
 TITLES = {"classify": "Classification of findings", "detect": "Detection of findings", "invert": "GAN inversion"}
 LEGEND = {"first": "training", "second": "validation"}

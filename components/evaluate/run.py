@@ -16,15 +16,18 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.common import storage, tracking
+from components.classify import evaluation as classification
 from components.common.errors import UserError
-from components.common.job import open_job, upstream_run_id
-from components.common.params import Evaluate, Params
-from components.evaluate import classification, detection, inversion, study_page
+from components.common.head import Evaluated, Points, Task
+from components.common.runs import storage, tracking
+from components.common.runs.job import open_job, upstream_run_id
+from components.common.runs.params import Evaluate, Params
+from components.detect import evaluation as detection
+from components.evaluate import study_page
 from components.evaluate.predictions import read_predictions
 from components.evaluate.report import Entry, render
 from components.evaluate.study import answers_of, find_cells
-from components.evaluate.task import Evaluated, Points, Task
+from components.invert import evaluation as inversion
 
 REPORT = "report.html"
 STUDY, STUDY_TEXT = "study.html", "study.md"

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.job import RUN_FILE
-from components.common.metrics import Interval, percentile_interval
-from components.common.params import Evaluate, Study
-from components.common.significance import bootstrap_p, holm
-from components.evaluate.task import Evaluated
+from components.common.head import Evaluated
+from components.common.runs import storage
+from components.common.runs.job import RUN_FILE
+from components.common.runs.params import Evaluate, Study
+from components.common.statistics.metrics import Interval, percentile_interval
+from components.common.statistics.significance import bootstrap_p, holm
 
 ALWAYS = "all"
 """The condition of a claim that has only one."""

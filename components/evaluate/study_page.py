@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from components.common import page
-from components.common.charts import Axis, Line, chart, nice_axis
-from components.common.params import Evaluate, Study
-from components.evaluate.cells import cell, limits, number, percent, probability, signed, spoken
-from components.evaluate.charts import scale, strip
+from components.common.html import page
+from components.common.html.charts import Axis, Line, chart, nice_axis
+from components.common.html.forest import scale, strip
+from components.common.html.numbers import cell, limits, number, percent, probability, signed, spoken
+from components.common.runs.params import Evaluate, Study
 from components.evaluate.study import ALWAYS, Answer, Estimate, verdict
 
 STYLES = ("third", "first", "second", "fourth", "fifth", "sixth", "seventh")

@@ -18,8 +18,8 @@ def invert(shards: str, backbone: str, root: str, params: str, metrics: dsl.Outp
     Returns:
         The folder of the model and its predictions.
     """
+    from components.common.runs.step import step
     from components.invert.run import run
-    from components.pipeline.step import step
 
     with step("invert", root, {"invert": params}, {"shards": shards, "backbone": backbone}) as this:
         run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params)

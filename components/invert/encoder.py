@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from components.common import backbone
+from components.common.training import backbones
 from components.invert.layers import SLOPE
 
 LEVELS = ("layer4", "layer3", "layer2")
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
     def forward(self, image_B1HW: Tensor) -> Tensor:
         """(B, N, latent_dim) of normalised images."""
-        _, maps = backbone.forward_stages(self.backbone, image_B1HW)
+        _, maps = backbones.forward_stages(self.backbone, image_B1HW)
         pyramid = [self.lateral[0](maps[LEVELS[0]])]
         for lateral, stage in zip(self.lateral[1:], LEVELS[1:], strict=True):
             below = maps[stage]
@@ -71,4 +71,4 @@ class ToLatent(nn.Module):
 
 def _width(resnet: torchvision.models.ResNet, stage: str) -> int:
     """Channels after a stage."""
-    return backbone.width(resnet) >> (len(backbone.STAGES) - 1 - backbone.STAGES.index(stage))
+    return backbones.width(resnet) >> (len(backbones.STAGES) - 1 - backbones.STAGES.index(stage))

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from components.common import backbone
-from components.common.params import Invert
-from components.common.reader import Reader
+from components.common.runs.params import Invert
+from components.common.training import backbones
+from components.common.training.reader import Reader
 from components.invert.pixels import to_images
 
 EPSILON = 1e-10
@@ -34,7 +34,7 @@ class FeatureSpace:
 
     def maps(self, image_B1HW: Tensor) -> list[Tensor]:
         """The post-ReLU map after each stage, (B, C, H', W'), with unit length over the channels."""
-        _, maps = backbone.forward_stages(self.resnet, self._normalise(image_B1HW))
+        _, maps = backbones.forward_stages(self.resnet, self._normalise(image_B1HW))
         return [_unit(stage if stage.dtype == torch.float64 else stage.float()) for stage in maps.values()]
 
     def double(self) -> "FeatureSpace":
@@ -51,7 +51,7 @@ class FeatureSpace:
     @torch.no_grad()
     def pooled(self, image_B1HW: Tensor) -> Tensor:
         """(B, C): features after global average pooling."""
-        features, _ = backbone.forward_stages(self.resnet, self._normalise(image_B1HW))
+        features, _ = backbones.forward_stages(self.resnet, self._normalise(image_B1HW))
         return features.float()
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ def pretrained(folder: str, arch: str, device: torch.device) -> FeatureSpace:
     Raises:
         UserError: not a backbone, or of another architecture.
     """
-    resnet, description, _ = backbone.load(folder, arch)
+    resnet, description, _ = backbones.load(folder, arch)
     name = f"{arch}, pretrained by {description.get('method', 'an unknown method')} ({description['sha256'][:8]})"
     return FeatureSpace(name, resnet, (description["normalisation"]["mean"], description["normalisation"]["std"]), device)
 
@@ -93,7 +93,7 @@ def random(params: Invert, seed: int, train: Reader, mean_std: tuple[float, floa
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        resnet = backbone.build(params.arch)
+        resnet = backbones.build(params.arch)
     space = FeatureSpace(f"{params.arch}, random weights of seed {seed}", resnet, mean_std, device)
     batches = islice(train.in_order(CALIBRATION_BATCH), CALIBRATION_BATCHES)
     space.calibrate(torch.cat([to_images(batch.images, params.size, device) for batch in batches]))

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.common import loop
 from components.common.errors import UserError
-from components.common.params import Invert
-from components.common.reader import Batch, Reader
+from components.common.runs.params import Invert
+from components.common.training import loop
+from components.common.training.reader import Batch, Reader
 from components.invert.discriminator import Discriminator
 from components.invert.generator import SHAPE, Generator, to_unit
 from components.invert.pixels import to_images

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from components.common import loop
 from components.common.errors import UserError
-from components.common.params import Invert
-from components.common.reader import Batch
+from components.common.runs.params import Invert
+from components.common.training import loop
+from components.common.training.reader import Batch
 from components.invert.encoder import Encoder
 from components.invert.generator import Generator
 from components.invert.inverter import Inverter

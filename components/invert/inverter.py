@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.common import backbone
-from components.common.params import Invert
+from components.common.runs.params import Invert
+from components.common.training import backbones
 from components.invert.encoder import Encoder
 from components.invert.features import FeatureSpace, maps_distance
 from components.invert.generator import SHAPE, Generator, to_unit
@@ -173,7 +173,7 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor], devic
     params = Invert.model_validate({name: description[name] for name in SETTINGS})
     generator = Generator(*(description[name] for name in SHAPE))
     generator.load_state_dict(part(weights, GENERATOR))
-    encoder = Encoder(backbone.build(params.arch), params.size, generator.latents, torch.zeros(params.latent_dim))
+    encoder = Encoder(backbones.build(params.arch), params.size, generator.latents, torch.zeros(params.latent_dim))
     encoder.load_state_dict(part(weights, ENCODER))
     spaces = {name: _space(name, description, part(weights, f"{name}."), device) for name in ("judge", "perceptual")}
     whole = Inverter(params, encoder.to(device).eval(), generator.to(device).eval(), description["normalisation"], spaces["perceptual"])
@@ -189,7 +189,7 @@ def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _space(name: str, description: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device) -> FeatureSpace | None:
     if name == "perceptual" and not weights:
         return None
-    resnet = backbone.build(description["arch"])
+    resnet = backbones.build(description["arch"])
     resnet.load_state_dict(weights)
     used = description[f"{name}_normalisation"]
     return FeatureSpace(description[name], resnet, (used["mean"], used["std"]), device)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.common import loop
-from components.common.reader import Reader
-from components.common.shards import Pixels
+from components.common.formats.shards import Pixels
+from components.common.training import loop
+from components.common.training.reader import Reader
 
 TILE = 128
 """Least side of an image in a picture, in pixels."""

@@ -8,8 +8,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from components.common.predictions import common_columns
-from components.common.reader import Reader
+from components.common.formats.predictions import common_columns
+from components.common.training.reader import Reader
 from components.invert.inverter import Trained
 from components.invert.pixels import to_images
 

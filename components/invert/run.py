@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from components.common import checkpoint, loop, storage, tracking
-from components.common.job import Job, open_job, write_json
-from components.common.params import Invert, Params
-from components.common.progress import VOLATILE
-from components.common.reader import Reader
-from components.common.shards import Shards, open_shards
+from components.common.formats.shards import Shards, open_shards
+from components.common.runs import storage, tracking
+from components.common.runs.job import Job, open_job, write_json
+from components.common.runs.params import Invert, Params
+from components.common.training import checkpoints, loop
+from components.common.training.progress import VOLATILE
+from components.common.training.reader import Reader
 from components.invert.encoder import Encoder
 from components.invert.features import FeatureSpace
 from components.invert.gan import Adversarial, samples, start_generator
@@ -81,7 +82,7 @@ def run(
         tracker.log(metrics)
         tracker.attach(job.work / loop.HISTORY)
         tracker.attach(job.work / "figures")
-        job.publish(metrics, tracker.run_id, drop=(GAN, checkpoint.FOLDER, tracking.RUN_ID_FILE))
+        job.publish(metrics, tracker.run_id, drop=(GAN, checkpoints.FOLDER, tracking.RUN_ID_FILE))
 
 
 def train_generator(params: Invert, train: Reader, job: Job, tracker: tracking.Tracker) -> dict[str, Tensor]:

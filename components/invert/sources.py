@@ -9,13 +9,14 @@ import torchvision
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from components.common import backbone, loop, storage
 from components.common.errors import UserError
-from components.common.job import read_input, upstream_run_id
-from components.common.params import Invert
-from components.common.predictions import META
-from components.common.reader import Reader
-from components.common.shards import Shards
+from components.common.formats.predictions import META
+from components.common.formats.shards import Shards
+from components.common.runs import storage
+from components.common.runs.job import read_input, upstream_run_id
+from components.common.runs.params import Invert
+from components.common.training import backbones, loop
+from components.common.training.reader import Reader
 from components.invert.features import FeatureSpace, pretrained, random
 from components.invert.generator import SHAPE
 from components.invert.inverter import GENERATOR, part
@@ -99,7 +100,7 @@ def _lineage(shards: Shards, folders: Folders) -> tuple[dict[str, str], dict[str
     for name, folder in folders._asdict().items():
         if folder is None:
             continue
-        description, made_by = (MODEL, "invert") if name == "generator" else (backbone.DESCRIPTION, "pretrain")
+        description, made_by = (MODEL, "invert") if name == "generator" else (backbones.DESCRIPTION, "pretrain")
         _, inputs[name] = read_input(folder, description, made_by)
         if run_id := upstream_run_id(folder):
             upstream[name] = run_id
@@ -112,8 +113,8 @@ def _start(params: Invert, folder: str | None, shards: Shards) -> tuple[torchvis
     """The encoder's backbone, and the normalisation that it is used to."""
     if folder is None:
         mean, std = shards.mean_std
-        return backbone.build(params.arch), {"mean": mean, "std": std}
-    resnet, description, _ = backbone.load(folder, params.arch)
+        return backbones.build(params.arch), {"mean": mean, "std": std}
+    resnet, description, _ = backbones.load(folder, params.arch)
     return resnet, description["normalisation"]
 
 

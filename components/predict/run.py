@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.common import storage, tracking
-from components.common.job import RUN_FILE, Job, open_job, threads, write_json
-from components.common.params import Params
-from components.common.predictions import META, common_columns
-from components.common.shards import MANIFEST, Shards, open_part, open_shards
+from components.common.formats.predictions import META, common_columns
+from components.common.formats.shards import MANIFEST, Shards, open_part, open_shards
+from components.common.runs import storage, tracking
+from components.common.runs.job import RUN_FILE, Job, open_job, threads, write_json
+from components.common.runs.params import Params
+from components.common.training.inference import PIXELS
 from components.predict import source
 from components.predict.source import Source
 from components.preprocess import run as preprocess
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index, Partition
 from components.preprocess.merge import QUARANTINE
-from components.register.networks.images import PIXELS
 
 SHARDS = "shards"
 """In the work folder, what preprocess makes; only its lists are kept."""

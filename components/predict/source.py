@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.common import storage
+from components.classify import serving as classify
 from components.common.errors import UserError
+from components.common.runs import storage
+from components.common.training.inference import Network
+from components.detect import serving as detect
+from components.invert import serving as invert
 from components.register.candidate import HEADS, check_description
-from components.register.networks import classify, detect, invert
-from components.register.networks.images import Network
 from components.register.registry import download
 
 DESCRIPTION = "model.json"

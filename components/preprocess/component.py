@@ -18,7 +18,7 @@ def preprocess(partition: str, root: str, params: str) -> str:
     """
     import json
 
-    from components.pipeline.step import step
+    from components.common.runs.step import step
     from components.preprocess.run import run
 
     inputs = json.loads(partition)
@@ -49,7 +49,7 @@ def merge(
     Returns:
         The folder of the shards.
     """
-    from components.pipeline.step import step
+    from components.common.runs.step import step
     from components.preprocess.run import merge_partitions
 
     with step("shards", root, {"preprocess": params}, {"partitions": sorted(partitions)}) as this:

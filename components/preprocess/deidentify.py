@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from components.common.dicom.attributes import canonical_view
+from components.common.dicom.header import Header
 from components.common.errors import UserError
-from components.preprocess.attributes import canonical_view
-from components.preprocess.header import Header
 from components.preprocess.labels import Record
 
 ENVIRONMENT_VARIABLE = "CXR_PSEUDONYM_KEY"

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from components.common import storage
+from components.common.runs import storage
 from components.preprocess.index import File
 
 Contents = Generator[tuple[File, bytes], None, None]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from components.common import storage
+from components.common.runs import storage
 from components.preprocess.split import part_of, path_hash
 
 V = TypeVar("V")

@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.common import storage
 from components.common.errors import UserError
+from components.common.runs import storage
 from components.preprocess.index import Index
 
 if TYPE_CHECKING:

@@ -15,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.common import shards, storage
 from components.common.errors import UserError
-from components.common.job import write_json
+from components.common.formats import shards
+from components.common.runs import storage
+from components.common.runs.job import write_json
 from components.preprocess import report
 from components.preprocess.index import Partition, connect, to_key, to_text
 from components.preprocess.part import Part, read_notes
 from components.preprocess.rows import Context, Note
 from components.preprocess.split import part_of
-from components.preprocess.survey import COLUMNS, Survey
+from components.preprocess.statistics import COLUMNS, Survey
 
 QUARANTINE = "quarantine.parquet"
 QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("path", "reason", "detail")])

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from components.common import shards
+from components.common.formats import shards
 from components.preprocess.fetch import Contents, contents
 from components.preprocess.rows import Context, Note, Row, process_files
 

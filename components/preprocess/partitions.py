@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.job import read_input, write_json
-from components.common.params import Preprocess
+from components.common.runs import storage
+from components.common.runs.job import read_input, write_json
+from components.common.runs.params import Preprocess
 from components.preprocess import merge
 from components.preprocess.index import Partition
 from components.preprocess.part import Part

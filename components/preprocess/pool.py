@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from components.common import interrupt
 from components.common.errors import UserError
+from components.common.runs import signals
 from components.preprocess import isolated
 from components.preprocess.part import Part, Stopped, is_done, last_files, process_part
 from components.preprocess.rows import Context
@@ -58,10 +58,10 @@ def workers_of(wanted: int) -> int:
 
 
 def _process_here(context: Context, parts: list[Part], advance: Advance) -> None:
-    with interrupt.deferred(), suppress(Stopped):
+    with signals.deferred(), suppress(Stopped):
         for part in parts:
-            process_part(context, part, interrupt.requested, lambda: advance(1), lambda: None)
-    interrupt.check()
+            process_part(context, part, signals.requested, lambda: advance(1), lambda: None)
+    signals.check()
 
 
 class _Shared:
@@ -126,11 +126,11 @@ class _Pool:
 
     def finish(self) -> None:
         """Waits until all parts are done or a signal arrives; raises what a part raised."""
-        with interrupt.deferred():
+        with signals.deferred():
             self._thread.join()
         if self._error:
             raise self._error
-        interrupt.check()
+        signals.check()
 
     def close(self) -> None:
         """Ends the processes; those at work leave their part unfinished."""
@@ -146,7 +146,7 @@ class _Pool:
     def _process(self, parts: list[Part]) -> None:
         queue = deque(sorted(parts, key=lambda part: -part.files))  # the largest first: all processes end at nearly the same time
         try:
-            while (queue or any(worker.part for worker in self._workers)) and not (interrupt.requested() or self._closing.is_set()):
+            while (queue or any(worker.part for worker in self._workers)) and not (signals.requested() or self._closing.is_set()):
                 for worker in self._workers:
                     if queue and not worker.part:
                         worker.give(queue.popleft())

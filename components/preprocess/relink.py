@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from components.common.errors import UserError
-from components.common.job import read_input
-from components.common.shards import MANIFEST
+from components.common.formats.shards import MANIFEST
+from components.common.runs.job import read_input
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE, Pseudonyms, load_pseudonyms
 
 KINDS: dict[str, Callable[[Pseudonyms, str], str]] = {

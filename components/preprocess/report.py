@@ -13,13 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from components.common import page
-from components.common.charts import UNIT, Axis, Line, chart, nice_axis
-from components.common.shards import SPLITS, Pixels
-from components.preprocess.checks import Reason
-from components.preprocess.render import resize
+from components.common.dicom.checks import Reason
+from components.common.dicom.render import resize
+from components.common.formats.shards import SPLITS, Pixels
+from components.common.html import page
+from components.common.html.charts import UNIT, Axis, Line, chart, nice_axis
 from components.preprocess.rows import BINS
-from components.preprocess.survey import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, Kept, Survey, load_pixels
+from components.preprocess.statistics import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, Kept, Survey, load_pixels
 
 REPORT = "report.html"
 MIN_POSITIVES = 5

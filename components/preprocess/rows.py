@@ -15,19 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from components.common import shards, storage
+from components.common.dicom import checks, file, picture, text
+from components.common.dicom.checks import Reason, Refused
+from components.common.dicom.frame import Stored
+from components.common.dicom.grayscale import Grayscale
+from components.common.dicom.header import Header
+from components.common.dicom.picture import Picture
+from components.common.dicom.render import Rendered, render
 from components.common.errors import UserError
-from components.common.params import Preprocess
-from components.preprocess import checks, deidentify, dicom, isolated, picture, text
-from components.preprocess.checks import Reason, Refused
+from components.common.formats import shards
+from components.common.runs import storage
+from components.common.runs.params import Preprocess
+from components.preprocess import deidentify, isolated
 from components.preprocess.deidentify import Pseudonyms
-from components.preprocess.frame import Stored
-from components.preprocess.grayscale import Grayscale
-from components.preprocess.header import Header
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table
-from components.preprocess.picture import Picture
-from components.preprocess.render import Rendered, render
 from components.preprocess.split import divided, split_of
 
 Row = dict[str, Any]
@@ -188,11 +190,11 @@ def _process_suspect(context: Context, work: _Work) -> None:
 def _open(context: Context, work: _Work) -> None:
     """The header, and what it can be refused for."""
     work.sha256 = storage.digest(work.content)
-    opened, work.header = picture.open_file(work.content) if picture.is_picture(work.content) else dicom.open_file(work.content)
+    opened, work.header = picture.open_file(work.content) if picture.is_picture(work.content) else file.open_file(work.content)
     work.uid = work.header.sop_instance_uid
     work.record = context.table.record(work.path, work.uid)
     checks.check_header(work.header, context.params.views, deidentify.view_of(work.header, work.record))
-    work.decode = partial(picture.decode, opened, work.header) if isinstance(opened, Picture) else dicom.prepare(opened, work.header)
+    work.decode = partial(picture.decode, opened, work.header) if isinstance(opened, Picture) else file.prepare(opened, work.header)
 
 
 def _decode(context: Context, work: _Work) -> None:

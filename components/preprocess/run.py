@@ -9,12 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from components.common import interrupt, storage
+from components.common.dicom import frame
 from components.common.errors import UserError
-from components.common.job import Job, open_job, upstream_run_id
-from components.common.params import Params
-from components.common.shards import MANIFEST, SPLITS
-from components.preprocess import frame, layouts, merge, partitions
+from components.common.formats.shards import MANIFEST, SPLITS
+from components.common.runs import signals, storage
+from components.common.runs.job import Job, open_job, upstream_run_id
+from components.common.runs.params import Params
+from components.preprocess import layouts, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index, Partition
 from components.preprocess.part import Part
@@ -61,9 +62,9 @@ def run(*, raw: str, out: str, params: Params, partition: str | None = None) -> 
     context = Context(raw, folder, section, pseudonyms, table, index)
     parts = [Part(number, files) for number, files in index.parts().items()]
     with processing(context, parts) as finish:
-        with interrupt.deferred():  # pydantic, which MLflow builds on, turns what a signal raises into an error of its own
-            from components.common import tracking  # takes seconds, in which the pool is at work already
-        interrupt.check()
+        with signals.deferred():  # pydantic, which MLflow builds on, turns what a signal raises into an error of its own
+            from components.common.runs import tracking  # takes seconds, in which the pool is at work already
+        signals.check()
         with tracking.run(job) as tracker:
             finish()
             merge.write_names(context, part_of_whole)
@@ -90,7 +91,7 @@ def merge_partitions(*, shards: list[str], out: str, params: Params) -> None:
     outputs = partitions.open_all(shards)
     section = partitions.section(outputs, params.preprocess.max_quarantined)
     upstream = {f"shards.{number}": upstream_run_id(output.folder) for number, output in enumerate(outputs)}
-    from components.common import tracking
+    from components.common.runs import tracking
 
     job = open_job("preprocess", out, section, partitions.digests(outputs), upstream={k: v for k, v in upstream.items() if v})
     folder = job.work / WORK_FOLDER

@@ -18,7 +18,7 @@ def pretrain(shards: str, root: str, params: str, processes: int, metrics: dsl.O
     Returns:
         The folder of the backbone.
     """
-    from components.pipeline.step import step
+    from components.common.runs.step import step
     from components.pretrain.launch import run_here
 
     with step("pretrain", root, {"pretrain": params}, {"shards": shards}) as this:
@@ -43,7 +43,7 @@ def launch(shards: str, root: str, params: str, cluster: str, metrics: dsl.Outpu
     Returns:
         The folder of the backbone.
     """
-    from components.pipeline.step import step
+    from components.common.runs.step import step
     from components.pretrain.trainjob import run_on_nodes
 
     with step("pretrain", root, {"pretrain": params}, {"shards": shards}) as this:

@@ -6,9 +6,9 @@ import signal
 import subprocess
 from types import FrameType
 
-from components.common import interrupt
 from components.common.errors import UserError
-from components.common.params import Params
+from components.common.runs import signals
+from components.common.runs.params import Params
 
 
 def command(shards: list[str], out: str, params: Params) -> list[str]:
@@ -56,7 +56,7 @@ def _call(command: list[str]) -> None:
         code = started.wait()
         for number, handler in earlier.items():
             signal.signal(number, handler)
-    if code == interrupt.EXIT_CODE:
-        raise interrupt.Interrupted
+    if code == signals.EXIT_CODE:
+        raise signals.Interrupted
     if code:
         raise UserError(f"{command[0]} ended with {code}; its processes' messages stand above")

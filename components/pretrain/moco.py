@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.common import backbone, distributed
+from components.common.training import backbones, processes
 
 
 class Views(NamedTuple):
@@ -54,10 +54,10 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 class Encoder(nn.Module):
     """A backbone and its projection head."""
 
-    def __init__(self, arch: str, dim: int, stages: tuple[str, ...] = backbone.STAGES):
+    def __init__(self, arch: str, dim: int, stages: tuple[str, ...] = backbones.STAGES):
         super().__init__()
-        self.backbone = backbone.build(arch, GroupedBatchNorm2d)
-        width = backbone.width(self.backbone)
+        self.backbone = backbones.build(arch, GroupedBatchNorm2d)
+        width = backbones.width(self.backbone)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
         self.stages = stages
 
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         for module in self.modules():
             if isinstance(module, GroupedBatchNorm2d):
                 module.groups = groups
-        features, found = backbone.forward_stages(self.backbone, image_B1HW)
+        features, found = backbones.forward_stages(self.backbone, image_B1HW)
         maps = {stage: found[stage] for stage in self.stages}
         return F.normalize(self.head(features).float(), dim=1), maps
 
@@ -90,7 +90,7 @@ class MoCo(nn.Module):
         key_momentum: float,
         groups: int = 1,
         batch_norm: str = "shuffle",
-        stages: tuple[str, ...] = backbone.STAGES,
+        stages: tuple[str, ...] = backbones.STAGES,
     ):
         """Builds both encoders, alike, and a queue of random keys.
 
@@ -148,15 +148,15 @@ class MoCo(nn.Module):
             order: (R B,) int64, a permutation: how the keys of all R processes are shuffled before they are divided into groups.
             parts: in which the batch is encoded, one after the other.
         """
-        shuffled = self.batch_norm == "shuffle" and self.groups * distributed.ranks() > 1
+        shuffled = self.batch_norm == "shuffle" and self.groups * processes.ranks() > 1
         if shuffled:
-            key_B1HW = distributed.permute(key_B1HW, order)
+            key_B1HW = processes.permute(key_B1HW, order)
         found = [self.key(part, self._groups(parts)) for part in key_B1HW.chunk(parts)]
         k = _joined([k for k, _ in found])
         maps = {stage: _joined([maps[stage] for _, maps in found]) for stage in found[0][1]}
         if shuffled:
             back = order.argsort()
-            k, maps = distributed.permute(k, back), {stage: distributed.permute(key_map, back) for stage, key_map in maps.items()}
+            k, maps = processes.permute(k, back), {stage: processes.permute(key_map, back) for stage, key_map in maps.items()}
         return Keys(k, maps)
 
     def encode_queries(self, query_B1HW: Tensor, keys: Keys, parts: int = 1) -> Views:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from components.common.params import Pretrain as PretrainParams
-from components.common.params import Term
+from components.common.runs.params import Pretrain as PretrainParams
+from components.common.runs.params import Term
 from components.pretrain.align import Geometry, align
 from components.pretrain.losses import MSE_POOLED, average, info_nce, mse, similarity_map
 from components.pretrain.moco import Views

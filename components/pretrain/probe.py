@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.common import distributed
 from components.common.errors import UserError
-from components.common.metrics import auroc, has_both
-from components.common.reader import Batch, Reader
-from components.common.shards import Shards
+from components.common.formats.shards import Shards
+from components.common.statistics.metrics import auroc, has_both
+from components.common.training import processes
+from components.common.training.reader import Batch, Reader
 
 NEIGHBOURS = 200
 TEMPERATURE = 0.07
@@ -31,7 +31,7 @@ class Labelled:
     """The images of a split with a known label, or evenly spaced ones of them."""
 
     def __init__(self, shards: Shards, split: str):
-        self.reader = Reader(shards, split, rank=distributed.rank(), ranks=distributed.ranks())
+        self.reader = Reader(shards, split, rank=processes.rank(), ranks=processes.ranks())
         labels = self.reader.labels().astype(np.float64)
         known = np.flatnonzero(~np.isnan(labels).all(axis=1))
         self.rows = known[np.linspace(0, len(known) - 1, min(len(known), MOST_IMAGES)).astype(int)]
@@ -99,7 +99,7 @@ def nearest_neighbours(features: Tensor, bank: Tensor, labels: Floats, neighbour
 def _all_features(images: Labelled, features: Features, width: int, batch_size: int) -> Tensor:
     """(N, C), L2-normalised, in the order of `images.rows`, on the CPU; each process computes its share."""
     out = torch.zeros(len(images.rows), width)
-    with distributed.together():
+    with processes.together():
         for batch in images.reader.in_order(batch_size):
             out[torch.from_numpy(np.searchsorted(images.rows, batch.rows))] = F.normalize(features(batch).float(), dim=1).cpu()
-    return distributed.add_up(out)
+    return processes.add_up(out)

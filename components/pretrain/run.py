@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.common import backbone, checkpoint, distributed, loop, tracking
 from components.common.errors import UserError
-from components.common.job import Job, open_job
-from components.common.params import Params
-from components.common.params import Pretrain as PretrainParams
-from components.common.progress import VOLATILE
-from components.common.reader import Batch, Reader
-from components.common.shards import Shards, open_shards
+from components.common.formats.shards import Shards, open_shards
+from components.common.runs import tracking
+from components.common.runs.job import Job, open_job
+from components.common.runs.params import Params
+from components.common.runs.params import Pretrain as PretrainParams
+from components.common.training import backbones, checkpoints, loop, processes
+from components.common.training.progress import VOLATILE
+from components.common.training.reader import Batch, Reader
 from components.pretrain import augment, picture, watch
 from components.pretrain import start as starting
 from components.pretrain.align import Geometry
@@ -44,20 +45,20 @@ def run(*, shards: list[str], out: str, params: Params, start: str | None = None
         UserError: shards or weights that cannot be used, or fewer training images than a batch.
         Interrupted: a signal came; the checkpoint is written.
     """
-    with distributed.joined(params.pretrain.device), ExitStack() as stack:
-        with distributed.together():
+    with processes.joined(params.pretrain.device), ExitStack() as stack:
+        with processes.together():
             task = Pretraining(params.pretrain, open_shards(shards), starting.read(start, params.pretrain.arch) if start else None)
         # One process writes; the others have neither a folder nor an MLflow run.
-        writer = distributed.on_main(lambda: _open(task, out, stack))
+        writer = processes.on_main(lambda: _open(task, out, stack))
         task.start()
         epochs = 0 if task.params.preset == "scratch" else task.params.epochs
         fit = loop.Fit(task, writer and writer[0], epochs, task.params.checkpoint_minutes, task.params.keep_checkpoints)
         history = fit.run(writer[1].log if writer else None)
-        distributed.on_main(lambda: _finish(task, writer, history))
+        processes.on_main(lambda: _finish(task, writer, history))
 
 
 def _open(task: "Pretraining", out: str, stack: ExitStack) -> tuple[Job, tracking.Tracker]:
-    job = open_job("pretrain", out, task.params, task.inputs, {"ranks": distributed.ranks()}, upstream=task.upstream)
+    job = open_job("pretrain", out, task.params, task.inputs, {"ranks": processes.ranks()}, upstream=task.upstream)
     tracker = stack.enter_context(tracking.run(job))
     picture.write(job.work / VIEWS, *task.examples(picture.PAIRS))
     tracker.attach(job.work / VIEWS, "figures")
@@ -73,7 +74,7 @@ def _finish(task: "Pretraining", writer: tuple[Job, tracking.Tracker] | None, hi
     tracker.attach(job.work / loop.HISTORY)
     last = history[-1] if history else {}
     metrics = {name: value for name, value in last.items() if name not in ("epoch", *VOLATILE)}
-    job.publish(metrics, tracker.run_id, drop=(checkpoint.FOLDER, tracking.RUN_ID_FILE))
+    job.publish(metrics, tracker.run_id, drop=(checkpoints.FOLDER, tracking.RUN_ID_FILE))
 
 
 class Pretraining(loop.Task):
@@ -91,11 +92,11 @@ class Pretraining(loop.Task):
         self.params, self.shards = params, shards
         self.inputs, self.upstream = shards.inputs, shards.upstream
         self.device = loop.set_up(params.device, params.seed)
-        self.reader = Reader(shards, "train", rank=distributed.rank(), ranks=distributed.ranks())
+        self.reader = Reader(shards, "train", rank=processes.rank(), ranks=processes.ranks())
         _check(params, len(self.reader), self.device)
         self.mean, self.std = shards.mean_std
         self.objective = Objective(params)
-        groups = params.shuffle_groups // distributed.ranks()
+        groups = params.shuffle_groups // processes.ranks()
         self.model = MoCo(params.arch, params.dim, params.queue_size, params.key_momentum, groups, params.batch_norm, self.objective.stages)
         if start is not None:
             self.inputs, self.upstream = {**self.inputs, "start": start.sha256}, {**self.upstream, **start.upstream}
@@ -103,14 +104,14 @@ class Pretraining(loop.Task):
         self.model.to(self.device).to(memory_format=torch.channels_last)
         weights = list(self.model.query.parameters())
         self.optimizer = torch.optim.SGD(weights, params.lr, params.momentum, weight_decay=params.weight_decay, fused=True)
-        self.probe = _probe(shards, backbone.width(self.model.query.backbone)) if params.probe_epochs else None
+        self.probe = _probe(shards, backbones.width(self.model.query.backbone)) if params.probe_epochs else None
         self.batch_size, self.patience = params.batch_size, params.collapse_epochs
         self.steps_per_epoch = len(self.reader) // params.batch_size
         self.step = 0
 
     def start(self) -> None:
         """Makes all processes begin with the same weights, whatever their processors make of the seed."""
-        distributed.copy_from_main(list(self.model.state_dict().values()))
+        processes.copy_from_main(list(self.model.state_dict().values()))
         if self.params.compile:
             self.model.query.compile()
             self.model.key.compile()
@@ -127,7 +128,7 @@ class Pretraining(loop.Task):
         self.optimizer.zero_grad(set_to_none=True)
         q, k, numbers = self._backward(*self._views(batch, epoch))
         gradients = [weight.grad for weight in self.model.query.parameters() if weight.grad is not None]
-        distributed.average([*gradients, *self.model.statistics()])
+        processes.average([*gradients, *self.model.statistics()])
         self.optimizer.step()
         watched = watch.projections(q, k, self.model.queue)
         self.model.enqueue(k)
@@ -135,7 +136,7 @@ class Pretraining(loop.Task):
         self.step += 1
         # One message and one wait for the GPU.
         names, values = [*numbers, *watched], torch.stack([*numbers.values(), *watched.values()])
-        distributed.average([values])
+        processes.average([values])
         return {**dict(zip(names, values.tolist(), strict=True)), "queue_age": age}
 
     def _backward(
@@ -161,7 +162,7 @@ class Pretraining(loop.Task):
             queries.append(views.q.detach())
             found.append(numbers)
         mean = {name: torch.stack([numbers[name] for numbers in found]).mean(0) for name in found[0]}
-        return distributed.gather(torch.cat(queries)), distributed.gather(keys.k), mean
+        return processes.gather(torch.cat(queries)), processes.gather(keys.k), mean
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Every few epochs, and after the last, what nearest neighbours make of the features."""
@@ -204,7 +205,7 @@ class Pretraining(loop.Task):
             "normalisation": {"mean": self.mean, "std": self.std},
             "inputs": job.inputs,
         }
-        backbone.export(self.model.query.backbone, job.work, description)
+        backbones.export(self.model.query.backbone, job.work, description)
 
     def _order(self) -> torch.Tensor:
         """How the keys of the global batch are shuffled; a function of seed and step."""
@@ -237,7 +238,7 @@ class Pretraining(loop.Task):
 
 def _check(params: PretrainParams, images: int, device: torch.device) -> None:
     """Raises UserError for what only shows here: the number of images, of processes, and the device."""
-    ranks = distributed.ranks()
+    ranks = processes.ranks()
     if images < params.batch_size:
         raise UserError(f"pretrain.batch_size: {params.batch_size}, but the train split has {images} images; make it smaller")
     name = "shuffle_groups" if params.batch_norm == "shuffle" else "batch_size"
@@ -252,6 +253,6 @@ def _probe(shards: Shards, width: int) -> Probe | None:
     try:
         return Probe(shards, width)
     except UserError as error:
-        if distributed.is_main():
+        if processes.is_main():
             log.info("pretrain: no probe on the val split (%s)", error)
         return None

@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from components.common import backbone, storage
 from components.common.errors import UserError
-from components.common.job import upstream_run_id
+from components.common.runs import storage
+from components.common.runs.job import upstream_run_id
+from components.common.training import backbones
 from components.pretrain.moco import Encoder, MoCo
 
 HEAD = {"fc.0.": "head.0.", "fc.2.": "head.2."}
@@ -63,15 +64,15 @@ def read(source: str, arch: str) -> Start:
     Raises:
         UserError: nothing there, nothing that is known, another architecture, or a file that would run code.
     """
-    if storage.exists(storage.join(source, backbone.DESCRIPTION)):
-        resnet, _, digest = backbone.load(source, arch)
+    if storage.exists(storage.join(source, backbones.DESCRIPTION)):
+        resnet, _, digest = backbones.load(source, arch)
         made_by = upstream_run_id(source)
         return Start(source, digest, _prefixed(resnet.state_dict()), upstream={"start": made_by} if made_by else {})
     content = storage.read(source)
     weights, digest = _weights(content, source), storage.digest(content)
     query = _below(weights, "encoder_q.")
     if not query:
-        return Start(source, digest, _prefixed(backbone.adapt(weights, arch, source)))
+        return Start(source, digest, _prefixed(backbones.adapt(weights, arch, source)))
     key, queue = _below(weights, "encoder_k."), weights.get("queue")
     if queue is not None:
         # Whatever the pointer, the oldest key comes first here.
@@ -127,7 +128,7 @@ def _weights(content: bytes, source: str) -> dict[str, Tensor]:
 def _encoder(weights: Mapping[str, Tensor], arch: str, source: str) -> dict[str, Tensor]:
     """An encoder of a MoCo checkpoint by the names of `Encoder`."""
     heads = {new + name.removeprefix(old): tensor for name, tensor in weights.items() for old, new in HEAD.items() if name.startswith(old)}
-    return {**_prefixed(backbone.adapt(weights, arch, source)), **heads}
+    return {**_prefixed(backbones.adapt(weights, arch, source)), **heads}
 
 
 def _prefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -28,8 +28,8 @@ from kubeflow.trainer.options import (
 )
 
 from components.common.errors import UserError
-from components.common.lineage import KFP_VARIABLE
-from components.common.params import Params
+from components.common.runs.lineage import KFP_VARIABLE
+from components.common.runs.params import Params
 from components.pretrain.launch import command
 
 POLL_SECONDS = 10.0

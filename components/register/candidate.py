@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.job import METRICS_FILE, RUN_FILE, flat, read_input, upstream_run_id
+from components.common.runs import storage
+from components.common.runs.job import METRICS_FILE, RUN_FILE, flat, read_input, upstream_run_id
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"

@@ -4,13 +4,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from components.heads import TASKS
 from components.register.candidate import Candidate
 from components.register.markdown import listing, table
 from components.register.packing import MODEL_URI
-from components.register.tasks import TASKS
 
-TEMPLATES = Path(__file__).with_name("cards")
-REST = "rest.md"
+TEMPLATES = Path(__file__).parents[1]
+REST = "register/card.md"
 """Of the cards of all tasks: data, results, training, licence and history."""
 VIEWS = ("PA", "AP")
 
@@ -39,7 +39,7 @@ def render(candidate: Candidate, name: str, licence: str, earlier: list[dict[str
         "history": _history(earlier, task.MEASURE),
         **task.slots(candidate),
     }
-    templates = [(TEMPLATES / file).read_text(encoding="utf-8") for file in (f"{candidate.task}.md", REST)]
+    templates = [(TEMPLATES / file).read_text(encoding="utf-8") for file in (f"{candidate.task}/card.md", REST)]
     return Template("\n".join(templates)).substitute(slots)
 
 

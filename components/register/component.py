@@ -21,7 +21,7 @@ def register(
     Returns:
         The folder of the registration.
     """
-    from components.pipeline.step import step
+    from components.common.runs.step import step
     from components.register.run import run
 
     inputs = {"model": model, "evaluation": evaluation}

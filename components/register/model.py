@@ -32,7 +32,7 @@ class Model(PythonModel):
         self._description: dict[str, Any] = json.loads(Path(context.artifacts["description"]).read_bytes())
         with _own_code():
             self._inputs: Any = importlib.import_module("components.register.inputs")
-            networks = importlib.import_module(f"components.register.networks.{self._description['task']}")
+            networks = importlib.import_module(f"components.{self._description['task']}.serving")
             self._network = networks.load(self._description, Path(context.artifacts["weights"]))
 
     # MLflow warns of an input without an annotation and validates by most: this one, which it does neither for, stands for all kinds.

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from components.common.errors import UserError
-from components.common.job import write_json
-from components.common.shards import Pixels
+from components.common.formats.shards import Pixels
+from components.common.runs.job import write_json
+from components.heads import TASKS
 from components.register import imports
-from components.register.tasks import TASKS
 
 ENTRY = Path(__file__).with_name("model.py")
 CARD = "README.md"
@@ -50,7 +50,7 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
             network, size = task.exportable(content, weights)
             export_onnx(network.cpu(), size, onnx, task.ONNX_OUTPUTS)
             artifacts["onnx"] = str(onnx)
-        code = imports.modules("components.register.inputs", f"components.register.networks.{content['task']}")
+        code = imports.modules("components.register.inputs", f"components.{content['task']}.serving")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is neither a type nor an example of the input: there are several kinds
             mlflow.pyfunc.save_model(

@@ -14,8 +14,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME, Model
 
-from components.common import tracking
 from components.common.errors import UserError
+from components.common.runs import tracking
 from components.register.packing import CARD, ENTRY, MODEL_URI
 
 PREDICTIONS = "test_predictions.parquet"

@@ -7,16 +7,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from components.common import storage, tracking
-from components.common.job import Job, open_job, write_json
-from components.common.lineage import tags as lineage
-from components.common.params import Params, Register
+from components.common.runs import storage, tracking
+from components.common.runs.job import Job, open_job, write_json
+from components.common.runs.lineage import tags as lineage
+from components.common.runs.params import Params, Register
+from components.heads import TASKS
 from components.register import card, gate
 from components.register.candidate import REPORT, Candidate, read_candidate
 from components.register.packing import pack
 from components.register.registry import PREDICTIONS, WITHDRAWN, Registry, Version
-from components.register.tasks import TASKS
-from components.register.tasks.task import Champion
+from components.register.task import Champion
 
 REGISTRATION = "registration.json"
 EXPORT = "model"

@@ -14,7 +14,7 @@ def simulate(root: str, params: str) -> str:
     Returns:
         The folder of the cohort.
     """
-    from components.pipeline.step import step
+    from components.common.runs.step import step
     from components.simulate.run import run
 
     with step("simulate", root, {"simulate": params}, {}) as this:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.params import Params, Simulate
+from components.common.runs import storage
+from components.common.runs.params import Params, Simulate
 from components.simulate.cohort import Image, Patient, draw_patient, take
 from components.simulate.findings import FINDINGS
 

@@ -2,11 +2,11 @@ import torch
 from torch import nn
 
 from components.classify.network import attach_head, fold_standardisation, parameter_groups, scale_logits
-from components.common import backbone
+from components.common.training import backbones
 
 
 def test_learning_rates_fall_from_the_head_down() -> None:
-    resnet = attach_head(backbone.build("resnet18"), 3)
+    resnet = attach_head(backbones.build("resnet18"), 3)
     groups = parameter_groups(resnet, 0.5)
     scale = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
     expected = {"fc": 1, "layer4": 1 / 2, "layer3": 1 / 4, "layer2": 1 / 8, "layer1": 1 / 16, "conv1": 1 / 32, "bn1": 1 / 32}

@@ -13,10 +13,11 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from components.classify import run as classify
 from components.classify import training
-from components.common import backbone, interrupt, loop
 from components.common.errors import UserError
-from components.common.params import Params
-from components.common.shards import decode, open_shards, square
+from components.common.formats.shards import decode, open_shards, square
+from components.common.runs import signals
+from components.common.runs.params import Params
+from components.common.training import backbones, loop
 from components.evaluate import run as evaluate
 from tests.conftest import FINDINGS, MakeShards
 
@@ -46,7 +47,7 @@ def test_scores_are_the_saved_models(make_shards: MakeShards, tiny: Params, tmp_
     described = json.loads((tmp_path / "out" / "model.json").read_text())
     assert described["findings"] == FINDINGS
     assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # the backbone's, not the shards'
-    network = backbone.build("resnet18")
+    network = backbones.build("resnet18")
     network.fc = torch.nn.Linear(512, 2)
     network.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
     network.eval()
@@ -97,15 +98,15 @@ def test_a_stopped_run_continues_to_the_same_model(
         nonlocal steps
         steps += 1
         if steps in stops:
-            interrupt._stop.set()
+            signals._stop.set()
         return train_step(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training.Classification, "train_step", counted)
     for _ in stops:
         try:
             classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=params, backbone=pretrained)
-        except interrupt.Interrupted:
-            interrupt._stop.clear()
+        except signals.Interrupted:
+            signals._stop.clear()
     if not (tmp_path / "stopped").exists():
         classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=params, backbone=pretrained)
 

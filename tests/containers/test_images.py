@@ -57,7 +57,7 @@ def test_no_secret_enters_an_image(images: Images, target: str, monkeypatch: pyt
     """Neither files of the checkout beside code and locks, nor what the builder's environment held."""
     listing = inside(getattr(images, target), "sh", "-c", "cd /opt/cxr && ls -A").stdout.split()
     profiles = [path.name for path in ROOT.glob("params*.yaml")]
-    assert sorted(listing) == sorted(["components", "pipelines", *profiles])
+    assert sorted(listing) == sorted(["components", "pipelines", *profiles, "study"])
     history = podman("history", "--no-trunc", "--format", "{{.CreatedBy}}", getattr(images, target)).stdout
     environment = json.loads(podman("image", "inspect", getattr(images, target)).stdout)[0]["Config"]["Env"]
     for word in ("AWS_SECRET", "CXR_PSEUDONYM_KEY", "MLFLOW_TRACKING_PASSWORD", "index-url", "PASSWORD="):

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.common.params import Params
-from components.common.shards import SCHEMA
+from components.common.formats.shards import SCHEMA
+from components.common.runs.params import Params
 from tests.conftest import FINDINGS, MakeShards
 
 SPOTS = {"Left": (2.0, 8.0, 7.0, 12.0), "Right": (14.0, 8.0, 7.0, 12.0)}

@@ -4,8 +4,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from components.common.reader import Reader
-from components.common.shards import open_shards
+from components.common.formats.shards import open_shards
+from components.common.training.reader import Reader
 from components.detect import figures
 from components.detect.annotations import COLUMNS, annotate
 from components.detect.predictions import Found

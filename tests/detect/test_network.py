@@ -2,8 +2,8 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, retinanet_resnet50_fpn_v2
 
-from components.common import backbone
-from components.common.params import Detect
+from components.common.runs.params import Detect
+from components.common.training import backbones
 from components.detect import network
 
 BOXES = [torch.tensor([[4.0, 4, 20, 30]]), torch.zeros(0, 4)]
@@ -13,7 +13,7 @@ LABELS = [torch.tensor([1]), torch.zeros(0, dtype=torch.int64)]
 def detector(size: int = 64, **update: object) -> network.Detector:
     torch.manual_seed(0)
     params = Detect.model_validate({"arch": "resnet18", "channels": 64, **update})
-    return network.build(backbone.build(params.arch), params, classes=2, size=size, mean=0.4, std=0.2)
+    return network.build(backbones.build(params.arch), params, classes=2, size=size, mean=0.4, std=0.2)
 
 
 @pytest.mark.parametrize(("name", "reference"), [("retinanet", retinanet_resnet50_fpn_v2), ("fasterrcnn", fasterrcnn_resnet50_fpn_v2)])
@@ -21,7 +21,7 @@ def test_the_layers_are_torchvisions_second_version(name: str, reference: object
     """Names and shapes of all weights are torchvision's, but for one channel at the entrance."""
     params = Detect.model_validate({"detector": name})
     classes = 90 if name == "fasterrcnn" else 91  # torchvision's 91 classes hold a background, which RetinaNet does not use
-    mine = network.build(backbone.build("resnet50"), params, classes, size=800, mean=0.4, std=0.2).model.state_dict()
+    mine = network.build(backbones.build("resnet50"), params, classes, size=800, mean=0.4, std=0.2).model.state_dict()
     theirs = reference(weights=None, weights_backbone=None).state_dict()  # type: ignore[operator]
     expected = {key: value.shape for key, value in theirs.items()}
     expected["backbone.body.conv1.weight"] = torch.Size([64, 1, 7, 7])
@@ -31,7 +31,7 @@ def test_the_layers_are_torchvisions_second_version(name: str, reference: object
 def test_anchors_are_torchvisions_at_its_size() -> None:
     reference = retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None)
     params = Detect.model_validate({"arch": "resnet18"})
-    mine = network.build(backbone.build("resnet18"), params, 1, size=800, mean=0.4, std=0.2)
+    mine = network.build(backbones.build("resnet18"), params, 1, size=800, mean=0.4, std=0.2)
     for ours, theirs in zip(mine.model.anchor_generator.sizes, reference.anchor_generator.sizes, strict=True):  # type: ignore[union-attr,arg-type]
         assert list(ours) == pytest.approx(list(theirs), abs=1.0)  # torchvision rounds down
 

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torchvision.ops import box_iou
 
-from components.common import backbone, interrupt
 from components.common.errors import UserError
-from components.common.params import Params
-from components.common.shards import decode, square
+from components.common.formats.shards import decode, square
+from components.common.runs import signals
+from components.common.runs.params import Params
+from components.common.training import backbones
 from components.detect import network
 from components.detect import run as detect
 from tests.detect.conftest import SPOTS, box
@@ -57,7 +58,7 @@ def test_predictions_are_the_saved_models(make_boxed: Callable[..., str], small:
     described = json.loads((out / "model.json").read_text())
     assert described["task"] == "detect" and described["detector"] == "retinanet" and described["classes"] == ["Left", "Right"]
     assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # the backbone's, not the shards'
-    built = network.build(backbone.build("resnet18"), small.detect, 2, 32, 0.25, 0.5)
+    built = network.build(backbones.build("resnet18"), small.detect, 2, 32, 0.25, 0.5)
     built.model.load_state_dict(load_file(out / "model.safetensors"))
     built.eval()
     row = next(row for row in pq.read_table(f"{shards}/part-00000.parquet").to_pylist() if row["split"] == "test")
@@ -92,13 +93,13 @@ def test_a_stopped_run_continues_to_the_same_model(
         nonlocal steps
         steps += 1
         if steps == 3:  # in the second epoch
-            interrupt._stop.set()
+            signals._stop.set()
         return train_step(self, *arguments)
 
     monkeypatch.setattr(detect.Detection, "train_step", counted)
-    with pytest.raises(interrupt.Interrupted):
+    with pytest.raises(signals.Interrupted):
         detect.run(shards=[shards], out=str(tmp_path / "stopped"), params=params)
-    interrupt._stop.clear()
+    signals._stop.clear()
     detect.run(shards=[shards], out=str(tmp_path / "stopped"), params=params)
 
     for name in ("model.safetensors", "predictions.parquet"):

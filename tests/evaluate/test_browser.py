@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from components.common.params import Params
+from components.common.runs.params import Params
 from components.evaluate.run import run
 from tests.evaluate.conftest import MakePredictions, Table
 

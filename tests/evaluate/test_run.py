@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from sklearn import metrics as sklearn
 
 from components.common.errors import UserError
-from components.common.params import Params
+from components.common.runs.params import Params
 from components.evaluate.run import run
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from components.common.errors import UserError
-from components.common.params import Params
+from components.common.runs.params import Params
 from components.evaluate.run import study
 from components.evaluate.study import Cell, find_cells
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.common import backbone
-from components.common.params import Invert
-from components.common.reader import Reader
-from components.common.shards import open_shards
+from components.common.formats.shards import open_shards
+from components.common.runs.params import Invert
+from components.common.training import backbones
+from components.common.training.reader import Reader
 from components.invert.features import FeatureSpace, maps_distance, pretrained, random
 from tests.conftest import MakeShards
 
@@ -59,7 +59,7 @@ def test_random_features_tell_images_apart(train: Reader) -> None:
     """Without calibrated statistics the features of different images are nearly parallel."""
     space = random(SMALL, 0, train, (0.4, 0.2), CPU)
     images = torch.stack([torch.rand(1, 32, 32), torch.zeros(1, 32, 32)])
-    bare = FeatureSpace("bare", backbone.build("resnet18"), (0.4, 0.2), CPU)
+    bare = FeatureSpace("bare", backbones.build("resnet18"), (0.4, 0.2), CPU)
     apart = [1 - torch.cosine_similarity(*each.pooled(images), dim=0) for each in (space, bare)]
     assert apart[0] > 0.02
     assert apart[0] > apart[1]
@@ -67,8 +67,8 @@ def test_random_features_tell_images_apart(train: Reader) -> None:
 
 def test_pretrained_features_are_the_backbones(tmp_path: Path) -> None:
     torch.manual_seed(5)
-    resnet = backbone.build("resnet18").eval()
-    backbone.export(resnet, tmp_path, {"arch": "resnet18", "method": "ifa", "normalisation": {"mean": 0.25, "std": 0.5}})
+    resnet = backbones.build("resnet18").eval()
+    backbones.export(resnet, tmp_path, {"arch": "resnet18", "method": "ifa", "normalisation": {"mean": 0.25, "std": 0.5}})
     (tmp_path / "run.json").write_text(json.dumps({}))
     space = pretrained(str(tmp_path), "resnet18", CPU)
     image = torch.rand(2, 1, 32, 32)

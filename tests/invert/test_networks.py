@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from components.common import backbone
+from components.common.training import backbones
 from components.invert.discriminator import Discriminator, append_batch_deviation
 from components.invert.encoder import Encoder
 from components.invert.generator import Generator, channels, resolutions
@@ -80,7 +80,7 @@ def test_encoder_starts_at_the_mean_latent_and_can_leave_it_everywhere(arch: str
     torch.manual_seed(0)
     mean = torch.randn(8)
     latents = 2 * len(resolutions(size))
-    encoder = Encoder(backbone.build(arch), size, latents, mean)
+    encoder = Encoder(backbones.build(arch), size, latents, mean)
     image = torch.randn(2, 1, size, size)
     w = encoder(image)
     assert torch.equal(w, mean.expand(2, latents, 8))

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from components.common import backbone, interrupt
 from components.common.errors import UserError
-from components.common.params import Params
-from components.common.shards import Pixels, decode, square
+from components.common.formats.shards import Pixels, decode, square
+from components.common.runs import signals
+from components.common.runs.params import Params
+from components.common.training import backbones
 from components.invert import gan, inversion, run
 from components.invert.encoder import Encoder
 from components.invert.gan import start_generator
@@ -47,7 +48,7 @@ def make_backbone(folder: Path, seed: int = 5, method: str = "ifa") -> str:
     folder.mkdir()
     torch.manual_seed(seed)
     description = {"arch": "resnet18", "method": method, "normalisation": {"mean": 0.25, "std": 0.5}}
-    backbone.export(backbone.build("resnet18"), folder, description)
+    backbones.export(backbones.build("resnet18"), folder, description)
     (folder / "run.json").write_text(json.dumps({"mlflow_run_id": f"run-of-{folder.name}"}))
     return str(folder)
 
@@ -106,7 +107,7 @@ def rebuilt(out: Path) -> tuple[Encoder, gan.Generator]:
         for part in ("encoder.", "generator.")
     }
     generator = start_generator(params().invert)
-    encoder = Encoder(backbone.build("resnet18"), 16, generator.latents, torch.zeros(8))
+    encoder = Encoder(backbones.build("resnet18"), 16, generator.latents, torch.zeros(8))
     generator.load_state_dict(parts["generator."])
     encoder.load_state_dict(parts["encoder."])
     return encoder.eval(), generator
@@ -189,13 +190,13 @@ def test_a_stopped_run_continues_to_the_same_model(
         nonlocal done
         done += 1
         if done == 6:  # in the second epoch of four steps
-            interrupt._stop.set()
+            signals._stop.set()
         return original(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(task, "train_step", stopping)
-    with pytest.raises(interrupt.Interrupted):
+    with pytest.raises(signals.Interrupted):
         run.run(out=str(tmp_path / "stopped"), **given)
-    interrupt._stop.clear()
+    signals._stop.clear()
     run.run(out=str(tmp_path / "stopped"), **given)
 
     assert done == 8, "no step was done twice, and none left out"

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from components.common.params import Params, load
+from components.common.runs.params import Params, load
 from components.simulate.run import run as simulate
 from pipelines.settings import StepName
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components.common import storage
 from components.common.errors import UserError
+from components.common.runs import storage
 from pipelines import data_version
 from tests import seaweed
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.common import storage, tracking
 from components.common.errors import UserError
-from components.pipeline.run import begin, digest_listing, end, parent_run
-from components.pipeline.step import complain, step
+from components.common.runs import storage, tracking
+from components.common.runs.step import complain, step
+from pipelines.pipeline_run import begin, digest_listing, end, parent_run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components.classify.run import run as classify
-from components.common import tracking
+from components.common.runs import tracking
 from components.detect.run import run as detect
 from components.evaluate.run import run as evaluate
 from components.invert.run import run as invert

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.__main__ import STAGES
-from components.common.params import Params, load
+from components.common.runs.params import Params, load
 from pipelines import packages, resources, settings
 from pipelines.settings import Settings
 from tests.imports import ROOT, sources

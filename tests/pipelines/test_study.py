@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import yaml
 
-from components.common.params import Params, load
+from components.common.runs.params import Params, load
 from components.evaluate.study import CLAIMS
-from components.pipeline.study import plan
+from pipelines.study_plan import plan
 from tests.imports import ROOT
 from tests.pipelines.conftest import Workplace
 from tests.pipelines.test_local import pipeline_status, run
@@ -55,8 +55,8 @@ def test_the_same_study_has_the_same_folder_and_another_has_another(params: Para
 
 
 def test_dvc_makes_the_same_cells() -> None:
-    """pipelines/dvc.yaml names the same folders and overrides the same parameters."""
-    stages = yaml.safe_load((ROOT / "pipelines/dvc.yaml").read_text())["stages"]
+    """study/dvc.yaml names the same folders and overrides the same parameters."""
+    stages = yaml.safe_load((ROOT / "study/dvc.yaml").read_text())["stages"]
     study = load(ROOT / "params.yaml").study
     sizes = {"arm": len(study.arms), "seed": len(study.seeds), "fraction": len(study.fractions), "rate": len(study.positive_rates)}
     expected: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from kubeflow.trainer import TrainerClient
 from kubernetes import client
 
 from components.common.errors import UserError
-from components.common.params import Params
+from components.common.runs.params import Params
 from components.pretrain import trainjob
 from components.pretrain.launch import command
 from pipelines import resources, settings, submission

@@ -9,8 +9,8 @@ import pytest
 
 from components.__main__ import main
 from components.common.errors import UserError
-from components.common.params import Params
-from components.common.shards import decode
+from components.common.formats.shards import decode
+from components.common.runs.params import Params
 from components.evaluate import run as evaluate
 from components.predict import run as predict
 from components.preprocess import run as preprocess

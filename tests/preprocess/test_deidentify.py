@@ -4,8 +4,9 @@ import hmac
 
 import pytest
 
+from components.common.dicom import file
+from components.common.dicom.header import Header
 from components.common.errors import UserError
-from components.preprocess import dicom
 from components.preprocess.deidentify import (
     ENVIRONMENT_VARIABLE,
     Pseudonyms,
@@ -17,16 +18,15 @@ from components.preprocess.deidentify import (
     parse_sex,
     patient_identity,
 )
-from components.preprocess.header import Header
 from components.preprocess.labels import Record
-from tests.preprocess.phantoms import IDENTIFIERS, dataset, picture, to_bytes
+from tests.common.dicom.phantoms import IDENTIFIERS, dataset, picture, to_bytes
 
 KEY = b"a key that is long enough"
 RECORD = Record(line=2, labels=(), patient="P7", view="AP", sex="m", age="044Y")
 
 
 def header(**elements: str | None) -> Header:
-    return dicom.open_file(to_bytes(dataset(picture(), **elements)))[1]
+    return file.open_file(to_bytes(dataset(picture(), **elements)))[1]
 
 
 def test_pseudonyms_are_hmacs_with_a_domain() -> None:

@@ -14,7 +14,7 @@ from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.index import Index, Partition
 from components.preprocess.labels import BOXES, LABELS, read
 from components.preprocess.partitions import parse
-from tests.preprocess.phantoms import dataset, picture, to_bytes, write
+from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
 from tests.preprocess.test_run import KEY, arguments, bytes_of, manifest_of, rows_of, write_cohort
 
 
@@ -122,7 +122,7 @@ def test_tables_on_disk_are_those_in_memory(tmp_path: Path, raw: Path) -> None:
 FAILING = """
 import os, signal, time
 from components.preprocess import dicom, isolated, pool
-from components.preprocess.elements import text
+from components.common.dicom.elements import text
 _prepare = dicom.prepare
 
 def prepare(elements, header):

@@ -14,13 +14,14 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 
 from components.__main__ import main
-from components.common import shards
-from components.preprocess import dicom, relink
-from components.preprocess.attributes import accepts, canonical_view, read_manufacturer, read_view
+from components.common.dicom import file
+from components.common.dicom.attributes import accepts, canonical_view, read_manufacturer, read_view
+from components.common.dicom.elements import Elements
+from components.common.formats import shards
+from components.preprocess import relink
 from components.preprocess.deidentify import ALLOW_LIST, ENVIRONMENT_VARIABLE, PSEUDONYMS, Pseudonyms, describe
-from components.preprocess.elements import Elements
+from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
 from tests.imports import ROOT
-from tests.preprocess.phantoms import dataset, picture, to_bytes, write
 from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
 
 PRIVACY = (ROOT / "docs" / "privacy.md").read_text()
@@ -92,13 +93,13 @@ def test_nothing_that_identifies_is_in_any_output(tmp_path: Path, mlflow_databas
 
 
 def test_the_pixels_are_those_of_the_image_alone() -> None:
-    plain, full = (dicom.open_file(to_bytes(made)) for made in (dataset(picture(64, 60)), identifying()))
-    stored = [dicom.decode(*opened)[0] for opened in (plain, full)]
+    plain, full = (file.open_file(to_bytes(made)) for made in (dataset(picture(64, 60)), identifying()))
+    stored = [file.decode(*opened)[0] for opened in (plain, full)]
     np.testing.assert_array_equal(*stored)
 
 
 def test_every_column_is_accounted_for() -> None:
-    header = dicom.open_file(to_bytes(dataset(picture())))[1]
+    header = file.open_file(to_bytes(dataset(picture())))[1]
     assert set(describe(header, None)) == set(ALLOW_LIST)
     derived, tables = {"split", "pixels", "codec", "height", "width", "bits"}, {"labels", "boxes"}
     assert set(shards.SCHEMA.names) == derived | tables | set(ALLOW_LIST) | set(PSEUDONYMS)
@@ -110,7 +111,7 @@ def test_the_columns_depend_on_the_attributes_of_the_allow_list_alone() -> None:
         full.pop(keyword, None)
         if keyword in plain:
             full[keyword] = plain[keyword]
-    columns = [describe(dicom.open_file(to_bytes(made))[1], None) for made in (plain, full)]
+    columns = [describe(file.open_file(to_bytes(made))[1], None) for made in (plain, full)]
     assert columns[0] == columns[1]
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from components.__main__ import main
-from components.common import shards
-from components.preprocess import survey as surveys
+from components.common.formats import shards
+from components.preprocess import statistics as surveys
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.report import thumbnail, warnings
 from components.preprocess.rows import BINS, Note
-from components.preprocess.survey import SHOWN, Survey, age_band
-from tests.preprocess.phantoms import picture, write
+from components.preprocess.statistics import SHOWN, Survey, age_band
+from tests.common.dicom.phantoms import picture, write
 from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
 
 

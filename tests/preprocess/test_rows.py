@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.common.params import Preprocess
-from components.preprocess import dicom, part, rows
+from components.common.dicom import file as dicom_file
+from components.common.runs.params import Preprocess
+from components.preprocess import part, rows
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import File, Index
 from components.preprocess.labels import Table
 from components.preprocess.rows import Context, process_file, process_files
-from tests.preprocess.phantoms import dataset, picture, to_bytes
+from tests.common.dicom.phantoms import dataset, picture, to_bytes
 
 CONTEXT = Context("raw", Path("unused"), Preprocess(size=32), Pseudonyms(b"k" * 16), Table(), Index())
 FILES = [
@@ -40,9 +41,9 @@ def test_a_group_ends_when_its_files_are_large_enough(monkeypatch: pytest.Monkey
     taken = []
 
     def files() -> Iterator[tuple[str, bytes]]:
-        for file in [FILES[0], FILES[5]] * 6:
-            taken.append(file)
-            yield file
+        for entry in [FILES[0], FILES[5]] * 6:
+            taken.append(entry)
+            yield entry
 
     processed = process_files(CONTEXT, files())
     next(processed)
@@ -79,7 +80,7 @@ def test_the_clock_stands_still_while_a_file_is_fetched(tmp_path: Path, monkeypa
 
 
 def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare, begun = dicom.prepare, list[int]()
+    prepare, begun = dicom_file.prepare, list[int]()
 
     def crashing(*arguments: Any) -> Any:
         decode = prepare(*arguments)
@@ -91,7 +92,7 @@ def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: p
 
         return crash
 
-    monkeypatch.setattr(dicom, "prepare", crashing)
+    monkeypatch.setattr(dicom_file, "prepare", crashing)
     with pytest.raises(KeyboardInterrupt):
         list(process_files(CONTEXT, FILES, begun.append))
     assert begun[:6] == [0, 1, 2, 3, 4, 5], "all are opened first"

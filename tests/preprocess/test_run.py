@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from pydicom.uid import JPEGLSLossless
 
 from components.__main__ import main
-from components.common import shards
+from components.common.formats import shards
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.merge import Ledger, input_digest
 from components.preprocess.rows import Note
-from tests.preprocess.phantoms import IDENTIFIERS, dataset, picture, to_bytes, write
+from tests.common.dicom.phantoms import IDENTIFIERS, dataset, picture, to_bytes, write
 
 KEY = "a key that is long enough"
 

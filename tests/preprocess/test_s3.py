@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
-from components.common import shards, storage
+from components.common.formats import shards
+from components.common.runs import storage
 from components.preprocess import fetch
 from components.preprocess.index import File
 from tests import faults, seaweed
-from tests.preprocess.phantoms import picture, write
+from tests.common.dicom.phantoms import picture, write
 from tests.preprocess.test_run import KEY, arguments, bytes_of, write_cohort
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("seaweed")]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from components.common.params import Params
-from components.common.progress import VOLATILE
+from components.common.runs.params import Params
+from components.common.training.progress import VOLATILE
 
 
 def command(shards: str, out: Path, params: Params, ranks: int = 1, *settings: str) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.common import backbone
+from components.common.training import backbones
 from components.pretrain.align import STRIDES, Geometry, align, key_positions, resample, to_view
 from components.pretrain.augment import Warp, apply_warp, draw, to_image
 from components.pretrain.losses import similarity_map
@@ -105,14 +105,14 @@ def test_the_extreme_corner_is_inverted_too() -> None:
 
 def test_a_position_of_a_resnets_map_looks_at_its_stride_times_its_index() -> None:
     """The centre of the gradient of a feature with respect to the pixels, in a network whose weights are all alike."""
-    resnet = backbone.build("resnet18").eval()
+    resnet = backbones.build("resnet18").eval()
     resnet.maxpool = nn.AvgPool2d(3, 2, 1)  # where a maximum lies is up to the image
     for module in resnet.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.constant_(module.weight, 1 / module.weight[0].numel())
     for stage, stride in STRIDES.items():
         image = torch.ones(1, 1, 512, 512, requires_grad=True)
-        stage_map = backbone.forward_stages(resnet, image)[1][stage]
+        stage_map = backbones.forward_stages(resnet, image)[1][stage]
         middle = 256 // stride
         torch.autograd.backward(stage_map[0, :, middle, middle].sum())
         assert image.grad is not None
@@ -124,11 +124,11 @@ def test_a_position_of_a_resnets_map_looks_at_its_stride_times_its_index() -> No
 def test_encoders_see_the_same_after_alignment() -> None:
     """Two views by a real network: shifted against each other, equal features meet once aligned."""
     torch.manual_seed(0)
-    resnet = backbone.build("resnet18").eval()
+    resnet = backbones.build("resnet18").eval()
     image = torch.rand(1, 1, 128, 128)
     geometry = Geometry(warp(), warp((8 / 128, -4 / 128)), (128, 128))
     with torch.no_grad():
-        query, key = (backbone.forward_stages(resnet, apply_warp(image, view))[1]["layer1"] for view in geometry[:2])
+        query, key = (backbones.forward_stages(resnet, apply_warp(image, view))[1]["layer1"] for view in geometry[:2])
     aligned, inside = align(key, geometry, "layer1")
     clear = (slice(None), slice(8, 24), slice(8, 22))  # of the borders, where the views were padded
     assert inside[clear].all()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from components.common.params import Pretrain
+from components.common.runs.params import Pretrain
 from components.pretrain.align import Geometry
 from components.pretrain.augment import Warp, untouched
 from components.pretrain.moco import Views

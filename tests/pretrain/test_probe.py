@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from components.common.errors import UserError
-from components.common.loop import to_unit
-from components.common.reader import Batch
-from components.common.shards import open_shards
+from components.common.formats.shards import open_shards
+from components.common.training.loop import to_unit
+from components.common.training.reader import Batch
 from components.pretrain import probe
 from tests.conftest import MakeShards
 

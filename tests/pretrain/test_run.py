@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.common import backbone, interrupt
 from components.common.errors import UserError
-from components.common.params import Params
-from components.common.shards import open_shards
+from components.common.formats.shards import open_shards
+from components.common.runs import signals
+from components.common.runs.params import Params
+from components.common.training import backbones
 from components.pretrain import run as pretrain
 from tests.conftest import MakeShards
 from tests.pretrain.commands import history
@@ -69,15 +70,15 @@ def test_a_stopped_run_continues_to_the_same_weights(
         nonlocal steps
         steps += 1
         if steps == stop_after:
-            interrupt._stop.set()
+            signals._stop.set()
         return train_step(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pretrain.Pretraining, "train_step", counted)
-    with pytest.raises(interrupt.Interrupted):
+    with pytest.raises(signals.Interrupted):
         pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), params=tiny)
     assert steps == stop_after
     assert not (tmp_path / "stopped").exists()
-    interrupt._stop.clear()
+    signals._stop.clear()
     pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), params=tiny)
 
     assert steps == 8  # four steps an epoch, none of them twice
@@ -160,7 +161,7 @@ def test_synchronised_statistics_need_gpus(make_shards: MakeShards, tiny: Params
 def test_groups_that_do_not_divide_among_processes_are_named(
     make_shards: MakeShards, tiny: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.common.distributed.ranks", lambda: 4)
+    monkeypatch.setattr("components.common.training.processes.ranks", lambda: 4)
     with pytest.raises(UserError, match=r"pretrain\.shuffle_groups: 2 is no multiple of 4 processes"):
         pretrain.Pretraining(tiny.pretrain, open_shards(make_shards()))
 
@@ -188,7 +189,7 @@ def test_scratch_is_the_starting_point_as_it_is(make_shards: MakeShards, tiny: P
     pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
     weights = load_file(tmp_path / "out" / "backbone.safetensors")
     torch.manual_seed(3)
-    expected = backbone.build("resnet18").state_dict()
+    expected = backbones.build("resnet18").state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert json.loads((tmp_path / "out" / "backbone.json").read_text())["epochs"] == 0

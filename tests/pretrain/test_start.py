@@ -11,9 +11,9 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from components.common import backbone
 from components.common.errors import UserError
-from components.common.params import Params
+from components.common.runs.params import Params
+from components.common.training import backbones
 from components.pretrain import start
 from components.pretrain.moco import MoCo
 from components.pretrain.run import run
@@ -129,8 +129,8 @@ def test_an_imagenet_resnet_sees_grey_images_as_before(model: MoCo, tmp_path: Pa
 
 def test_an_earlier_backbone_is_a_start(model: MoCo, tmp_path: Path) -> None:
     torch.manual_seed(9)
-    network = backbone.build("resnet18")
-    backbone.export(network, tmp_path, {"arch": "resnet18"})
+    network = backbones.build("resnet18")
+    backbones.export(network, tmp_path, {"arch": "resnet18"})
     (tmp_path / "run.json").write_text('{"stage": "pretrain", "mlflow_run_id": "made-by"}')
     found = start.read(str(tmp_path), "resnet18")
     start.load(model, found)

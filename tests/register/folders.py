@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from components.common import backbone, storage, tracking
+from components.common.runs import storage, tracking
+from components.common.training import backbones
 
 FINDINGS = ["Effusion", "Nodule"]
 SIZE, BITS, MEAN, STD = 48, 8, 0.45, 0.2
@@ -27,7 +28,7 @@ def images(count: int = 60) -> npt.NDArray[np.uint8]:
 
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    resnet = backbone.build("resnet18")
+    resnet = backbones.build("resnet18")
     resnet.fc = nn.Linear(512, len(FINDINGS))
     return resnet.eval()
 

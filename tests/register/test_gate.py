@@ -4,12 +4,14 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from components.common.metrics import Interval
-from components.common.params import Register
+from components.classify import registration as classify
+from components.common.runs.params import Register
+from components.common.statistics.metrics import Interval
+from components.detect import registration as detect
+from components.invert import registration as invert
 from components.register import gate
 from components.register.candidate import Candidate
-from components.register.tasks import classify, detect, invert
-from components.register.tasks.task import Champion
+from components.register.task import Champion
 
 FINDINGS = ["A", "B"]
 

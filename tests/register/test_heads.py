@@ -20,8 +20,8 @@ from mlflow.pyfunc.scoring_server import predictions_to_json
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio
 
-from components.common import tracking  # noqa: F401 - quiets MLflow
-from components.common.shards import decode, square
+from components.common.formats.shards import decode, square
+from components.common.runs import tracking  # noqa: F401 - quiets MLflow
 from components.detect.network import rebuild
 from components.invert.pixels import shrink
 from components.register.packing import pack

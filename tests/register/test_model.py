@@ -12,9 +12,9 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from components.common import tracking  # noqa: F401 - quiets MLflow
-from components.common.params import Params
-from components.common.shards import decode
+from components.common.formats.shards import decode
+from components.common.runs import tracking  # noqa: F401 - quiets MLflow
+from components.common.runs.params import Params
 from components.preprocess import run as preprocess
 from components.register.packing import example, pack
 from components.simulate import run as simulate
@@ -25,8 +25,8 @@ STRANGER = """
 import sys, mlflow.pyfunc, pathlib
 files = sorted(map(str, pathlib.Path(sys.argv[2]).rglob("*.dcm")))
 mlflow.pyfunc.load_model(sys.argv[1]).predict(files).to_csv(sys.argv[3], index=False)
-import components.common.backbone
-print(components.common.backbone.__file__)
+import components.common.training.backbones
+print(components.common.training.backbones.__file__)
 """
 CARD = "# A card\n"
 

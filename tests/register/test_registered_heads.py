@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.__main__ import main
-from components.common import tracking
 from components.common.errors import UserError
-from components.common.params import Params
+from components.common.runs import tracking
+from components.common.runs.params import Params
 from components.evaluate import run as evaluate
 from components.register import packing
 from components.register import run as register

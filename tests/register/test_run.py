@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score
 
 from components.__main__ import main
-from components.common import tracking
 from components.common.errors import UserError
-from components.common.interrupt import Interrupted
-from components.common.params import Params
+from components.common.runs import tracking
+from components.common.runs.params import Params
+from components.common.runs.signals import Interrupted
 from components.register import packing
 from components.register import run as register
 from components.register.registry import Registry

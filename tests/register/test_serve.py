@@ -15,8 +15,8 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 
-from components.common import tracking  # noqa: F401 - quiets MLflow
-from components.common.params import Params
+from components.common.runs import tracking  # noqa: F401 - quiets MLflow
+from components.common.runs.params import Params
 from components.register.packing import pack
 from components.simulate import run as simulate
 from tests.register import folders

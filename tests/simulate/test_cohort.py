@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from components.common.params import Simulate
+from components.common.runs.params import Simulate
 from components.simulate import anatomy, findings
 from components.simulate.cohort import Patient, draw_patient, render, shape, take
 from components.simulate.dicom import BITS, MANUFACTURERS, SYNTAXES

@@ -13,9 +13,9 @@ import pytest
 from pydicom import dcmread
 
 from components.__main__ import main
-from components.common import storage
 from components.common.errors import UserError
-from components.common.params import Params
+from components.common.runs import storage
+from components.common.runs.params import Params
 from components.simulate.run import run
 from tests import seaweed
 

@@ -11,7 +11,7 @@ comes from. Rules that hold for all public sets:
 from collections.abc import Callable
 
 from components.common.errors import UserError
-from components.common.params import Preprocess
+from components.common.runs.params import Preprocess
 from components.preprocess import labels
 from components.preprocess.index import Index
 from components.preprocess.labels import Table

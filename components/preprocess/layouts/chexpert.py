@@ -11,9 +11,9 @@ radiologists, is held out: it becomes the test split, and train/ is divided by h
 import re
 from collections.abc import MutableMapping
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.params import Preprocess
+from components.common.runs import storage
+from components.common.runs.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, base_name, label_values, storage_of
 from components.preprocess.layouts import source

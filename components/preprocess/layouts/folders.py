@@ -12,9 +12,9 @@ name is a patient of its own.
 import re
 from dataclasses import dataclass
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.params import Preprocess
+from components.common.runs import storage
+from components.common.runs.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, base_name, is_leftover
 from components.preprocess.split import UNDIVIDED

@@ -8,9 +8,9 @@ between training and validation by hash.
 
 from collections.abc import MutableMapping
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.params import Preprocess
+from components.common.runs import storage
+from components.common.runs.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, add_box, base_name, parse_box, storage_of
 from components.preprocess.layouts import source

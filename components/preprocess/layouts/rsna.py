@@ -6,7 +6,7 @@ not say which images share a patient. Officially `stage_2_test_images/` is for t
 """
 
 from components.common.errors import UserError
-from components.common.params import Preprocess
+from components.common.runs.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, add_box, parse_box, stem, storage_of
 from components.preprocess.layouts import source

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from components.common import storage
 from components.common.errors import UserError
+from components.common.runs import storage
 from components.preprocess.labels import read_rows
 
 Line = tuple[int, dict[str, str]]

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from components.common import storage
 from components.common.errors import UserError
-from components.common.params import Preprocess
+from components.common.runs import storage
+from components.common.runs.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, parse_box, stem, storage_of
 from components.preprocess.layouts import source

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from components.__main__ import main
-from components.common.params import Preprocess
+from components.common.runs.params import Preprocess
 from components.preprocess import deidentify, layouts
 from components.preprocess.labels import Table
-from tests.preprocess.phantoms import picture, write
+from tests.common.dicom.phantoms import picture, write
 
 KEY = "a key that is long enough"
 Rows = dict[str, dict[str, Any]]

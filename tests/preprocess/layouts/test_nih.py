@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
-from components.common import storage
 from components.common.errors import UserError
+from components.common.runs import storage
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.layouts import nih
 from tests import seaweed

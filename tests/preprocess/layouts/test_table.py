@@ -4,8 +4,8 @@ import pytest
 
 from components.__main__ import main
 from components.common.errors import UserError
+from tests.common.dicom.phantoms import write
 from tests.preprocess.layouts.miniature import positives, run, table, write_picture, write_text
-from tests.preprocess.phantoms import write
 
 
 @pytest.fixture

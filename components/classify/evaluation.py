@@ -1,0 +1,196 @@
+"""The task `classify`: columns score_F and target_F for each finding F of model.json."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from components.classify import report, subgroups
+from components.classify.findings import METRICS, PAIRED, Findings, Split, evaluate
+from components.classify.subgroups import Subgroup
+from components.common.errors import UserError
+from components.common.head import Difference, Points, family
+from components.common.html.forest import thin
+from components.common.runs import storage
+from components.common.runs.params import Evaluate
+from components.common.statistics.metrics import Interval, has_both, patient_indices
+from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, matrix, rows_of
+
+NAMES = {
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "brier": "Brier score",
+}
+
+
+def read(table: pa.Table, model: Model, params: Evaluate) -> "Classification":
+    """Evaluates the predictions of one classifier.
+
+    Raises:
+        UserError: columns that are missing, or that hold what they must not; findings that metric names cannot tell apart.
+    """
+    names = _names(table, model)
+    table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
+    val, test = (_split(rows_of(table, split), split, names, model.source) for split in ("val", "test"))
+    found = evaluate(names, val, test, params)
+    return Classification(model, params, found, subgroups.evaluate(rows_of(table, "test"), found, params))
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The evaluation of one classifier."""
+
+    model: Model
+    params: Evaluate
+    findings: Findings
+    subgroups: list[Subgroup]
+
+    def metrics(self, prefix: str = "classify") -> dict[str, float]:
+        """Flat, for metrics.json."""
+        found = self.findings
+        flat = {f"{prefix}_val_auroc_macro": found.val_auroc_macro, f"{prefix}_test_findings_counted": float(len(found.counted))}
+        for name, split in (("val", found.val), ("test", found.test)):
+            flat |= {f"{prefix}_{name}_images": len(split.targets), f"{prefix}_{name}_patients": split.patient_count}
+        flat[f"{prefix}_test_ece_macro"] = found.ece_macro
+        for metric in METRICS:
+            flat |= _flat(f"{prefix}_test_{metric}_macro", found.macro[metric])
+        for finding in found.each:
+            key = _key(finding.name)
+            for metric in METRICS:
+                flat |= _flat(f"{prefix}_test_{metric}_{key}", finding.intervals[metric])
+            positives, negatives, _ = finding.counts["test"]
+            flat |= {f"{prefix}_test_positives_{key}": positives, f"{prefix}_test_negatives_{key}": negatives}
+            flat |= {f"{prefix}_test_ece_{key}": finding.reliability.error, f"{prefix}_val_threshold_{key}": finding.threshold}
+        for group in self.subgroups:
+            flat |= _flat(f"{prefix}_test_auroc_macro_{_key(f'{group.attribute}_{group.value}')}", group.macro)
+        return flat
+
+    def headline(self) -> dict[str, Interval]:
+        """Macro averages, and the AUROC of each finding."""
+        macro = {f"Macro {NAMES[metric]}": self.findings.macro[metric] for metric in METRICS}
+        return macro | {f"AUROC, {finding.name}": finding.intervals["auroc"] for finding in self.findings.each}
+
+    def curves(self) -> dict[str, Points]:
+        """ROC, precision-recall and reliability curves, and the subgroups."""
+        each = self.findings.each
+        roc = [(finding.name, *point) for finding in each if finding.roc for point in _rounded(thin(finding.roc))]
+        pr = [(finding.name, *point) for finding in each if finding.pr for point in _rounded(thin(finding.pr))]
+        bins = [
+            (finding.name, *_rounded([(score, share)])[0], int(images))
+            for finding in each
+            for score, share, images in zip(*finding.reliability[:3], strict=True)
+        ]
+        return {
+            "roc.csv": Points(("finding", "fpr", "tpr"), roc),
+            "pr.csv": Points(("finding", "recall", "precision"), pr),
+            "reliability.csv": Points(("finding", "score", "share", "images"), bins),
+            "subgroups.csv": subgroups.points(self.subgroups),
+        }
+
+    def sections(self) -> list[str]:
+        """The report, but for what it says of every task."""
+        sections = report.sections(self.findings, self.params) + subgroups.sections(self.subgroups, self.params)
+        return [*sections, report.notes(self.findings, self.params)]
+
+    def warnings(self) -> list[str]:
+        """Findings and groups too small to be judged."""
+        few = self.params.min_positives
+        found = (
+            [] if self.findings.counted else [f"no finding has {few} positives and as many negatives in the test split: no macro average"]
+        )
+        return found + subgroups.warnings(self.subgroups, few)
+
+    def compare(self, baseline: "Classification") -> list[Difference]:
+        """AUROC and average precision: the macro average alone, the findings together under Holm.
+
+        Raises:
+            UserError: other images, targets or findings than the baseline's.
+        """
+        self._check_comparable(baseline)
+        differences = []
+        for metric in PAIRED:
+            differences += self._macro_difference(metric, baseline)
+            differences += self._finding_differences(metric, baseline)
+        return differences
+
+    def _check_comparable(self, baseline: "Classification") -> None:
+        mine, theirs = self.findings.test, baseline.findings.test
+        where = f"{self.model.folder} and {baseline.model.folder} cannot be compared"
+        if [finding.name for finding in self.findings.each] != [finding.name for finding in baseline.findings.each]:
+            raise UserError(f"{where}: they have other findings; train both on the same shards")
+        if not np.array_equal(mine.image_ids, theirs.image_ids):
+            common = len(np.intersect1d(mine.image_ids, theirs.image_ids))
+            counts = f"{len(mine.image_ids)} and {len(theirs.image_ids)} test images, {common} in common"
+            raise UserError(f"{where}: {counts}; train both on the same shards")
+        if not np.array_equal(mine.targets, theirs.targets, equal_nan=True):
+            raise UserError(f"{where}: their test labels differ; train both on the same shards")
+
+    def _macro_difference(self, metric: str, baseline: "Classification") -> list[Difference]:
+        counted = has_both(self.findings.test.targets, self.params.min_positives)
+        if not counted.any():
+            return []
+        estimate = float(self._estimates(metric, baseline)[counted].mean())
+        samples = self._samples(metric, baseline)[:, counted].mean(axis=1)
+        return family([(f"{metric}_macro", f"Macro {NAMES[metric]}")], [estimate], samples[None], self.params.confidence)
+
+    def _finding_differences(self, metric: str, baseline: "Classification") -> list[Difference]:
+        """Of the counted findings."""
+        counted = [index for index, finding in enumerate(self.findings.each) if finding.counted]
+        name = NAMES[metric][:1].upper() + NAMES[metric][1:]
+        found = [self.findings.each[index].name for index in counted]
+        estimates, samples = self._estimates(metric, baseline), self._samples(metric, baseline)
+        names = [(f"{metric}_{_key(finding)}", f"{name}, {finding}") for finding in found]
+        return family(names, estimates[counted], samples[:, counted].T, self.params.confidence)
+
+    def _samples(self, metric: str, baseline: "Classification") -> Any:
+        """(B, F). Both have drawn the same patients in each resample: the seed and the patients are the same."""
+        return self.findings.samples[metric] - baseline.findings.samples[metric]
+
+    def _estimates(self, metric: str, baseline: "Classification") -> Any:
+        mine, theirs = ([finding.intervals[metric].estimate for finding in each.findings.each] for each in (self, baseline))
+        return np.array(mine) - np.array(theirs)
+
+
+def _names(table: pa.Table, model: Model) -> list[str]:
+    description = storage.join(model.folder, DESCRIPTION)
+    findings = model.description.get("findings")
+    if not isinstance(findings, list) or not findings:
+        raise UserError(f"{description}: names no findings; run classify again")
+    wanted = [f"{kind}_{finding}" for finding in findings for kind in ("score", "target")]
+    if missing := [column for column in wanted if column not in table.column_names]:
+        raise UserError(f"{description}: its findings need the column {missing[0]}, which {PREDICTIONS} lacks; run classify again")
+    keys = [_key(str(finding)) for finding in findings]
+    for index, (finding, key) in enumerate(zip(findings, keys, strict=True)):
+        if key in keys[:index] or key == "macro":
+            raise UserError(f"finding {finding}: cannot be told from another in metric names; rename its column in labels.csv")
+    return [str(finding) for finding in findings]
+
+
+def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> Split:
+    scores = matrix(rows, [f"score_{finding}" for finding in findings])
+    targets = matrix(rows, [f"target_{finding}" for finding in findings])
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise UserError(f"{source}: the {name} split has scores that are not probabilities; run classify again")
+    if not (np.isnan(targets) | np.isin(targets, (0, 1))).all():
+        raise UserError(f"{source}: the {name} split has targets other than 1, 0 and unknown; run classify again")
+    if name == "test" and np.isnan(targets).all():
+        raise UserError(f"{source}: no patient of the test split has a known label; add labels.csv and run preprocess again")
+    return Split(targets, scores, patient_indices(rows["patient_id"].to_pylist()), np.array(rows["image_id"].to_pylist(), dtype=np.str_))
+
+
+def _rounded(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(round(x, 6), round(y, 6)) for x, y in points]
+
+
+def _flat(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _key(finding: str) -> str:
+    """A finding's name in the characters that MLflow's metric names may have."""
+    return re.sub(r"[^\w. -]", "_", finding)

@@ -1,0 +1,74 @@
+"""Pixels to calibrated probabilities of findings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from components.common.formats.shards import Pixels
+from components.common.training import backbones
+from components.common.training.inference import Image, batches, best_device, decoded
+
+NEEDED = ("arch", "findings", "size", "bits", "normalisation")
+
+
+class Classifier(nn.Module):
+    """Probabilities of findings."""
+
+    def __init__(self, description: dict[str, Any]):
+        super().__init__()
+        self.labels: list[str] = description["findings"]
+        self.size, self.bits = int(description["size"]), int(description["bits"])
+        self.network = backbones.build(description["arch"])
+        self.network.fc = nn.Linear(backbones.width(self.network), len(self.labels))
+        self.mean, self.std = description["normalisation"]["mean"], description["normalisation"]["std"]
+        self.mirrored = bool(description.get("tta_flip", False))
+
+    def forward(self, image_B1SS: Tensor) -> Tensor:
+        """(B, findings) of squares with values in [0, 1]. The head is calibrated already: classify divides it by the temperature."""
+        image = (image_B1SS - self.mean) / self.std
+        logits: Tensor = self.network(image)
+        if self.mirrored:
+            logits = (logits + self.network(image.flip(-1))) / 2
+        return torch.sigmoid(logits)
+
+    @torch.inference_mode()
+    def score(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        """(N, findings) of images (H, W) as shards hold them."""
+        device = next(self.parameters()).device
+        scores = [self(batch).cpu().numpy() for batch in batches(images, self.size, self.bits, device)]
+        return np.concatenate(scores) if scores else np.empty((0, len(self.labels)), np.float32)
+
+    def answer(self, images: Sequence[Image], options: dict[str, Any]) -> pd.DataFrame:
+        """A row an image, a float32 column a finding."""
+        return pd.DataFrame(self.score([image.pixels for image in images]), columns=self.labels)
+
+    def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
+        """Score and target of each finding, unknown where nobody says."""
+        scores, labels = self.score(decoded(rows)), rows["labels"].to_pylist()
+        found: dict[str, Any] = {}
+        for index, name in enumerate(self.labels):
+            known = [row[findings.index(name)] if name in findings else float("nan") for row in labels]
+            found |= {f"score_{name}": pa.array(scores[:, index]), f"target_{name}": pa.array(known, pa.float32())}
+        return found
+
+
+def load(description: dict[str, Any], weights: Path) -> Classifier:
+    """A classifier with its weights, for inference.
+
+    Args:
+        description: content of model.json.
+        weights: model.safetensors: torchvision's names.
+
+    Raises:
+        UserError: the weights do not fit the description.
+    """
+    made = Classifier(description)
+    backbones.load_state(made.network, weights.read_bytes(), str(weights))
+    return made.eval().to(best_device())

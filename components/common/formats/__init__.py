@@ -1,0 +1,1 @@
+"""The files that one stage leaves for another: names, schemas, versions, writers and readers."""

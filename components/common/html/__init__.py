@@ -1,0 +1,1 @@
+"""Pieces of the HTML reports: pages, tables, charts and number formatting."""

@@ -1,0 +1,1 @@
+"""Metrics, intervals, tests, calibration and the matching of detections."""

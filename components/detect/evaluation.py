@@ -1,0 +1,174 @@
+"""The task `detect`: columns boxes and targets, of the classes in model.json; null targets are those that are not known."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from components.common.errors import UserError
+from components.common.head import Difference, Points, family
+from components.common.runs import storage
+from components.common.runs.params import Evaluate
+from components.common.statistics.detections import Detected
+from components.common.statistics.metrics import Floats, Integers, Interval, patient_indices
+from components.detect import report
+from components.detect.boxes import FROC, RATES, Boxes, Split, evaluate, froc_points
+from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, rows_of
+
+MOST_FALSE_POSITIVES = 8.0
+"""An image, where froc.csv ends."""
+NAMES = {
+    "map_50": "mAP@50",
+    "map": "mAP@[.5:.95]",
+    **{key: f"Sensitivity at {rate:g} false positives an image" for key, rate in zip(FROC, RATES, strict=True)},
+    "image_auroc": "AUROC of images",
+}
+FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))
+"""Differences that are corrected together."""
+BOX = ("x", "y", "width", "height")
+
+
+def read(table: pa.Table, model: Model, params: Evaluate) -> "Detection":
+    """Evaluates the predictions of one detector.
+
+    Raises:
+        UserError: columns that are missing or impossible, or no image of the test split in which all classes are known.
+    """
+    classes = _classes(table, model)
+    table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
+    val, test = (_split(rows_of(table, name), classes, model.source) for name in ("val", "test"))
+    if not test.images:
+        raise UserError(f"{model.source}: no test image has known boxes; add boxes.csv and labels.csv and run preprocess again")
+    return Detection(model, params, evaluate(classes, val, test, params))
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The evaluation of one detector."""
+
+    model: Model
+    params: Evaluate
+    boxes: Boxes
+
+    def metrics(self, prefix: str = "detect") -> dict[str, float]:
+        """Flat, for metrics.json."""
+        found = self.boxes
+        flat: dict[str, float] = {f"{prefix}_val_map_50": found.val_map_50}
+        for name, split in (("val", found.val), ("test", found.test)):
+            flat |= {f"{prefix}_{name}_images": len(split.images), f"{prefix}_{name}_images_unknown": split.unknown}
+            flat[f"{prefix}_{name}_boxes"] = split.boxes
+        flat[f"{prefix}_test_patients"] = len(np.unique(found.test.patients))
+        for key, interval in found.intervals.items():
+            flat |= _flat(f"{prefix}_test_{key}", interval)
+        for one in found.each:
+            flat[f"{prefix}_test_boxes_{_key(one.name)}"] = one.boxes
+            for key, interval in one.intervals.items():
+                flat |= _flat(f"{prefix}_test_{key}_{_key(one.name)}", interval)
+        return flat
+
+    def headline(self) -> dict[str, Interval]:
+        """All numbers over the classes, and AP@50 of each class."""
+        overall = {name: self.boxes.intervals[key] for key, name in NAMES.items()}
+        return overall | {f"AP@50, {one.name}": one.intervals["ap_50"] for one in self.boxes.each}
+
+    def curves(self) -> dict[str, Points]:
+        """The FROC curves, of all classes and of each."""
+        named = [("all", self.boxes.froc), *((one.name, one.froc) for one in self.boxes.each)]
+        curves = [(name, froc_points(curve, MOST_FALSE_POSITIVES)) for name, curve in named if curve]
+        rows = [(name, round(x, 6), round(y, 6)) for name, points in curves for x, y in points]
+        return {"froc.csv": Points(("class", "false_positives", "sensitivity"), rows)}
+
+    def sections(self) -> list[str]:
+        """The report, but for what it says of every task."""
+        return report.sections(self.boxes, self.params)
+
+    def warnings(self) -> list[str]:
+        """Classes too small to be judged, and what is left out."""
+        few, test = self.params.min_positives, self.boxes.test
+        found = [f"the test split has {one.boxes} boxes of {one.name}, fewer than {few}" for one in self.boxes.each if 0 < one.boxes < few]
+        empty = [one.name for one in self.boxes.each if not one.boxes]
+        found += [f"the test split has no box of {name}: means over classes go without it" for name in empty]
+        if test.unknown:
+            found.append(f"{test.unknown} images of the test split are left out: which of the classes they show is not known")
+        if test.strange:
+            found.append(f"{test.strange} boxes of the test split are left out: they are of classes that the model was not trained for")
+        return found
+
+    def compare(self, baseline: "Detection") -> list[Difference]:
+        """The numbers over the classes, the sensitivities together under Holm; and AP@50 of the classes, together likewise.
+
+        Raises:
+            UserError: other images, boxes or classes than the baseline's.
+        """
+        self._check_comparable(baseline)
+        mine, theirs = self.boxes, baseline.boxes
+        differences = []
+        for keys in FAMILIES:
+            samples = np.stack([mine.samples[key] - theirs.samples[key] for key in keys])
+            estimates = [mine.intervals[key].estimate - theirs.intervals[key].estimate for key in keys]
+            differences += family([(key, NAMES[key]) for key in keys], estimates, samples, self.params.confidence)
+        counted = [index for index, one in enumerate(mine.each) if one.boxes]
+        names = [(f"ap_50_{_key(mine.each[index].name)}", f"AP@50, {mine.each[index].name}") for index in counted]
+        estimates = [mine.each[index].intervals["ap_50"].estimate - theirs.each[index].intervals["ap_50"].estimate for index in counted]
+        return differences + family(names, estimates, (mine.class_samples - theirs.class_samples)[counted], self.params.confidence)
+
+    def _check_comparable(self, baseline: "Detection") -> None:
+        pair, mine, theirs = f"{self.model.source} and {baseline.model.source}", self.boxes, baseline.boxes
+        if [one.name for one in mine.each] != [one.name for one in theirs.each]:
+            raise UserError(f"{pair}: detect other classes; compare models of the same classes")
+        if mine.test.image_ids != theirs.test.image_ids:
+            raise UserError(f"{pair}: were tested on other images; compare models of the same shards")
+        if not all(map(_same_targets, mine.test.images, theirs.test.images)):
+            raise UserError(f"{pair}: were tested on other boxes; compare models of the same shards")
+
+
+def _classes(table: pa.Table, model: Model) -> list[str]:
+    description = storage.join(model.folder, DESCRIPTION)
+    classes = model.description.get("classes")
+    if not isinstance(classes, list) or not classes:
+        raise UserError(f"{description}: names no classes; run detect again")
+    if missing := [name for name in ("boxes", "targets") if name not in table.column_names]:
+        raise UserError(f"{description}: its classes need the column {missing[0]}, which {PREDICTIONS} lacks; run detect again")
+    keys = [_key(str(name)) for name in classes]
+    for index, (name, key) in enumerate(zip(classes, keys, strict=True)):
+        if key in keys[:index]:
+            raise UserError(f"class {name}: cannot be told from another in metric names; rename it in boxes.csv")
+    return [str(name) for name in classes]
+
+
+def _split(rows: pa.Table, classes: list[str], source: str) -> Split:
+    known = rows.filter(rows["targets"].is_valid())
+    found = [_boxes(boxes, classes, source) for boxes in known["boxes"].to_pylist()]
+    targets = [[box for box in boxes if box["label"] in classes] for boxes in known["targets"].to_pylist()]
+    there = [_boxes(boxes, classes, source) for boxes in targets]
+    scores = [np.array([box["score"] for box in boxes], np.float64) for boxes in known["boxes"].to_pylist()]
+    if not all(((each >= 0) & (each <= 1)).all() for each in scores):
+        raise UserError(f"{source}: a score is not a probability; run detect again")
+    images = [Detected(box, score, label, *other) for (box, label), score, other in zip(found, scores, there, strict=True)]
+    strange = sum(len(boxes) for boxes in known["targets"].to_pylist()) - sum(map(len, targets))
+    return Split(images, patient_indices(known["patient_id"].to_pylist()), known["image_id"].to_pylist(), len(rows) - len(known), strange)
+
+
+def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tuple[Floats, Integers]:
+    """(n, 4) and (n,) numbers of the classes."""
+    if strange := [box["label"] for box in boxes if box["label"] not in classes]:
+        raise UserError(f"{source}: a box of the class {strange[0]}, which {DESCRIPTION} does not name; run detect again")
+    places = np.array([[box[name] for name in BOX] for box in boxes], np.float64).reshape(-1, 4)
+    if not (np.isfinite(places).all() and (places[:, 2:] > 0).all()):
+        raise UserError(f"{source}: a box is empty or not finite; run detect again")
+    return places, np.array([classes.index(box["label"]) for box in boxes], np.int64)
+
+
+def _same_targets(one: Detected, other: Detected) -> bool:
+    return np.array_equal(one.targets, other.targets) and np.array_equal(one.target_labels, other.target_labels)
+
+
+def _flat(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _key(name: str) -> str:
+    """A class's name in the characters that MLflow's metric names may have."""
+    return re.sub(r"[^\w. -]", "_", name)

@@ -1,0 +1,98 @@
+"""The task `invert`: how far reconstructions are from their originals, a column an error."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from components.common.errors import UserError
+from components.common.head import Difference, Points, family
+from components.common.runs import storage
+from components.common.runs.params import Evaluate
+from components.common.statistics.metrics import Interval, patient_indices
+from components.evaluate.predictions import DESCRIPTION, Model, matrix, rows_of
+from components.invert import report
+from components.invert.reconstructions import ERRORS, GAIN, MEAN_IMAGE, NAMES, Reconstructions, Split, evaluate
+
+DESCRIBED = ("size", "judge", "perceptual", "ms_ssim_scales", "kid_samples", "kid_reconstructions")
+"""What must stand in model.json."""
+
+
+def read(table: pa.Table, model: Model, params: Evaluate) -> "Inversion":
+    """Evaluates the reconstructions of one model.
+
+    Raises:
+        UserError: columns that are missing or not finite, or a model.json that lacks something.
+    """
+    if missing := [name for name in (*ERRORS, MEAN_IMAGE) if name not in table.column_names]:
+        raise UserError(f"{model.source}: lacks the column {missing[0]}; run invert again")
+    if missing := [name for name in DESCRIBED if name not in model.description]:
+        raise UserError(f"{storage.join(model.folder, DESCRIPTION)}: lacks {missing[0]}; run invert again")
+    table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
+    val, test = (_split(rows_of(table, name), model.source) for name in ("val", "test"))
+    return Inversion(model, params, evaluate(val, test, model.description, params))
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The evaluation of one model."""
+
+    model: Model
+    params: Evaluate
+    found: Reconstructions
+
+    def metrics(self, prefix: str = "invert") -> dict[str, float]:
+        """Flat, for metrics.json."""
+        found = self.found
+        flat = {f"{prefix}_val_psnr": found.val_psnr, f"{prefix}_test_images": float(len(found.test.errors))}
+        flat[f"{prefix}_test_patients"] = float(len(np.unique(found.test.patients)))
+        for name, interval in found.intervals.items():
+            flat[f"{prefix}_test_{name}"] = interval.estimate
+            flat |= {f"{prefix}_test_{name}_low": interval.low, f"{prefix}_test_{name}_high": interval.high}
+        return flat | {f"{prefix}_test_kid_samples": found.kid_samples, f"{prefix}_test_kid_reconstructions": found.kid_reconstructions}
+
+    def headline(self) -> dict[str, Interval]:
+        """All errors."""
+        return {NAMES[name]: interval for name, interval in self.found.intervals.items()}
+
+    def curves(self) -> dict[str, Points]:
+        """There are none."""
+        return {}
+
+    def sections(self) -> list[str]:
+        """The report, but for what it says of every task."""
+        return report.sections(self.found, self.params)
+
+    def warnings(self) -> list[str]:
+        """Reconstructions that are no better than a guess; a split too small for KID."""
+        guess = not self.found.intervals[GAIN].low > 0
+        found = ["reconstructions are not clearly closer to the originals than the mean training image is"] if guess else []
+        kid = "no KID: the test split has fewer than two images, or predict made the predictions"
+        return [*found, kid] if math.isnan(self.found.kid_samples) else found
+
+    def compare(self, baseline: "Inversion") -> list[Difference]:
+        """Every error, all together under Holm; feature distances only when the same backbone was the judge.
+
+        Raises:
+            UserError: other images, or images of another size, than the baseline's.
+        """
+        mine, theirs = self.found, baseline.found
+        pair = f"{self.model.source} and {baseline.model.source}"
+        if mine.size != theirs.size:
+            raise UserError(f"{pair}: have images of {mine.size} and {theirs.size} pixels; compare models of one invert.size")
+        if not np.array_equal(mine.test.image_ids, theirs.test.image_ids):
+            raise UserError(f"{pair}: were tested on other images; compare models of the same shards")
+        names = [name for name in ERRORS if name != "feature_distance" or mine.judge == theirs.judge]
+        estimates = [mine.intervals[name].estimate - theirs.intervals[name].estimate for name in names]
+        samples = (mine.samples - theirs.samples)[:, [list(NAMES).index(name) for name in names]].T
+        return family([(name, NAMES[name]) for name in names], estimates, samples, self.params.confidence)
+
+
+def _split(rows: pa.Table, source: str) -> Split:
+    errors = matrix(rows, [*ERRORS, MEAN_IMAGE])
+    if not np.isfinite(errors).all():
+        raise UserError(f"{source}: an error is not a finite number; run invert again")
+    gain = errors[:, ERRORS.index("psnr")] - errors[:, -1]
+    image_ids = np.array(rows["image_id"].to_pylist(), dtype=np.str_)
+    return Split(np.column_stack([errors, gain]), patient_indices(rows["patient_id"].to_pylist()), image_ids)

@@ -1,0 +1,86 @@
+"""Pixels to latents of a generator, and to what it makes of them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+from torch import Tensor, nn
+
+from components.common.formats.shards import Pixels
+from components.common.training.inference import Image, batches, best_device, decoded, restored
+from components.invert.inverter import ERRORS, SETTINGS, Inverter, Trained, rebuild
+from components.invert.pixels import shrink
+
+NEEDED = (*SETTINGS, "stored_size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
+RECONSTRUCTIONS = "reconstructions"
+"""Option of a call: whether to return the images as well."""
+Numbers = npt.NDArray[np.float32]
+
+
+class Latents:
+    """An encoder with its generator."""
+
+    def __init__(self, description: dict[str, Any], trained: Trained):
+        self.labels: list[str] = []
+        self.size, self.bits = int(description["stored_size"]), int(description["bits"])
+        self._side, self._trained, self._device = int(description["size"]), trained, best_device()
+
+    def answer(self, images: Sequence[Image], options: dict[str, Any]) -> pd.DataFrame:
+        """A row an image: `latents` (N, latent_dim), and how far the generator's image of them is from the original.
+
+        With the option `reconstructions` also that image, (S, S) in [0, 1]: the original shrunk, in the middle of a black square.
+        """
+        wanted = ["latents", *(["reconstruction"] if options.get(RECONSTRUCTIONS) else [])]
+        rows = [row for batch in self._invert([image.pixels for image in images]) for row in _rows(batch)]
+        return pd.DataFrame(rows, columns=[*wanted, *ERRORS])
+
+    def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
+        """The errors of the reconstructions."""
+        parts = list(self._invert(decoded(rows)))
+        return {name: pa.array(np.concatenate([part[name] for part in parts])) for name in ERRORS}
+
+    def exportable(self) -> nn.Module:
+        """What becomes ONNX: the encoder."""
+        return Exported(self._trained.inverter, self._side)
+
+    def _invert(self, images: Sequence[Pixels]) -> Iterator[dict[str, Numbers]]:
+        """Latents, reconstructions and errors, a batch at a time."""
+        for batch in batches(images, self.size, self.bits, self._device):
+            image = shrink(batch, self._side)
+            w = self._trained.latents(image)
+            made = self._trained.inverter.image(w)
+            found = {"latents": w, "reconstruction": made[:, 0], **self._trained.errors(image, made)}
+            yield {name: value.cpu().numpy() for name, value in found.items()}
+
+
+class Exported(nn.Module):
+    """Squares of stored pixels in [0, 1] to latents, which are not refined."""
+
+    def __init__(self, inverter: Inverter, side: int):
+        super().__init__()
+        self.encoder, self._inverter, self._side = inverter.encoder, inverter, side
+
+    def forward(self, image_B1SS: Tensor) -> Tensor:
+        """(B, N, latent_dim)."""
+        return self._inverter.encode(shrink(image_B1SS, self._side))
+
+
+def load(description: dict[str, Any], weights: Path) -> Latents:
+    """An encoder and a generator with their weights, for inference.
+
+    Args:
+        description: content of model.json.
+        weights: model.safetensors.
+
+    Raises:
+        UserError: the weights do not fit the description.
+    """
+    return restored(weights, lambda tensors: Latents(description, rebuild(description, tensors, best_device())))
+
+
+def _rows(batch: dict[str, Numbers]) -> list[dict[str, Any]]:
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]

@@ -1,0 +1,111 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
+
+from components.common.dicom.checks import Reason
+from components.common.runs.params import Preprocess
+from components.preprocess.deidentify import Pseudonyms
+from components.preprocess.index import Index
+from components.preprocess.labels import Record, Table
+from components.preprocess.rows import Context, Note, process_file
+from tests.common.dicom.phantoms import dataset, picture, to_bytes
+
+
+def judge(content: bytes, table: Table | None = None, **params: Any) -> Note:
+    context = Context("raw", Path("unused"), Preprocess(size=32, **params), Pseudonyms(b"k" * 16), table or Table(), Index())
+    row, note = process_file(context, "folder/file", content)
+    assert (row is None) == (note.reason is not None)
+    return note
+
+
+def chest(**elements: Any) -> bytes:
+    return to_bytes(dataset(picture(), **elements))
+
+
+def rgb() -> bytes:
+    made = dataset(picture(60, 48), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    made.PixelData = picture(60, 48 * 3).tobytes()
+    return to_bytes(made)
+
+
+def no_pixels() -> bytes:
+    made = dataset(picture())
+    del made.PixelData
+    return to_bytes(made)
+
+
+FILES: dict[Reason, list[Callable[[], bytes]]] = {
+    Reason.NOT_DICOM: [lambda: b"", lambda: b"ward round notes", lambda: bytes(4096), lambda: b"\x08\x00" + bytes(range(256)) * 8],
+    Reason.NO_PIXELS: [no_pixels],
+    Reason.WRONG_MODALITY: [lambda: chest(Modality="CT"), lambda: chest(Modality=None, SOPClassUID=CTImageStorage)],
+    Reason.WRONG_BODY_PART: [lambda: chest(BodyPartExamined="HAND"), lambda: chest(BodyPartExamined="ABDOMEN")],
+    Reason.WRONG_VIEW: [lambda: chest(ViewPosition="LL"), lambda: chest(ViewPosition="LATERAL")],
+    Reason.UNSUPPORTED_PHOTOMETRIC: [rgb, lambda: chest(PhotometricInterpretation="PALETTE COLOR")],
+    Reason.BURNED_IN_TEXT: [lambda: chest(BurnedInAnnotation="YES")],
+    Reason.UNREADABLE: [lambda: chest()[:-500], lambda: chest(Rows=600)],
+    Reason.IMPLAUSIBLE_SIZE: [lambda: to_bytes(dataset(picture(20, 20))), lambda: to_bytes(dataset(picture(200, 40)))],
+    Reason.BLANK_IMAGE: [lambda: to_bytes(dataset(np.zeros((60, 48), "u1"))), lambda: to_bytes(dataset(np.full((60, 48), 9, "u1")))],
+}
+
+
+@pytest.mark.parametrize(("reason", "index"), [(reason, index) for reason in Reason for index in range(len(FILES[reason]))])
+def test_reasons(reason: Reason, index: int) -> None:
+    assert judge(FILES[reason][index]()).reason == reason
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"Modality": "CR"},
+        {"SOPClassUID": SecondaryCaptureImageStorage},
+        {"Modality": None, "SOPClassUID": SecondaryCaptureImageStorage},
+        {"Modality": None, "BodyPartExamined": None, "ViewPosition": None, "BurnedInAnnotation": None},
+        {"BodyPartExamined": "Thorax"},
+        {"BodyPartExamined": "PORT CHEST"},
+        {"BodyPartExamined": "UNKNOWN"},
+        {"ViewPosition": "ap"},
+        {"BurnedInAnnotation": "NO"},
+        {"SOPInstanceUID": None, "StudyInstanceUID": None, "PatientID": None},
+    ],
+    ids=str,
+)
+def test_missing_and_harmless_values_are_no_reason(elements: dict[str, Any]) -> None:
+    assert judge(chest(**elements)).reason is None
+
+
+def test_the_first_reason_that_holds_is_given() -> None:
+    everything_wrong = {"BurnedInAnnotation": "YES", "ViewPosition": "LL", "BodyPartExamined": "HAND", "Rows": 600}
+    assert judge(chest(**everything_wrong)).reason == "wrong_body_part"
+    assert judge(chest(**everything_wrong, Modality="MR")).reason == "wrong_modality"
+
+
+def test_laterals_by_parameter() -> None:
+    assert judge(chest(ViewPosition="LL"), views=("PA", "AP", "LL")).reason is None
+
+
+def test_the_view_in_labels_csv_counts_where_the_header_is_silent() -> None:
+    table = Table(records={"folder/file": Record(2, (), "", "ll", "", "")})
+    assert judge(chest(ViewPosition=None), table).reason == "wrong_view"
+    assert judge(chest(ViewPosition="PA"), table).reason is None
+
+
+def test_details_repeat_no_free_text() -> None:
+    for keyword in ("Modality", "BodyPartExamined", "ViewPosition", "PhotometricInterpretation"):
+        note = judge(chest(**{keyword: "OTTILIE"}))
+        assert note.reason and "OTTILIE" not in (note.detail or "")
+
+
+def test_damaged_files_are_judged_and_never_raise() -> None:
+    rng = np.random.default_rng(0)
+    content = np.frombuffer(chest(WindowCenter="100", WindowWidth="90"), np.uint8)
+    header = content.size - 60 * 48
+    reasons = set()
+    for _ in range(400):
+        damaged = content.copy()
+        damaged[rng.integers(128, header, 3)] ^= (1 << rng.integers(0, 8, 3)).astype(np.uint8)
+        reasons.add(judge(damaged.tobytes()).reason)
+    assert {None, "unreadable"} <= reasons

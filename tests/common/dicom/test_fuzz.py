@@ -1,0 +1,103 @@
+"""Damaged files end as a row or in quarantine, quickly and in bounded memory, whatever is in them."""
+
+import faulthandler
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from components.common.dicom.checks import Reason
+from components.common.formats import shards
+from components.common.runs.params import Preprocess
+from components.preprocess.deidentify import Pseudonyms
+from components.preprocess.index import Index
+from components.preprocess.labels import Table
+from components.preprocess.rows import Context, process_files
+from tests.common.dicom.mutations import bombs, mutated, whole_files
+
+MAX_RESIDENT_BYTES = 2 * 2**30
+SECONDS_A_FILE = 60
+
+
+def process(files: Iterable[bytes], folder: Path) -> Counter[str]:
+    """How the files ended, by reason; the rows are written, and read again."""
+    context = Context("", folder, Preprocess(size=64), Pseudonyms(b"a key of sixteen"), Table(), Index())
+    ends: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row, note in process_files(context, ((str(number), content) for number, content in enumerate(files))):
+            assert (row is None) == (note.reason is not None)
+            ends["" if note.reason is None else Reason(note.reason).value] += 1
+            if row:
+                yield row
+
+    count = shards.write_part(folder / "part.parquet", rows())
+    stored = pq.read_table(folder / "part.parquet").to_pylist() if count else []
+    assert len(stored) == count == ends[""]
+    for row in stored:
+        assert max(shards.decode(row).shape) == 64
+    return ends
+
+
+def test_whole_files_are_rows(tmp_path: Path) -> None:
+    files = whole_files()
+    assert process(files, tmp_path) == {"": len(files)}
+
+
+def test_mutated_files_end_as_a_row_or_in_quarantine(tmp_path: Path) -> None:
+    files = whole_files()
+    ends = process((mutated(files, number) for number in range(400)), tmp_path)
+    assert ends.total() == 400
+    assert min(ends[""], ends["unreadable"], ends["not_dicom"]) > 5, "the mutations are too weak or too strong to show anything"
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_files_in_bounded_memory() -> None:
+    counts = in_a_process("mutated", 10_000)
+    assert counts["files"] == 10_000
+    assert counts["peak"] < MAX_RESIDENT_BYTES
+
+
+@pytest.mark.slow
+def test_bombs_do_not_go_off() -> None:
+    counts = in_a_process("bombs", 0)
+    assert counts["rows"] == 0
+    assert counts["peak"] < MAX_RESIDENT_BYTES
+
+
+def in_a_process(what: str, count: int) -> dict[str, int]:
+    """Runs `main` on its own, since a crash or a hang must fail the test and not end it."""
+    command = [sys.executable, "-m", "tests.common.dicom.test_fuzz", what, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_A_FILE + count, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counts: dict[str, int] = json.loads(done.stdout)
+    return counts
+
+
+def main(what: str, count: int, folder: Path) -> None:
+    """Prints the number of files and rows and the peak of resident memory, in bytes; a file that takes a minute ends the process."""
+    whole = whole_files()
+    files = bombs().values() if what == "bombs" else (mutated(whole, number) for number in range(count))
+
+    def watched() -> Iterator[bytes]:
+        for content in files:
+            faulthandler.dump_traceback_later(SECONDS_A_FILE, exit=True)
+            yield content
+
+    ends = process(watched(), folder)
+    faulthandler.cancel_dump_traceback_later()
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sys.stdout.write(json.dumps({"files": ends.total(), "rows": ends[""], "peak": peak}))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        main(sys.argv[1], int(sys.argv[2]), Path(scratch))

@@ -1,0 +1,191 @@
+import io
+import struct
+import tracemalloc
+import zlib
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, PngImagePlugin
+
+from components.common.dicom import file, picture
+from components.common.dicom.checks import Reason, Refused
+from components.common.dicom.render import render
+from tests.common.dicom.phantoms import dataset, to_bytes
+from tests.common.dicom.phantoms import picture as phantom
+
+Array = npt.NDArray[Any]
+GRAY = phantom(60, 48)
+GRAY16 = phantom(60, 48, bits=16)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def by_opencv(pixels: Array, ending: str = ".png") -> bytes:
+    return bytes(cv2.imencode(ending, pixels)[1])
+
+
+def decoded(content: bytes) -> Array:
+    opened, header = picture.open_file(content)
+    stored, grayscale = picture.decode(opened, header)
+    assert stored.shape == (header.height, header.width) and grayscale.bits == 8 * stored.itemsize
+    return stored
+
+
+def refusal(content: bytes) -> Refused:
+    with pytest.raises(Refused) as caught:
+        decoded(content)
+    return caught.value
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, data: bytes, depth: int = 8, color: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    return picture.PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(Image.fromarray(GRAY)),
+        encoded(Image.fromarray(GRAY).convert("RGB")),
+        encoded(Image.fromarray(GRAY).convert("RGBA")),
+        encoded(Image.fromarray(GRAY).convert("LA")),
+        encoded(Image.fromarray(GRAY).convert("P")),
+        png(48, 60, b"".join(b"\0" + row.tobytes() for row in GRAY)),
+    ],
+    ids=["gray", "rgb", "rgba", "gray-alpha", "palette", "by-hand"],
+)
+def test_png_of_8_bits(content: bytes) -> None:
+    assert picture.is_picture(content)
+    np.testing.assert_array_equal(decoded(content), GRAY)
+
+
+@pytest.mark.parametrize("content", [encoded(Image.fromarray(GRAY16)), by_opencv(GRAY16), by_opencv(np.dstack([GRAY16] * 3))])
+def test_png_of_16_bits(content: bytes) -> None:
+    np.testing.assert_array_equal(decoded(content), GRAY16)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg(mode: str, progressive: bool) -> None:
+    content = encoded(Image.fromarray(GRAY).convert(mode), "JPEG", quality=95, progressive=progressive)
+    expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert picture.is_picture(content)
+    assert np.abs(decoded(content).astype(int) - expected).max() <= 1
+
+
+def test_it_is_rendered_as_the_same_pixels_in_dicom_are() -> None:
+    opened, header = picture.open_file(encoded(Image.fromarray(GRAY16)))
+    from_png = render(*picture.decode(opened, header), size=24, bits=8, percentile=99).pixels
+    from_dicom = render(*file.decode(*file.open_file(to_bytes(dataset(GRAY16)))), size=24, bits=8, percentile=99).pixels
+    np.testing.assert_array_equal(from_png, from_dicom)
+
+
+def test_dicom_with_the_beginning_of_a_jpeg_as_preamble_is_dicom() -> None:
+    content = to_bytes(dataset(GRAY))
+    assert not picture.is_picture(content) and not picture.is_picture(picture.JPEG.ljust(128) + content[128:])
+
+
+def test_what_else_a_png_says_does_not_reach_the_decoder() -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Patient", "Quartermaine^Ottilie")
+    opened, header = picture.open_file(encoded(Image.fromarray(GRAY), pnginfo=notes, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0", dpi=(72, 72)))
+    assert b"Quartermaine" not in opened.content and b"eXIf" not in opened.content and b"pHYs" not in opened.content
+    np.testing.assert_array_equal(picture.decode(opened, header)[0], GRAY)
+
+
+def colourful() -> Image.Image:
+    pixels = np.dstack([GRAY] * 3)
+    pixels[3, 4] = (200, 10, 10)
+    return Image.fromarray(pixels)
+
+
+def half_transparent() -> Image.Image:
+    image = Image.fromarray(GRAY).convert("RGBA")
+    image.putpixel((5, 5), (9, 9, 9, 0))
+    return image
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(colourful()),
+        encoded(colourful().convert("P")),
+        encoded(Image.fromarray(np.dstack([GRAY, GRAY[::-1], GRAY])), "JPEG"),
+        encoded(half_transparent()),
+        encoded(Image.fromarray(GRAY).convert("1")),
+        encoded(Image.fromarray(GRAY).convert("CMYK"), "JPEG"),
+    ],
+    ids=["one-red-pixel", "palette", "jpeg", "alpha", "one-bit", "cmyk"],
+)
+def test_what_is_not_gray_is_refused(content: bytes) -> None:
+    assert refusal(content).reason is Reason.UNSUPPORTED_PHOTOMETRIC
+
+
+def damaged(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.99])
+def test_truncated_files_are_unreadable(kind: str, share: float) -> None:
+    content = encoded(Image.fromarray(GRAY), kind)
+    assert refusal(content[: int(len(content) * share)]).reason is Reason.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        damaged(encoded(Image.fromarray(GRAY))),
+        picture.PNG + chunk(b"IEND", b""),
+        png(0, 60, b""),
+        png(48, 60, b"\0" * 100),
+        png(48, 60, b"\x07" * 49 * 60),
+        picture.JPEG,
+        picture.JPEG + b"\xff" * 100,
+        picture.PNG,
+    ],
+    ids=["flipped", "no-header", "no-pixels", "too-few", "bad-filter", "jpeg-magic", "jpeg-noise", "png-magic"],
+)
+def test_damaged_files_are_unreadable(content: bytes) -> None:
+    assert refusal(content).reason is Reason.UNREADABLE
+
+
+def huge_jpeg() -> bytes:
+    content = encoded(Image.fromarray(GRAY), "JPEG")
+    return content.replace(struct.pack(">HH", *GRAY.shape), struct.pack(">HH", 60_000, 60_000), 1)
+
+
+@pytest.mark.parametrize("content", [png(100_000, 100_000, b""), png(50_001, 1000, b"", 16, 6), huge_jpeg()], ids=["png", "rgba", "jpeg"])
+def test_bombs_are_refused_before_they_are_decoded(content: bytes) -> None:
+    tracemalloc.start()
+    found = refusal(content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.reason is Reason.IMPLAUSIBLE_SIZE and peak < 1_000_000
+
+
+def test_a_thousand_mutations_are_rows_or_refusals() -> None:
+    rng = np.random.default_rng(0)
+    originals = [encoded(Image.fromarray(GRAY)), encoded(Image.fromarray(GRAY), "JPEG"), by_opencv(GRAY16)]
+    for number in range(1000):
+        content = bytearray(originals[number % 3])
+        for position in rng.integers(0, len(content), rng.integers(1, 6)):
+            content[position] = rng.integers(0, 256)
+        if not picture.is_picture(bytes(content)):
+            continue
+        try:
+            assert decoded(bytes(content)).dtype in (np.uint8, np.uint16)
+        except Refused as found:
+            assert found.reason in Reason

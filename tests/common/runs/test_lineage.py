@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from components.common.runs import lineage
+from components.common.runs.job import open_job
+from components.common.runs.params import Pretrain
+from tests.imports import ROOT
+
+
+def test_surroundings_are_tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("GIT_COMMIT", "c0ffee"), ("IMAGE_DIGEST", "sha256:1"), ("KFP_RUN_ID", "kfp-1"), ("DVC_EXP_NAME", "bumpy-eyes")):
+        monkeypatch.setenv(name, value)
+    job = open_job("pretrain", str(tmp_path / "out"), Pretrain(), {"shards": "5ha"}, upstream={"shards": "run-0"})
+    tags = lineage.tags(job)
+    expected = {
+        "mlflow.source.git.commit": "c0ffee",
+        "image.digest": "sha256:1",
+        "kfp.run_id": "kfp-1",
+        "dvc.experiment": "bumpy-eyes",
+        "input.shards.sha256": "5ha",
+        "upstream.shards.run_id": "run-0",
+    }
+    assert expected.items() <= tags.items()
+    (line,) = [line for line in (ROOT / "data.dvc").read_text().splitlines() if "md5:" in line]
+    assert tags["data.dvc.md5"] == line.split()[-1]
+    assert lineage.run_name(job) == f"pretrain-bumpy-eyes-ifa-resnet50-{job.fingerprint[:6]}"
+
+
+def test_nothing_is_claimed_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (lineage.IMAGE_VARIABLE, lineage.KFP_VARIABLE, lineage.DVC_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(lineage, "ROOT", tmp_path)
+    tags = lineage.tags(open_job("pretrain", str(tmp_path / "out"), Pretrain(), {}))
+    assert not {"image.digest", "kfp.run_id", "dvc.experiment", "data.dvc.md5"} & set(tags)

@@ -1,0 +1,284 @@
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+from components.common.errors import UserError
+from components.common.runs import outbox, tracking
+from components.common.runs.job import Job, open_job
+from components.common.runs.params import Register
+from components.common.runs.signals import Interrupted
+
+PARAMS = Register(min_auroc=0.6, licence="none")
+
+
+@pytest.fixture
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> Job:
+    """A job whose stage, and so whose experiment, is this test's own."""
+    return open_job(request.node.name, str(tmp_path / "out"), PARAMS, {"model": "abc"}, upstream={"model": "run0"})
+
+
+@pytest.fixture
+def client() -> MlflowClient:
+    return tracking.client()
+
+
+def test_a_run_holds_parameters_metrics_and_lineage(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_COMMIT", "f00")
+    with tracking.run(job) as tracker:
+        tracker.log({"loss": 2.0, "unknown": float("nan")}, 1)
+        tracker.log({"loss": 1.0}, 2)
+        tracker.tag({"more": "yes"})
+        assert client.get_run(tracker.run_id).info.status == "RUNNING"
+
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).name == job.stage
+    assert run.data.params == {"name": "None", "min_auroc": "0.6", "resamples": "2000", "seed": "0", "licence": "none"}
+    assert {name: value for name, value in run.data.metrics.items() if not name.startswith("system/")} == {"loss": 1.0}
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert [(source.dataset.name, source.dataset.digest) for source in run.inputs.dataset_inputs] == [("model", "abc")]
+    assert [(point.step, point.value) for point in client.get_metric_history(tracker.run_id, "loss")] == [(1, 2.0), (2, 1.0)]
+    expected = {
+        "stage": job.stage,
+        "fingerprint": job.fingerprint,
+        "mlflow.source.git.commit": "f00",
+        "input.model.sha256": "abc",
+        "upstream.model.run_id": "run0",
+        "more": "yes",
+    }
+    assert expected.items() <= run.data.tags.items()
+
+
+def points(client: MlflowClient, run_id: str, name: str = "loss") -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+
+
+@pytest.fixture
+def switch(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Takes the server away, after it has done what it was last asked for but cannot answer, and brings it back."""
+    original = MlflowClient.log_batch
+
+    def turn(there: bool) -> None:
+        def answerless(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            raise MlflowException("no answer")
+
+        monkeypatch.setattr(MlflowClient, "log_batch", original if there else answerless)
+
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "WAIT_SECONDS_STOPPED", 0.1)
+    return turn
+
+
+def test_what_a_lost_server_misses_is_sent_when_it_is_back(
+    job: Job, client: MlflowClient, switch: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with tracking.run(job) as tracker:
+        tracker.log({"loss": 3.0}, 1)
+        tracker.flush()
+        switch(False)
+        for epoch in (2, 3):
+            tracker.log({"loss": 4.0 - epoch}, epoch)
+        time.sleep(0.2)
+        assert (caplog.text.count("is lost"), caplog.text.count(" is back; ")) == (1, 0)
+        switch(True)
+        tracker.log({"loss": 0.0}, 4)
+    assert points(client, tracker.run_id) == [(1, 3.0), (2, 2.0), (3, 1.0), (4, 0.0)]
+    assert caplog.text.count(" is back; ") == 1
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_what_it_missed_to_the_end_is_sent_by_the_next_stage(
+    job: Job, client: MlflowClient, switch: Callable[[bool], None], tmp_path: Path
+) -> None:
+    with tracking.run(job) as tracker:
+        (job.work / "report.html").write_text("report")
+        switch(False)
+        tracker.log({"loss": 1.0}, 1)
+        tracker.tag({"more": "yes"})
+        tracker.attach(job.work / "report.html", "reports")
+        job.publish({}, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    switch(True)
+
+    with tracking.run(open_job(f"{job.stage}_next", str(tmp_path / "next"), PARAMS, {})):
+        pass
+
+    run = client.get_run(tracker.run_id)
+    assert (run.info.status, run.data.tags["more"]) == ("FINISHED", "yes")
+    assert points(client, tracker.run_id) == [(1, 1.0)]
+    assert [item.path for item in client.list_artifacts(tracker.run_id, "reports")] == ["reports/report.html"]
+    assert list(tmp_path.rglob(f"*{tracking.UNSENT}")) == []
+
+
+def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Job, client: MlflowClient) -> None:
+    with pytest.raises(Interrupted), tracking.run(job) as tracker:
+        tracker.log({"loss": 3.0, "images_per_second": 10.0}, 1)
+        raise Interrupted
+    (job.work / tracking.HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # 2 was lost with the process
+
+    job.lock.close()
+    with tracking.run(open_job(job.stage, job.out, PARAMS, job.inputs)) as tracker:
+        tracker.log({"loss": 2.0, "images_per_second": 12.0}, 2)  # repeated from an older checkpoint
+        tracker.log({"loss": 1.0, "images_per_second": 12.0}, 3)
+
+    assert points(client, tracker.run_id) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [step for step, _ in points(client, tracker.run_id, "images_per_second")] == [1, 2, 3]
+
+
+def test_what_the_server_refuses_does_not_hold_up_the_rest(job: Job, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+    with tracking.run(job) as tracker:
+        tracker.log({"not*a*name": 1.0}, 1)
+        tracker.log({"loss": 1.0}, 1)
+    assert points(client, tracker.run_id) == [(1, 1.0)]
+    assert "refuses a part of run" in caplog.text
+
+
+def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = client.create_run(client.create_experiment(f"{job.stage}_theirs")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+    monkeypatch.setenv("KFP_RUN_ID", "kfp-7")
+    with tracking.run(job) as tracker:
+        tracker.log({"loss": 1.0})
+    run = client.get_run(theirs)
+    assert (tracker.run_id, run.info.status, run.data.metrics["loss"], run.data.tags["kfp.run_id"]) == (theirs, "RUNNING", 1.0, "kfp-7")
+
+    with tracking.run(open_job(f"{job.stage}_second", f"{job.out}2", PARAMS, {})) as second:  # one pipeline run, several stages
+        pass
+    assert second.run_id != theirs
+    assert client.get_run(second.run_id).data.tags["mlflow.parentRunId"] == theirs
+
+
+def test_artifacts_lie_beside_the_database(job: Job, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow would put them
+    (tmp_path / "report.html").write_text("report")
+    with tracking.run(job) as tracker:
+        tracker.attach(tmp_path / "report.html")
+    expected = mlflow_database.parent / "mlruns" / job.stage / tracker.run_id / "artifacts" / "report.html"
+    assert expected.read_text() == "report"
+
+
+def test_the_default_is_mlflow_db_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for name in ("one", "two"):  # MLflow keeps its connections by address, so that a relative one would go to `one` twice
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert tracking.uri() == f"sqlite:///{tmp_path / name / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking.uri() == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(("error", "status"), [(Interrupted, "KILLED"), (ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "FAILED")])
+def test_a_run_that_stops_says_how_and_is_continued(error: type[BaseException], status: str, job: Job, client: MlflowClient) -> None:
+    with pytest.raises(error), tracking.run(job) as tracker:
+        tracker.log({"loss": 1.0}, 1)
+        raise error
+    assert client.get_run(tracker.run_id).info.status == status
+
+    with tracking.run(job) as again:
+        again.log({"loss": 0.5}, 2)
+    assert again.run_id == tracker.run_id
+    assert client.get_run(again.run_id).info.status == "FINISHED"
+    assert len(client.get_metric_history(again.run_id, "loss")) == 2
+
+
+def test_a_run_that_is_gone_is_begun_anew(job: Job, client: MlflowClient) -> None:
+    with pytest.raises(Interrupted), tracking.run(job) as tracker:
+        raise Interrupted
+    client.delete_run(tracker.run_id)
+    with tracking.run(job) as second:
+        assert second.run_id != tracker.run_id
+    (job.work / tracking.RUN_ID_FILE).write_text("of-another-server")
+    with tracking.run(job) as third:
+        assert third.run_id not in (second.run_id, "of-another-server")
+
+
+def test_a_deleted_experiment_is_named(job: Job, client: MlflowClient) -> None:
+    with tracking.run(job) as tracker:
+        pass
+    (job.work / tracking.RUN_ID_FILE).unlink()
+    experiment = client.get_run(tracker.run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(UserError, match=f"restore --experiment-id {experiment}"), tracking.run(job):
+        pass
+    client.restore_experiment(experiment)
+
+
+def test_an_experiment_that_another_process_makes_at_the_same_time(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: MlflowClient, name: str, artifact_location: str | None = None) -> str:
+        original(client, name, artifact_location)
+        return original(self, name, artifact_location)  # the second one fails
+
+    original = MlflowClient.create_experiment
+    monkeypatch.setattr(MlflowClient, "create_experiment", slow)
+    with tracking.run(job) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_an_input_that_another_run_logs_at_the_same_time(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL refuses the second of two equal datasets; tests/test_servers.py has two such writers."""
+    refusals = [MlflowException("duplicate key value violates unique constraint", error_code=BAD_REQUEST)]
+
+    def slow(self: MlflowClient, run_id: str, datasets: list[DatasetInput]) -> None:
+        if refusals:
+            raise refusals.pop()
+        original(self, run_id, datasets)
+
+    original = MlflowClient.log_inputs
+    monkeypatch.setattr(MlflowClient, "log_inputs", slow)
+    with tracking.run(job) as tracker:
+        pass
+    assert {each.dataset.name for each in client.get_run(tracker.run_id).inputs.dataset_inputs} == set(job.inputs)
+    assert job.inputs and not refusals
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:9", "sqlite:///{folder}/text.db", "{folder}/mlruns", "postgresql+psycopg2://u:p@127.0.0.1:9/mlflow", "foo://bar"],
+)
+def test_a_server_that_cannot_be_used_is_named(address: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.db").write_text("this is no database, whatever its name may say")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(folder=tmp_path))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError) as error, tracking.run(job):
+        pass
+    message = str(error.value)
+    assert message.startswith(f"MLflow at {address.format(folder=tmp_path)} cannot be used (")
+    assert message.endswith("start it or set MLFLOW_TRACKING_URI")
+    assert "\n" not in message
+
+
+def test_a_server_that_goes_away_hides_nothing(job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    with pytest.raises(ZeroDivisionError), tracking.run(job) as tracker:
+        monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.1)
+        monkeypatch.setattr(tracking, "WAIT_SECONDS_STOPPED", 0.1)
+        monkeypatch.setattr(MlflowClient, "log_batch", gone)
+        tracker.log({"loss": 1.0})
+        with pytest.raises(UserError, match="is lost"):
+            tracker.flush()
+        raise ZeroDivisionError
+    assert caplog.text.count("is lost (gone)") == 1
+    assert f"run {tracker.run_id} could not be completed" in caplog.text
+
+
+def test_importing_it_turns_telemetry_off() -> None:
+    code = "from components.common import tracking; from mlflow.telemetry import get_telemetry_client as get; print(get())"
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name and name not in ("CI", "DO_NOT_TRACK")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.calibration import calibration_curve
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from components.common.statistics.calibration import BINS, fit_temperature, negative_log_likelihood, reliability
+
+
+def overconfident(scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `scale` times those that the targets were drawn from; a tenth of the targets is unknown."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-1, 1.5, (4000, 3))
+    targets = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)
+    targets[rng.random(targets.shape) < 0.1] = np.nan
+    return targets, scale * logits
+
+
+def test_temperature_is_what_scipy_finds_and_undoes_the_scale() -> None:
+    targets, logits = overconfident()
+    found = fit_temperature(targets, logits)
+
+    def likelihood(temperature: float) -> float:
+        return negative_log_likelihood(targets, logits / temperature)
+
+    best = minimize_scalar(likelihood, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9})
+    assert found == pytest.approx(best.x, abs=1e-5)
+    assert found == pytest.approx(3.0, rel=0.05)
+
+
+def test_likelihood_is_torchs() -> None:
+    targets, logits = overconfident()
+    known = ~np.isnan(targets)
+    expected = binary_cross_entropy_with_logits(torch.from_numpy(logits[known]), torch.from_numpy(targets[known]))
+    assert negative_log_likelihood(targets, logits) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_likelihood_never_gets_worse(seed: int) -> None:
+    """Whatever the logits are: few, contradicting the targets, or separating them perfectly."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 2, (8, 1)).astype(float)
+    logits = rng.normal(0, 3, (8, 1)) + rng.choice([-9, 0, 9]) * (targets - 0.5)
+    temperature = fit_temperature(targets, logits)
+    assert 0.05 <= temperature <= 20
+    assert negative_log_likelihood(targets, logits / temperature) <= negative_log_likelihood(targets, logits) + 1e-12
+
+
+def test_nothing_to_fit_to() -> None:
+    assert fit_temperature(np.full((3, 2), np.nan), np.ones((3, 2))) == 1
+
+
+def test_reliability_curve_is_scikit_learns() -> None:
+    targets, logits = overconfident()
+    target, score = targets[:, 0], 1 / (1 + np.exp(-logits[:, 0]))
+    found = reliability(target, score)
+    known = ~np.isnan(target)
+    share, mean = calibration_curve(target[known], score[known], n_bins=BINS)
+    np.testing.assert_allclose(found.share, share, atol=1e-14)
+    np.testing.assert_allclose(found.score, mean, atol=1e-14)
+    assert found.images.sum() == known.sum()
+
+
+def test_expected_calibration_error_written_out() -> None:
+    """Bins [0, 0.1) with scores 0.02 and 0.04 and no positive; [0.7, 0.8) with 0.7, 0.7, 0.76 and two; [0.9, 1] with 1 and one."""
+    targets = np.array([0, 0, 1, 1, 0, 1, np.nan])
+    scores = np.array([0.02, 0.04, 0.7, 0.7, 0.76, 1.0, 0.5])
+    found = reliability(targets, scores)
+    assert found.images.tolist() == [2, 3, 1]
+    assert found.error == pytest.approx((2 * 0.03 + 3 * abs(0.72 - 2 / 3) + 1 * 0) / 6)
+    assert np.isnan(reliability(np.array([np.nan]), np.array([0.5])).error)

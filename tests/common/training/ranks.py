@@ -1,0 +1,99 @@
+"""What two processes check together; started by test_distributed.py through torchrun."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from components.common.errors import SharedError, UserError
+from components.common.training import processes
+
+
+def check_permute() -> None:
+    """Against plain indexing of the global batch."""
+    shape, order = (8, 3, 2, 5), torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    batch = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    mine = slice(4 * processes.rank(), 4 * processes.rank() + 4)
+    for whole in (batch, batch.to(memory_format=torch.channels_last), batch.bfloat16(), batch[:, 0, 0]):
+        moved = processes.permute(whole[mine], order)
+        assert torch.equal(moved, whole[order][mine])
+        assert torch.equal(processes.permute(moved, order.argsort()), whole[mine])
+
+
+def check_average() -> None:
+    """Gradients against DistributedDataParallel's."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).to(memory_format=torch.channels_last)
+    theirs = DistributedDataParallel(nn.Sequential(*ours).requires_grad_())
+    image = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(processes.rank()))
+    theirs(image).square().mean().backward()
+    expected = [weight.grad.clone() for weight in ours.parameters() if weight.grad is not None]
+    ours.zero_grad()
+    ours(image).square().mean().backward()
+    gradients = [weight.grad for weight in ours.parameters() if weight.grad is not None]
+    processes.average(gradients)
+    torch.testing.assert_close(gradients, expected)
+
+
+def check_exchange() -> None:
+    """Gather, sum, flags and bytes."""
+    rank = processes.rank()
+    assert processes.gather(torch.full((2, 1), rank)).tolist() == [[0], [0], [1], [1]]
+    assert processes.add_up(torch.tensor([rank, 1.0])).tolist() == [1.0, 2.0]
+    assert processes.any_of(rank == 1, False, rank == 0) == [True, False, True]
+    assert processes.bytes_from_main(b"checkpoint" if rank == 0 else None) == b"checkpoint"
+    assert processes.bytes_from_main(None) is None
+    weights = torch.full((3,), float(rank))
+    processes.copy_from_main([weights])
+    assert weights.tolist() == [0.0] * 3
+
+
+def check_errors() -> None:
+    """One process's mistake is everyone's."""
+    with pytest.raises(SharedError, match=r"part-1\.parquet: gone"), processes.together():
+        if processes.rank() == 1:
+            raise UserError("part-1.parquet: gone")
+    items = processes.in_step(iter([1, 2]) if processes.rank() == 0 else broken())
+    assert next(items) == 1
+    with pytest.raises(SharedError, match="cannot be read"):
+        next(items)
+    assert processes.on_main(lambda: "written") == ("written" if processes.is_main() else None)
+
+
+def broken() -> Iterator[int]:
+    yield 1
+    raise UserError("cannot be read")
+
+
+def check_momentum_contrast() -> None:
+    """Steps of pretraining: all state is the same in all processes."""
+    from components.common.formats.shards import open_shards
+    from components.common.runs.params import Params
+    from components.pretrain.run import Pretraining
+
+    params = Params.model_validate_json(os.environ["PARAMS"]).pretrain
+    task = Pretraining(params, open_shards(os.environ["SHARDS"]))
+    with torch.no_grad():
+        task.model.query.head[0].bias.add_(processes.rank())  # as if the processors differed
+    task.start()
+    before = task.model.queue.clone()
+    for step, batch in enumerate(task.batches(0, 0)):
+        assert len(batch.rows) == params.batch_size // 2
+        task.train_step(batch, 0, step / 4)
+    assert not torch.equal(task.model.queue, before)
+    tensors = [*task.model.state_dict().values(), *(state["momentum_buffer"] for state in task.optimizer.state.values())]
+    for tensor in tensors:
+        first = tensor.clone()
+        dist.broadcast(first, 0)
+        assert torch.equal(first, tensor)
+
+
+if __name__ == "__main__":
+    with processes.joined("cpu"):
+        for check in sys.argv[1:]:
+            globals()[check]()

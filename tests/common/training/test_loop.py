@@ -1,0 +1,189 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from components.common.errors import UserError
+from components.common.runs import signals
+from components.common.runs.job import Job, open_job
+from components.common.runs.params import Params
+from components.common.training import loop
+from components.common.training.progress import VOLATILE
+from components.common.training.reader import Batch
+
+
+class Counting(loop.Task):
+    """Adds up row numbers: what it has seen is its state."""
+
+    batch_size, steps_per_epoch = 2, 5
+
+    def __init__(self, stop_at: int = -1, nan_at: int = -1):
+        self.seen: list[int] = []
+        self.stop_at, self.nan_at = stop_at, nan_at
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        for step in range(start, self.steps_per_epoch):
+            yield Batch(np.zeros((2, 1, 1), np.uint8), np.array([10 * epoch + step, 0]))
+
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+        self.seen.append(int(batch.rows[0]))
+        if len(self.seen) == self.stop_at:
+            signals._stop.set()
+        return {"loss": float("nan") if len(self.seen) == self.nan_at else float(self.seen[-1]), "progress": progress}
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return open_job("pretrain", str(tmp_path / "out"), Params().pretrain, {})
+
+
+def fit(task: Counting, job: Job) -> list[dict[str, float]]:
+    rows = loop.Fit(task, job, epochs=3, checkpoint_minutes=60).run(lambda metrics, step: None)
+    return [{name: value for name, value in row.items() if name not in VOLATILE} for row in rows]
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 6, 10, 14])
+def test_a_stop_at_any_step_changes_neither_steps_nor_averages(job: Job, stop_at: int) -> None:
+    whole = [10 * epoch + step for epoch in range(3) for step in range(5)]
+    with pytest.raises(signals.Interrupted):
+        fit(Counting(stop_at=stop_at), job)
+    signals._stop.clear()
+    task = Counting()
+    rows = fit(task, job)
+    assert task.seen == whole
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["loss"] for row in rows] == [np.mean(whole[:5]), np.mean(whole[5:10]), np.mean(whole[10:])]
+    assert [row["progress"] for row in rows] == pytest.approx([np.mean(np.arange(5) / 15 + third / 3) for third in range(3)])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_key(job: Job) -> None:
+    with pytest.raises(UserError, match=r"the loss is nan at step 6; lower pretrain\.lr"):
+        fit(Counting(nan_at=7), job)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    assert [loop.cosine(x) for x in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [loop.cosine(x, warmup=0.2) for x in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize(("dtype", "full"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_pixels_become_fractions_of_the_full_range(dtype: type, full: int) -> None:
+    images = np.array([[[0, full], [full // 5, 1]]], dtype)
+    tensor = loop.to_unit(images, torch.device("cpu"))
+    assert tensor.shape == (1, 1, 2, 2)
+    assert tensor.flatten().tolist() == pytest.approx([0.0, 1.0, 0.2, 1 / full])
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        loop.set_up("cuda", 0)
+
+
+class Failing(Counting):
+    """Loses its way at some step: its weights are not finite, though its loss is, or it doubts itself."""
+
+    def __init__(self, infinite_from: int = 99, doubt_from: int = 99, patience: int = 2):
+        super().__init__()
+        self.infinite_from, self.doubt_from, self.patience = infinite_from, doubt_from, patience
+
+    def state(self) -> dict[str, Any]:
+        weight = float("inf") if len(self.seen) >= self.infinite_from else 1.0
+        return {**super().state(), "model": {"weight": torch.tensor([1.0, weight])}}
+
+    def doubt(self, row: dict[str, float]) -> str | None:
+        return "it has collapsed" if row["loss"] >= self.doubt_from else None
+
+
+def checkpoints(job: Job) -> list[str]:
+    return sorted(path.name for path in (job.work / "checkpoints").glob("*"))
+
+
+def test_weights_that_are_not_finite_are_never_saved(job: Job) -> None:
+    expected = r"task\.model\.weight is not finite after step 4; lower pretrain\.lr; the last sound checkpoint is .*000000003\.pt"
+    with pytest.raises(UserError, match=expected):
+        loop.Fit(Failing(infinite_from=4), job, epochs=3, checkpoint_minutes=0).run()
+    assert checkpoints(job) == ["000000002.pt", "000000003.pt"]
+
+
+def test_weights_are_looked_at_in_the_end_too(job: Job) -> None:
+    with pytest.raises(UserError, match=r"model\.weight is not finite after step 15"):
+        loop.Fit(Failing(infinite_from=15), job, epochs=3, checkpoint_minutes=60).run()
+
+
+def test_doubt_for_long_enough_stops_and_keeps_the_last_sound_checkpoint(job: Job) -> None:
+    # Losses are 0 to 4, then 10 to 14, then 20 to 24: from the second epoch on there is doubt.
+    with pytest.raises(UserError, match=r"it has collapsed; the last sound checkpoint is .*000000005\.pt"):
+        loop.Fit(Failing(doubt_from=10), job, epochs=9, checkpoint_minutes=0, keep=3).run()
+    assert checkpoints(job) == ["000000005.pt", *(f"0000000{step}.doubtful.pt" for step in (12, 13, 14))]
+
+
+def test_doubt_that_passes_does_not_stop(job: Job) -> None:
+    assert len(loop.Fit(Failing(doubt_from=20), job, epochs=3, checkpoint_minutes=60).run()) == 3
+
+
+def test_a_number_of_checkpoints_is_kept(job: Job) -> None:
+    loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=0, keep=3).run()
+    assert checkpoints(job) == ["000000003.pt", "000000004.pt", "000000005.pt"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 700])
+def test_a_torn_checkpoint_is_passed_over(job: Job, kept: int) -> None:
+    with pytest.raises(signals.Interrupted):
+        loop.Fit(Counting(stop_at=3), job, epochs=1, checkpoint_minutes=0).run()
+    signals._stop.clear()
+    newest = job.work / "checkpoints" / checkpoints(job)[-1]
+    newest.write_bytes(newest.read_bytes()[:kept])
+    task = Counting()
+    fit(task, job)
+    assert task.seen == [10 * epoch + step for epoch in range(3) for step in range(5)]
+
+
+def test_a_disk_without_room_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written \(No space left on device\)"):
+        loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=0).run()
+
+
+def test_rates_and_waits_are_in_the_history(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))  # a second passes whenever somebody looks
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    row = loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=60).run()[0]
+    assert 0 < row["data_wait"] < 1
+    assert 0 < row["images_per_second"] < 10
+
+
+def test_where_there_is_no_terminal_lines_say_how_far_it_is(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("components.common.training.progress.LINE_SECONDS", 0)
+    with caplog.at_level("INFO"):
+        loop.Fit(Counting(), job, epochs=2, checkpoint_minutes=60).run()
+    assert "pretrain: epoch 2/2, step 3/5, loss 12, 0 min left" in caplog.text
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
+    with loop.autocast(torch.device("cpu"), precision):
+        assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == dtype
+
+
+@pytest.mark.gpu
+def test_batches_are_copied_to_the_gpu_ahead() -> None:
+    batches = [Batch(np.full((2, 4, 4), number, np.uint16), np.array([number, 0])) for number in range(5)]
+    copied = list(loop.on_device(iter(batches), torch.device("cuda")))
+    for ours, theirs in zip(copied, batches, strict=True):
+        unit = loop.to_unit(ours.images, torch.device("cuda"))
+        torch.testing.assert_close(unit.cpu(), loop.to_unit(theirs.images, torch.device("cpu")))

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from components.common.training.subsets import labelled_rows, stratified
+
+FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
+PREVALENCE = np.array([0.4, 0.1, 0.02])
+
+
+def cohort(patients: int = 800) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and labels of images, one to three a patient; a patient's images agree, and some labels are unknown."""
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
+    targets = (rng.random((patients, 3)) < PREVALENCE).astype(float)[who]
+    targets[rng.random(targets.shape) < 0.1] = np.nan
+    targets[who % 50 == 7] = np.nan
+    return np.array([f"patient{index:04d}" for index in who]), targets
+
+
+def positives_by_patient(ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return np.array([(targets[ids == name] == 1).any(axis=0) for name in np.unique(ids)])
+
+
+def test_fractions_are_nested_whole_patients_of_the_right_number() -> None:
+    ids, targets = cohort()
+    labelled = np.unique(ids[~np.isnan(targets).all(axis=1)])
+    before: set[int] = set()
+    for fraction in FRACTIONS:
+        rows = labelled_rows(ids, targets, fraction, seed=3)
+        assert before < set(rows)
+        chosen = np.unique(ids[rows])
+        assert len(chosen) == round(fraction * len(labelled))
+        known = np.isin(ids, chosen) & ~np.isnan(targets).all(axis=1)
+        assert rows.tolist() == np.flatnonzero(known).tolist()
+        before = set(rows)
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS[:-1])
+def test_every_finding_keeps_its_prevalence(fraction: float) -> None:
+    """Within a few patients; of 200 drawn at random the most frequent finding would have 7 too many or too few, give or take."""
+    ids, targets = cohort()
+    labelled = ~np.isnan(targets).all(axis=1)
+    whole = positives_by_patient(ids[labelled], targets[labelled])
+    for seed in range(5):
+        rows = labelled_rows(ids, targets, fraction, seed)
+        part = positives_by_patient(ids[rows], targets[rows])
+        assert np.abs(part.sum(axis=0) - len(part) * whole.mean(axis=0)).max() <= 3
+
+
+def test_every_patient_has_the_same_chance() -> None:
+    """Also those with a rare finding, and those with several."""
+    rng = np.random.default_rng(1)
+    sick = rng.random((120, 1)) < 0.4
+    traits = (rng.random((120, 5)) < np.where(sick, 0.5, 0.05) * [1, 1, 0.6, 0.3, 0.1]).astype(float)
+    draws, count = 400, 15
+    chosen = np.zeros(120)
+    for seed in range(draws):
+        chosen[stratified(traits, count, seed)] += 1
+    expected = draws * count / 120
+    assert np.abs(chosen - expected).max() < 4.5 * np.sqrt(expected)
+    for findings in range(4):
+        assert chosen[traits.sum(axis=1) == findings].mean() == pytest.approx(expected, rel=0.1)
+
+
+def test_the_order_of_the_images_does_not_matter() -> None:
+    ids, targets = cohort(60)
+    order = np.random.default_rng(5).permutation(len(ids))
+    one = labelled_rows(ids, targets, 0.3, seed=0)
+    other = labelled_rows(ids[order], targets[order], 0.3, seed=0)
+    assert sorted(order[other].tolist()) == one.tolist()
+
+
+def test_one_patient_at_least() -> None:
+    assert labelled_rows(["a", "b"], [[1.0], [0.0]], 0.01, seed=0).size == 1
