@@ -12,7 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from components.common.statistics.metrics import CHUNK, Floats, Integers, bootstrap_ranking, patient_indices, resampled_weights
+from components.common.statistics.arrays import Floats, Integers
+from components.common.statistics.bootstrap import CHUNK, patient_indices, resampled_weights
+from components.common.statistics.ranking import bootstrap_ranking
 
 
 def main() -> None:

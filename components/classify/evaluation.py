@@ -1,6 +1,5 @@
 """The task `classify`: columns score_F and target_F for each finding F of model.json."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,14 @@ from components.classify import report, subgroups
 from components.classify.findings import METRICS, PAIRED, Findings, Split, evaluate
 from components.classify.subgroups import Subgroup
 from components.common.errors import UserError
-from components.common.head import Difference, Points, family
-from components.common.html.forest import thin
+from components.common.head import Points
 from components.common.runs import storage
 from components.common.runs.params import Evaluate
-from components.common.statistics.metrics import Interval, has_both, patient_indices
+from components.common.statistics.arrays import has_both
+from components.common.statistics.bootstrap import patient_indices
+from components.common.statistics.curves import thin
+from components.common.statistics.differences import Difference, paired_differences
+from components.common.statistics.intervals import Interval, metric_key
 from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, matrix, rows_of
 
 NAMES = {
@@ -58,16 +60,16 @@ class Classification:
             flat |= {f"{prefix}_{name}_images": len(split.targets), f"{prefix}_{name}_patients": split.patient_count}
         flat[f"{prefix}_test_ece_macro"] = found.ece_macro
         for metric in METRICS:
-            flat |= _flat(f"{prefix}_test_{metric}_macro", found.macro[metric])
+            flat |= found.macro[metric].flat(f"{prefix}_test_{metric}_macro")
         for finding in found.each:
-            key = _key(finding.name)
+            key = metric_key(finding.name)
             for metric in METRICS:
-                flat |= _flat(f"{prefix}_test_{metric}_{key}", finding.intervals[metric])
+                flat |= finding.intervals[metric].flat(f"{prefix}_test_{metric}_{key}")
             positives, negatives, _ = finding.counts["test"]
             flat |= {f"{prefix}_test_positives_{key}": positives, f"{prefix}_test_negatives_{key}": negatives}
             flat |= {f"{prefix}_test_ece_{key}": finding.reliability.error, f"{prefix}_val_threshold_{key}": finding.threshold}
         for group in self.subgroups:
-            flat |= _flat(f"{prefix}_test_auroc_macro_{_key(f'{group.attribute}_{group.value}')}", group.macro)
+            flat |= group.macro.flat(f"{prefix}_test_auroc_macro_{metric_key(f'{group.attribute}_{group.value}')}")
         return flat
 
     def headline(self) -> dict[str, Interval]:
@@ -136,7 +138,7 @@ class Classification:
             return []
         estimate = float(self._estimates(metric, baseline)[counted].mean())
         samples = self._samples(metric, baseline)[:, counted].mean(axis=1)
-        return family([(f"{metric}_macro", f"Macro {NAMES[metric]}")], [estimate], samples[None], self.params.confidence)
+        return paired_differences([(f"{metric}_macro", f"Macro {NAMES[metric]}")], [estimate], samples[None], self.params.confidence)
 
     def _finding_differences(self, metric: str, baseline: "Classification") -> list[Difference]:
         """Of the counted findings."""
@@ -144,8 +146,8 @@ class Classification:
         name = NAMES[metric][:1].upper() + NAMES[metric][1:]
         found = [self.findings.each[index].name for index in counted]
         estimates, samples = self._estimates(metric, baseline), self._samples(metric, baseline)
-        names = [(f"{metric}_{_key(finding)}", f"{name}, {finding}") for finding in found]
-        return family(names, estimates[counted], samples[:, counted].T, self.params.confidence)
+        names = [(f"{metric}_{metric_key(finding)}", f"{name}, {finding}") for finding in found]
+        return paired_differences(names, estimates[counted], samples[:, counted].T, self.params.confidence)
 
     def _samples(self, metric: str, baseline: "Classification") -> Any:
         """(B, F). Both have drawn the same patients in each resample: the seed and the patients are the same."""
@@ -164,7 +166,7 @@ def _names(table: pa.Table, model: Model) -> list[str]:
     wanted = [f"{kind}_{finding}" for finding in findings for kind in ("score", "target")]
     if missing := [column for column in wanted if column not in table.column_names]:
         raise UserError(f"{description}: its findings need the column {missing[0]}, which {PREDICTIONS} lacks; run classify again")
-    keys = [_key(str(finding)) for finding in findings]
+    keys = [metric_key(str(finding)) for finding in findings]
     for index, (finding, key) in enumerate(zip(findings, keys, strict=True)):
         if key in keys[:index] or key == "macro":
             raise UserError(f"finding {finding}: cannot be told from another in metric names; rename its column in labels.csv")
@@ -185,12 +187,3 @@ def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> Split
 
 def _rounded(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(round(x, 6), round(y, 6)) for x, y in points]
-
-
-def _flat(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _key(finding: str) -> str:
-    """A finding's name in the characters that MLflow's metric names may have."""
-    return re.sub(r"[^\w. -]", "_", finding)

@@ -7,24 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from components.common.runs.params import Evaluate
+from components.common.statistics.arrays import Floats, Integers, has_both
+from components.common.statistics.bootstrap import bootstrap_mean
 from components.common.statistics.calibration import Reliability, reliability
-from components.common.statistics.metrics import (
-    Curve,
-    Floats,
-    Integers,
-    Interval,
-    auroc,
-    average_precision,
-    bootstrap_mean,
-    bootstrap_ranking,
-    correct,
-    has_both,
-    percentile_interval,
-    precision_recall_curve,
-    roc_curve,
-    sensitivity_threshold,
-    youden_threshold,
-)
+from components.common.statistics.curves import Curve, precision_recall_curve, roc_curve, sensitivity_threshold, youden_threshold
+from components.common.statistics.intervals import Interval, percentile_interval
+from components.common.statistics.ranking import auroc, average_precision, bootstrap_ranking
 
 METRICS = ("auroc", "ap", "accuracy", "sensitivity", "specificity", "brier")
 PAIRED = ("auroc", "ap")
@@ -138,6 +126,21 @@ def macro_interval(estimates: Floats, samples: Floats, counted: npt.NDArray[np.b
 def each_of(metric: Callable[[Floats, Floats], float], split: Split) -> Floats:
     """(F,): a metric of targets and scores, of each finding."""
     return np.array([metric(target, score) for target, score in zip(split.targets.T, split.scores.T, strict=True)])
+
+
+def correct(targets: Floats, scores: Floats, thresholds: Floats) -> Floats:
+    """Whether each known target is on the right side of its finding's threshold.
+
+    Args:
+        targets: (n, F).
+        scores: (n, F).
+        thresholds: (F,).
+
+    Returns:
+        (n, F), 1, 0, or NaN where the target or the threshold is unknown.
+    """
+    right = (scores >= thresholds) == (targets == 1)
+    return np.where(np.isnan(targets) | np.isnan(thresholds), np.nan, right)
 
 
 def _threshold(target: Floats, score: Floats, params: Evaluate) -> float:

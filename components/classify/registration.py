@@ -14,10 +14,11 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from components.classify import serving as network
 from components.common.runs.params import Register
-from components.common.statistics.metrics import Interval, paired_auroc_difference
+from components.common.statistics.intervals import Interval, metric_key
+from components.common.statistics.ranking import paired_auroc_difference
 from components.register.candidate import Candidate
 from components.register.gate import CONFIDENCE, Floor, NotComparable, refuse_other_images
-from components.register.markdown import counted, interval, key, table
+from components.register.markdown import counted, interval, table
 from components.register.task import Champion
 
 METRIC = "classify_test_auroc_macro"
@@ -108,7 +109,7 @@ def _results(candidate: Candidate) -> str:
     """Macro average and each finding, with intervals."""
     metrics, rows = candidate.metrics, [("**macro average**", METRIC, "")]
     for finding in candidate.description["findings"]:
-        name = key(finding)
+        name = metric_key(finding)
         positives, negatives = (metrics.get(f"classify_test_{kind}_{name}") for kind in ("positives", "negatives"))
         shown = "" if positives is None or negatives is None else f"{positives:g} / {negatives:g}"
         rows.append((finding, f"classify_test_auroc_{name}", shown))

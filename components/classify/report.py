@@ -7,9 +7,10 @@ from html import escape
 from components.classify.findings import Finding, Findings
 from components.common.html import page
 from components.common.html.charts import UNIT, Axis, Line, chart
-from components.common.html.forest import scale, strip, thin
+from components.common.html.forest import scale, strip
 from components.common.html.numbers import cell, limits, number, percent, spoken, unit_axis
 from components.common.runs.params import Evaluate
+from components.common.statistics.curves import thin
 
 RULES = {
     "youden": "maximises sensitivity + specificity (Youden's index)",

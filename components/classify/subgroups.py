@@ -17,7 +17,10 @@ from components.common.head import Points
 from components.common.html import page
 from components.common.html.numbers import cell, number, percent
 from components.common.runs.params import Evaluate
-from components.common.statistics.metrics import Floats, Interval, auroc, bootstrap_ranking, has_both, patient_indices, percentile_interval
+from components.common.statistics.arrays import Floats, has_both
+from components.common.statistics.bootstrap import patient_indices
+from components.common.statistics.intervals import Interval, percentile_interval
+from components.common.statistics.ranking import auroc, bootstrap_ranking
 
 ATTRIBUTES = ("sex", "age", "view", "manufacturer")
 BANDS = ((18, "below 18"), (40, "18 to 39"), (60, "40 to 59"), (80, "60 to 79"), (float("inf"), "80 and above"))

@@ -18,7 +18,8 @@ from components.common.errors import UserError
 from components.common.formats.shards import Shards
 from components.common.runs.job import upstream_run_id
 from components.common.runs.params import Classify
-from components.common.statistics.metrics import auroc, has_both
+from components.common.statistics.arrays import has_both
+from components.common.statistics.ranking import auroc
 from components.common.training import backbones, loop
 from components.common.training.reader import Batch, Reader
 from components.common.training.subsets import labelled_rows

@@ -1,15 +1,13 @@
 """What a task gives to evaluate: the contract between run.py and classification.py, detection.py and inversion.py."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from components.common.runs.params import Evaluate
-from components.common.statistics.metrics import Floats, Interval, percentile_interval
-from components.common.statistics.significance import bootstrap_p, holm
+from components.common.statistics.differences import Difference
+from components.common.statistics.intervals import Interval
 from components.evaluate.predictions import Model
 
 
@@ -19,40 +17,6 @@ class Points(NamedTuple):
     header: tuple[str, ...]
     """The first column names the curve: a finding, a label."""
     rows: Sequence[tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A metric of a model minus that of its baseline, paired: on the same resamples of the patients."""
-
-    key: str
-    """Within metric names: letters, digits and `_. -`."""
-    name: str
-    """For readers."""
-    interval: Interval
-    p: float
-    """Two-sided, as components.common.statistics.significance makes it."""
-    p_adjusted: float
-    """After Holm over the comparisons that belong together; equal to `p` for one that stands alone."""
-    samples: Floats
-    """(B,), the difference in each resample; NaN where it is not defined."""
-
-
-def family(names: Sequence[tuple[str, str]], estimates: Sequence[float], samples: Floats, confidence: float) -> list[Difference]:
-    """Differences that are corrected together.
-
-    Args:
-        names: of the m differences: key, and name for readers.
-        estimates: on the test split.
-        samples: (m, B). Both models have drawn the same patients in each resample.
-        confidence: level of the intervals.
-    """
-    p_values = np.array([bootstrap_p(values) for values in samples])
-    rows = zip(names, estimates, samples, p_values, holm(p_values), strict=True)
-    return [
-        Difference(key, name, percentile_interval(float(estimate), values, confidence), float(p), float(adjusted), values)
-        for (key, name), estimate, values, p, adjusted in rows
-    ]
 
 
 class Evaluated(Protocol):

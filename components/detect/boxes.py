@@ -1,7 +1,7 @@
 """The numbers of a detector: COCO's average precision, FROC, and the AUROC of images, with intervals over patients.
 
-The rules of matching are those of components.common.statistics.detections. An image counts as positive for a class when it has a box
-of it, and its score is that of the surest detection of the class, 0 without one.
+components.common.statistics.detection_matching matches detections to boxes. An image is positive for a class if it has a box of
+it, and its score is the highest score of its detections of the class, or 0 without any.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from components.common.html.forest import thin
 from components.common.runs.params import Evaluate
-from components.common.statistics.detections import (
+from components.common.statistics.arrays import Floats, Integers
+from components.common.statistics.bootstrap import resampled_weights
+from components.common.statistics.curves import Curve, thin
+from components.common.statistics.detection_matching import (
     IOUS,
     Detected,
     Froc,
@@ -24,16 +26,8 @@ from components.common.statistics.detections import (
     pool,
     sensitivity_at,
 )
-from components.common.statistics.metrics import (
-    Curve,
-    Floats,
-    Integers,
-    Interval,
-    auroc,
-    bootstrap_ranking,
-    percentile_interval,
-    resampled_weights,
-)
+from components.common.statistics.intervals import Interval, percentile_interval
+from components.common.statistics.ranking import auroc, bootstrap_ranking
 from components.evaluate.coco import coco_average_precision
 
 RATES: Floats = np.array([0.25, 0.5, 1.0, 2.0])

@@ -1,6 +1,5 @@
 """The task `detect`: columns boxes and targets, of the classes in model.json; null targets are those that are not known."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +7,14 @@ import numpy as np
 import pyarrow as pa
 
 from components.common.errors import UserError
-from components.common.head import Difference, Points, family
+from components.common.head import Points
 from components.common.runs import storage
 from components.common.runs.params import Evaluate
-from components.common.statistics.detections import Detected
-from components.common.statistics.metrics import Floats, Integers, Interval, patient_indices
+from components.common.statistics.arrays import Floats, Integers
+from components.common.statistics.bootstrap import patient_indices
+from components.common.statistics.detection_matching import Detected
+from components.common.statistics.differences import Difference, paired_differences
+from components.common.statistics.intervals import Interval, metric_key
 from components.detect import report
 from components.detect.boxes import FROC, RATES, Boxes, Split, evaluate, froc_points
 from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, rows_of
@@ -61,11 +63,11 @@ class Detection:
             flat[f"{prefix}_{name}_boxes"] = split.boxes
         flat[f"{prefix}_test_patients"] = len(np.unique(found.test.patients))
         for key, interval in found.intervals.items():
-            flat |= _flat(f"{prefix}_test_{key}", interval)
+            flat |= interval.flat(f"{prefix}_test_{key}")
         for one in found.each:
-            flat[f"{prefix}_test_boxes_{_key(one.name)}"] = one.boxes
+            flat[f"{prefix}_test_boxes_{metric_key(one.name)}"] = one.boxes
             for key, interval in one.intervals.items():
-                flat |= _flat(f"{prefix}_test_{key}_{_key(one.name)}", interval)
+                flat |= interval.flat(f"{prefix}_test_{key}_{metric_key(one.name)}")
         return flat
 
     def headline(self) -> dict[str, Interval]:
@@ -108,11 +110,13 @@ class Detection:
         for keys in FAMILIES:
             samples = np.stack([mine.samples[key] - theirs.samples[key] for key in keys])
             estimates = [mine.intervals[key].estimate - theirs.intervals[key].estimate for key in keys]
-            differences += family([(key, NAMES[key]) for key in keys], estimates, samples, self.params.confidence)
+            differences += paired_differences([(key, NAMES[key]) for key in keys], estimates, samples, self.params.confidence)
         counted = [index for index, one in enumerate(mine.each) if one.boxes]
-        names = [(f"ap_50_{_key(mine.each[index].name)}", f"AP@50, {mine.each[index].name}") for index in counted]
+        names = [(f"ap_50_{metric_key(mine.each[index].name)}", f"AP@50, {mine.each[index].name}") for index in counted]
         estimates = [mine.each[index].intervals["ap_50"].estimate - theirs.each[index].intervals["ap_50"].estimate for index in counted]
-        return differences + family(names, estimates, (mine.class_samples - theirs.class_samples)[counted], self.params.confidence)
+        return differences + paired_differences(
+            names, estimates, (mine.class_samples - theirs.class_samples)[counted], self.params.confidence
+        )
 
     def _check_comparable(self, baseline: "Detection") -> None:
         pair, mine, theirs = f"{self.model.source} and {baseline.model.source}", self.boxes, baseline.boxes
@@ -131,7 +135,7 @@ def _classes(table: pa.Table, model: Model) -> list[str]:
         raise UserError(f"{description}: names no classes; run detect again")
     if missing := [name for name in ("boxes", "targets") if name not in table.column_names]:
         raise UserError(f"{description}: its classes need the column {missing[0]}, which {PREDICTIONS} lacks; run detect again")
-    keys = [_key(str(name)) for name in classes]
+    keys = [metric_key(str(name)) for name in classes]
     for index, (name, key) in enumerate(zip(classes, keys, strict=True)):
         if key in keys[:index]:
             raise UserError(f"class {name}: cannot be told from another in metric names; rename it in boxes.csv")
@@ -163,12 +167,3 @@ def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tupl
 
 def _same_targets(one: Detected, other: Detected) -> bool:
     return np.array_equal(one.targets, other.targets) and np.array_equal(one.target_labels, other.target_labels)
-
-
-def _flat(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _key(name: str) -> str:
-    """A class's name in the characters that MLflow's metric names may have."""
-    return re.sub(r"[^\w. -]", "_", name)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.common.formats.shards import Pixels
-from components.common.statistics.detections import IOUS, iou
+from components.common.statistics.detection_matching import IOUS, iou
 from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array
 from components.detect.predictions import Found

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from components.common.formats.predictions import common_columns
 from components.common.formats.shards import BOX
-from components.common.statistics.detections import Detected, froc_curve, match, pool
+from components.common.statistics.detection_matching import Detected, froc_curve, match, pool
 from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array, Rows
 

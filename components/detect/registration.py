@@ -12,12 +12,12 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from components.common.errors import UserError
 from components.common.runs.params import Register
-from components.common.statistics.metrics import Interval
+from components.common.statistics.intervals import Interval, metric_key
 from components.detect import evaluation
 from components.detect import serving as network
 from components.register.candidate import Candidate
 from components.register.gate import Floor, NotComparable, refuse_other_images
-from components.register.markdown import counted, interval, key, table
+from components.register.markdown import counted, interval, table
 from components.register.paired import differences
 from components.register.task import Champion
 
@@ -108,7 +108,7 @@ def _results(candidate: Candidate) -> str:
     metrics = candidate.metrics
     overall = table(("measure", "value (95 % interval)"), ((n, interval(metrics, f"detect_test_{k}")) for k, n in evaluation.NAMES.items()))
     rows = (
-        (name, interval(metrics, f"detect_test_ap_50_{key(name)}"), f"{metrics.get(f'detect_test_boxes_{key(name)}') or 0:g}")
+        (name, interval(metrics, f"detect_test_ap_50_{metric_key(name)}"), f"{metrics.get(f'detect_test_boxes_{metric_key(name)}') or 0:g}")
         for name in candidate.description["classes"]
     )
     return f"{overall}\n\n{table(('class', 'AP@50', 'boxes'), rows)}"

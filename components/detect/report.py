@@ -8,7 +8,7 @@ from components.common.html.charts import UNIT, Axis, Line, chart
 from components.common.html.forest import scale, strip
 from components.common.html.numbers import cell, limits, number, percent, spoken, unit_axis
 from components.common.runs.params import Evaluate
-from components.common.statistics.detections import IOUS, Froc
+from components.common.statistics.detection_matching import IOUS, Froc
 from components.detect.boxes import FROC, RATES, Boxes, Class, froc_points
 
 SHOWN = 4.0

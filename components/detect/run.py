@@ -19,7 +19,7 @@ from components.common.runs import storage, tracking
 from components.common.runs.job import Job, open_job, upstream_run_id, write_json
 from components.common.runs.params import Detect as DetectParams
 from components.common.runs.params import Params
-from components.common.statistics.detections import mean_average_precision
+from components.common.statistics.detection_matching import mean_average_precision
 from components.common.training import backbones, checkpoints, loop
 from components.common.training.progress import VOLATILE
 from components.common.training.reader import Batch, Reader

@@ -9,8 +9,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from components.common.statistics.detections import IOUS, Detected
-from components.common.statistics.metrics import Floats
+from components.common.statistics.arrays import Floats
+from components.common.statistics.detection_matching import IOUS, Detected
 
 
 def coco_average_precision(images: Sequence[Detected], classes: int) -> Floats:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.runs import storage
-from components.common.statistics.metrics import roc_curve
+from components.common.statistics.curves import roc_curve
 
 MOST_POINTS = 200
 

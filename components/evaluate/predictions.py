@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.job import RUN_FILE, read_input
-from components.common.statistics.metrics import Floats
+from components.common.statistics.arrays import Floats
 
 PREDICTIONS = "predictions.parquet"
 HISTORY = "history.csv"

@@ -13,11 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from components.common.head import Difference, Evaluated
+from components.common.head import Evaluated
 from components.common.html import page
 from components.common.html.charts import Line, chart, nice_axis, whole_axis
 from components.common.html.numbers import cell, percent, probability
 from components.common.runs.params import Evaluate
+from components.common.statistics.differences import Difference
 from components.common.training.progress import VOLATILE
 from components.evaluate.predictions import Model
 

@@ -18,8 +18,8 @@ from components.common.head import Evaluated
 from components.common.runs import storage
 from components.common.runs.job import RUN_FILE
 from components.common.runs.params import Evaluate, Study
-from components.common.statistics.metrics import Interval, percentile_interval
-from components.common.statistics.significance import bootstrap_p, holm
+from components.common.statistics.differences import bootstrap_p, holm
+from components.common.statistics.intervals import Interval, percentile_interval
 
 ALWAYS = "all"
 """The condition of a claim that has only one."""

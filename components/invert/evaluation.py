@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from components.common.errors import UserError
-from components.common.head import Difference, Points, family
+from components.common.head import Points
 from components.common.runs import storage
 from components.common.runs.params import Evaluate
-from components.common.statistics.metrics import Interval, patient_indices
+from components.common.statistics.bootstrap import patient_indices
+from components.common.statistics.differences import Difference, paired_differences
+from components.common.statistics.intervals import Interval
 from components.evaluate.predictions import DESCRIPTION, Model, matrix, rows_of
 from components.invert import report
 from components.invert.reconstructions import ERRORS, GAIN, MEAN_IMAGE, NAMES, Reconstructions, Split, evaluate
@@ -48,8 +50,7 @@ class Inversion:
         flat = {f"{prefix}_val_psnr": found.val_psnr, f"{prefix}_test_images": float(len(found.test.errors))}
         flat[f"{prefix}_test_patients"] = float(len(np.unique(found.test.patients)))
         for name, interval in found.intervals.items():
-            flat[f"{prefix}_test_{name}"] = interval.estimate
-            flat |= {f"{prefix}_test_{name}_low": interval.low, f"{prefix}_test_{name}_high": interval.high}
+            flat |= interval.flat(f"{prefix}_test_{name}")
         return flat | {f"{prefix}_test_kid_samples": found.kid_samples, f"{prefix}_test_kid_reconstructions": found.kid_reconstructions}
 
     def headline(self) -> dict[str, Interval]:
@@ -86,7 +87,7 @@ class Inversion:
         names = [name for name in ERRORS if name != "feature_distance" or mine.judge == theirs.judge]
         estimates = [mine.intervals[name].estimate - theirs.intervals[name].estimate for name in names]
         samples = (mine.samples - theirs.samples)[:, [list(NAMES).index(name) for name in names]].T
-        return family([(name, NAMES[name]) for name in names], estimates, samples, self.params.confidence)
+        return paired_differences([(name, NAMES[name]) for name in names], estimates, samples, self.params.confidence)
 
 
 def _split(rows: pa.Table, source: str) -> Split:

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from components.common.runs.params import Evaluate
-from components.common.statistics.metrics import Floats, Integers, Interval, bootstrap_mean, percentile_interval
+from components.common.statistics.arrays import Floats, Integers
+from components.common.statistics.bootstrap import bootstrap_mean
+from components.common.statistics.intervals import Interval, percentile_interval
 
 ERRORS = ("psnr", "ssim", "ms_ssim", "mse", "feature_distance")
 """Of each reconstruction, as the columns of the predictions; models are compared by them."""

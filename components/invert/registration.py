@@ -14,7 +14,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 from components.common.runs.params import Register
-from components.common.statistics.metrics import Interval
+from components.common.statistics.intervals import Interval
 from components.invert import evaluation
 from components.invert import serving as network
 from components.invert.inverter import ERRORS

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.formats.shards import Shards
-from components.common.statistics.metrics import auroc, has_both
+from components.common.statistics.arrays import has_both
+from components.common.statistics.ranking import auroc
 from components.common.training import processes
 from components.common.training.reader import Batch, Reader
 

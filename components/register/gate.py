@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from components.common.statistics.metrics import Interval
+from components.common.statistics.intervals import Interval
 
 Alias = Literal["champion", "challenger"]
 CONFIDENCE = 0.95

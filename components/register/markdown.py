@@ -1,16 +1,10 @@
 """Pieces of the model card."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from components.register.candidate import Candidate
-
-
-def key(name: str) -> str:
-    """A finding's or a class's name within evaluate's metric names."""
-    return re.sub(r"[^\w. -]", "_", name)
 
 
 def interval(metrics: Mapping[str, float | None], name: str, digits: int = 3) -> str:

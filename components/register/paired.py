@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from components.common.head import Difference
 from components.common.runs.params import Evaluate, Register
+from components.common.statistics.differences import Difference
 from components.evaluate.predictions import Model
 from components.register.candidate import Candidate
 from components.register.gate import CONFIDENCE

@@ -9,7 +9,7 @@ import torch
 from mlflow.models import ModelSignature
 
 from components.common.runs.params import Register
-from components.common.statistics.metrics import Interval
+from components.common.statistics.intervals import Interval
 from components.register.candidate import Candidate
 from components.register.gate import Floor
 

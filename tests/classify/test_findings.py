@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sklearn
 
+from components.classify.findings import correct
 from components.common.runs.params import Params
 from components.evaluate.run import run
 from tests.evaluate.conftest import MakePredictions, Table
@@ -118,3 +119,8 @@ def test_reliability_holds_every_image_once(make_predictions: MakePredictions, t
     assert counts.sum() == test["target_Effusion"].notna().sum()
     gaps = [abs(float(row["score"]) - float(row["share"])) for row in rows]
     assert found["classify_test_ece_Effusion"] == pytest.approx(np.average(gaps, weights=counts), abs=1e-5)
+
+
+def test_correct_counts_the_threshold_itself_as_positive() -> None:
+    targets, scores = np.array([[1, 0], [0, 1], [np.nan, 1.0]]), np.array([[0.5, 0.5], [0.4, 0.9], [0.9, 0.9]])
+    np.testing.assert_array_equal(correct(targets, scores, np.array([0.5, np.nan])), [[1, np.nan], [1, np.nan], [np.nan, np.nan]])

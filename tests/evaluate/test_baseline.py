@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control
 
 from components.common.errors import UserError
 from components.common.runs.params import Params
-from components.common.statistics.metrics import paired_auroc_difference
+from components.common.statistics.ranking import paired_auroc_difference
 from components.evaluate.run import run
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table
 

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from components.classify import registration as classify
 from components.common.runs.params import Register
-from components.common.statistics.metrics import Interval
+from components.common.statistics.intervals import Interval
 from components.detect import registration as detect
 from components.invert import registration as invert
 from components.register import gate

@@ -1,14 +1,11 @@
-"""Pictures that the tasks of evaluate share, in the style of components/common/html/charts.py: forest plots, and curves made thin."""
+"""Forest plots, in the style of components/common/html/charts.py."""
 
 import math
 
-import numpy as np
-
 from components.common.html.charts import Axis, svg
-from components.common.statistics.metrics import Curve, Interval
+from components.common.statistics.intervals import Interval
 
 STRIP = (12.0, 228.0)  # where the axis of a strip begins and ends
-MOST_POINTS = 200  # of a curve
 
 
 def strip(label: str, interval: Interval, axis: Axis, reference: float, style: str = "") -> str:
@@ -30,17 +27,3 @@ def scale(label: str, axis: Axis) -> str:
     parts = [f'<text x="{a:.1f}" y="10" text-anchor="middle">{tick:g}</text>' for a, tick in places]
     parts += [f'<line class="grid" x1="{a:.1f}" x2="{a:.1f}" y1="14" y2="18"/>' for a, _ in places]
     return svg(label, 240, 18, "strip", parts)
-
-
-def thin(curve: Curve, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points of a curve, its ends among them.
-
-    Points in the middle of a straight run are left out first, which changes nothing; of the rest, every k-th stays.
-    """
-    xy = np.stack([curve.x, curve.y], axis=1)
-    before, after = np.diff(xy[:-1], axis=0), np.diff(xy[1:], axis=0)
-    bends = np.concatenate([[True], np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-12, [True]])
-    kept = np.flatnonzero(bends)
-    if len(kept) > most:
-        kept = kept[np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
-    return [(float(x), float(y)) for x, y in xy[kept]]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from components.common.html.charts import Axis
-from components.common.statistics.metrics import Interval
+from components.common.statistics.intervals import Interval
 
 
 def number(value: float) -> str:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from components.common.statistics.metrics import Floats
+from components.common.statistics.arrays import Floats
 
 BINS = 10
 """Of equal width over [0, 1]."""

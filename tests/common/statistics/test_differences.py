@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, kstest
 
-from components.common.statistics.significance import bootstrap_p, holm
+from components.common.statistics.differences import bootstrap_p, holm
 
 
 def test_p_is_the_level_at_which_the_percentile_interval_of_scipy_reaches_zero() -> None:

@@ -11,14 +11,11 @@ Shapes: D detections and G boxes; N images; T IoU thresholds; H hits; R rates; B
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from components.common.statistics.metrics import Floats, Integers, Weights
-
-Flags = npt.NDArray[np.bool_]
+from components.common.statistics.arrays import Flags, Floats, Integers, Weights, divide
 
 IOUS: Floats = np.linspace(0.5, 0.95, 10)
 """COCO's thresholds; the first is that of mAP@50 and of FROC."""
@@ -179,9 +176,9 @@ def _average_precision(marks: Marks, weights: Weights) -> Floats:
     for index, hit in enumerate(marks.hit.T):
         # Precision rises at hits only, so that the curve's envelope and its steps are found at them.
         true = np.cumsum(drawn[hit], axis=0)
-        precision = _divide(true, called[hit], 0.0)
+        precision = divide(true, called[hit], 0.0)
         envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-        reached = np.searchsorted(RECALLS, _divide(true, boxes, np.nan), side="right")
+        reached = np.searchsorted(RECALLS, divide(true, boxes), side="right")
         values[index] = (envelope * np.diff(reached, axis=0, prepend=0)).sum(axis=0) / len(RECALLS)
     return np.where(boxes > 0, values, np.nan)
 
@@ -194,7 +191,7 @@ def _sensitivity_at(marks: Marks, weights: Weights, rates: Floats) -> Floats:
     true = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(drawn * marks.hit[:, :1], axis=0)[ends]])
     # How many of the distinct scores may be marked; false positives only grow.
     allowed = np.stack([(false <= rate * images).sum(axis=0) for rate in rates])
-    return _divide(np.take_along_axis(true, allowed, axis=0), boxes, np.nan)
+    return divide(np.take_along_axis(true, allowed, axis=0), boxes)
 
 
 def _boxes(marks: Marks, weights: Weights) -> Integers:
@@ -206,9 +203,3 @@ def _boxes(marks: Marks, weights: Weights) -> Integers:
 def _ends(scores: Floats) -> Integers:
     """The last position of each distinct score, of scores that fall."""
     return np.flatnonzero(np.append(np.diff(scores) != 0, True)) if len(scores) else np.zeros(0, np.int64)
-
-
-def _divide(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any], otherwise: float) -> Floats:
-    denominator = np.broadcast_to(denominator, numerator.shape)
-    quotient: Floats = np.divide(numerator, denominator, out=np.full(numerator.shape, otherwise), where=denominator > 0)
-    return quotient

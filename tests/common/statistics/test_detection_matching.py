@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask
 from sklearn.metrics import precision_recall_curve
 
-from components.common.statistics.detections import (
+from components.common.statistics.detection_matching import (
     IOUS,
     Detected,
     Marks,
@@ -82,7 +82,7 @@ def test_resamples_in_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     marks = match(images, 0)
     weights = np.random.default_rng(1).integers(0, 3, (len(images), 9)).astype(np.int32)
     expected = average_precision(marks, weights), sensitivity_at(marks, weights, RATES)
-    monkeypatch.setattr("components.common.statistics.detections.ELEMENTS", 2 * len(marks.scores))
+    monkeypatch.setattr("components.common.statistics.detection_matching.ELEMENTS", 2 * len(marks.scores))
     np.testing.assert_array_equal(average_precision(marks, weights), expected[0])
     np.testing.assert_array_equal(sensitivity_at(marks, weights, RATES), expected[1])
 
