@@ -37,7 +37,7 @@ from pydicom.encaps import get_frame
 from benchmarks.preprocess_processes import processes
 from benchmarks.preprocess_readers import codecs, readers, row_groups
 from benchmarks.preprocess_timing import Candidates, elapsed, heading, installed, milliseconds, ratio, row, table, turns
-from components.common.dicom import file, frame
+from components.common.dicom import dicom_file
 from components.common.dicom.render import histogram, resized_shape
 from components.common.formats import shards
 from components.common.runs import params as parameters
@@ -133,7 +133,7 @@ def by_syntax(files: list[Path], rounds: int) -> None:
     """The same for each transfer syntax, with nothing written by anyone."""
     groups: defaultdict[str, list[Path]] = defaultdict(list)
     for path in files:
-        header = file.open_file(path.read_bytes())[1]
+        header = dicom_file.open_file(path.read_bytes())[1]
         groups[f"{pydicom.uid.UID(header.transfer_syntax).name[:38]}, {stored_bits(path)} bits"].append(path)
     columns = ("files", "decoder ms", "floor ms", "preprocess ms", "MONAI ms", "preprocess / floor", "preprocess / MONAI", "fastest")
     heading("transfer syntax", *columns)
@@ -177,11 +177,11 @@ def decoder_of(path: Path) -> tuple[str, Callable[[Path], Any]]:
 
 def floor_decoders(path: Path) -> dict[str, Callable[[Path], Any]]:
     """Ways to the stored values, by name."""
-    syntax = file.open_file(path.read_bytes())[1].transfer_syntax
+    syntax = dicom_file.open_file(path.read_bytes())[1].transfer_syntax
     decoders: dict[str, Callable[[Path], Any]] = {}
-    if syntax in frame.DECODERS:
-        decoders["pydicom + imagecodecs"] = lambda path: frame.DECODERS[syntax](frame_of(pydicom.dcmread(path)))
-    elif syntax == frame.RLE:
+    if syntax in decoders.DECODERS:
+        decoders["pydicom + imagecodecs"] = lambda path: decoders.DECODERS[syntax](frame_of(pydicom.dcmread(path)))
+    elif syntax == decoders.RLE:
         decoders["pydicom + imagecodecs"] = rle
     else:
         decoders["pydicom"] = lambda path: pydicom.dcmread(path).pixel_array

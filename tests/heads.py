@@ -11,7 +11,7 @@ from components.detect import run as detect
 from components.evaluate import run as evaluate
 from components.invert import run as invert
 from components.preprocess import run as preprocess
-from components.preprocess.split import path_hash
+from components.preprocess.parts import path_hash
 from components.simulate import run as simulate
 
 PARAMS = Params.model_validate(

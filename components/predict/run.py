@@ -23,8 +23,9 @@ from components.predict import source
 from components.predict.source import Source
 from components.preprocess import run as preprocess
 from components.preprocess.deidentify import load_pseudonyms
-from components.preprocess.index import Index, Partition
+from components.preprocess.index import Index
 from components.preprocess.merge import QUARANTINE
+from components.preprocess.parts import Partition
 
 SHARDS = "shards"
 """In the work folder, what preprocess makes; only its lists are kept."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from components.common.dicom.attributes import canonical_view
 from components.common.dicom.header import Header
+from components.common.dicom.views import canonical_view
 from components.common.errors import UserError
 from components.preprocess.labels import Record
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from components.common.runs import storage
-from components.preprocess.split import part_of, path_hash
+from components.preprocess.parts import Partition, part_of, path_hash
 
 V = TypeVar("V")
 
@@ -20,20 +20,6 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (part INTEGER, hash BLOB, path BLOB, size INTEGER, version TEXT, PRIMARY KEY (part, hash)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS maps (map TEXT, key BLOB, value TEXT, PRIMARY KEY (map, key)) WITHOUT ROWID;
 """
-
-
-class Partition(NamedTuple):
-    """One of `total` disjoint slices of the parts: those whose number leaves the remainder `number`."""
-
-    number: int = 0
-    total: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.total}"
-
-    def owns(self, part: int) -> bool:
-        """Whether a part belongs to this slice."""
-        return part % self.total == self.number
 
 
 class File(NamedTuple):

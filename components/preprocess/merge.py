@@ -20,11 +20,11 @@ from components.common.formats import shards
 from components.common.runs import storage
 from components.common.runs.job import write_json
 from components.preprocess import report
-from components.preprocess.index import Partition, connect, to_key, to_text
-from components.preprocess.part import Part, read_notes
+from components.preprocess.index import connect, to_key, to_text
+from components.preprocess.part_writer import read_notes
+from components.preprocess.parts import Part, Partition, part_of
+from components.preprocess.report_statistics import COLUMNS, ReportStatistics
 from components.preprocess.rows import Context, Note
-from components.preprocess.split import part_of
-from components.preprocess.statistics import COLUMNS, Survey
 
 QUARANTINE = "quarantine.parquet"
 QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("path", "reason", "detail")])
@@ -245,7 +245,7 @@ class Summary:
     patients: dict[str, int] = field(default_factory=dict)
     labels: dict[str, Counter[tuple[str, str]]] = field(default_factory=lambda: {split: Counter() for split in shards.SPLITS})
     boxes: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in shards.SPLITS})
-    survey: Survey = field(default_factory=Survey)
+    survey: ReportStatistics = field(default_factory=ReportStatistics)
     """For the report."""
     identities: Counter[str] = field(default_factory=Counter)
     sums: list[int] = field(default_factory=lambda: [0, 0, 0])

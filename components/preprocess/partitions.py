@@ -17,8 +17,7 @@ from components.common.runs import storage
 from components.common.runs.job import read_input, write_json
 from components.common.runs.params import Preprocess
 from components.preprocess import merge
-from components.preprocess.index import Partition
-from components.preprocess.part import Part
+from components.preprocess.parts import Part, Partition
 from components.preprocess.rows import Context
 
 PARTITION = "partition.json"
@@ -41,18 +40,6 @@ class Output(NamedTuple):
     def parts(self) -> list[Part]:
         """Those that had files."""
         return [Part(number, files) for number, files in self.described["parts"]]
-
-
-def parse(text: str) -> Partition:
-    """Reads i/n, with i from 0 to n - 1.
-
-    Raises:
-        UserError: it is something else.
-    """
-    number, _, total = text.partition("/")
-    if not (number.isdecimal() and total.isdecimal() and int(number) < int(total)):
-        raise UserError(f"--partition {text}: must read I/N with I from 0 to N - 1, such as 0/4 and 3/4 for the first and last of four")
-    return Partition(int(number), int(total))
 
 
 def write(context: Context, partition: Partition, parts: list[Part], out: Path) -> dict[str, float]:

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from components.common.errors import UserError
 from components.common.runs import signals
-from components.preprocess import isolated
-from components.preprocess.part import Part, Stopped, is_done, last_files, process_part
+from components.preprocess import child_process
+from components.preprocess.part_writer import Stopped, is_done, last_files, process_part
+from components.preprocess.parts import Part
 from components.preprocess.rows import Context
 
 Advance = Callable[[int], object]
@@ -68,8 +69,8 @@ class _Shared:
     """What the processes of the pool share with this one."""
 
     def __init__(self) -> None:
-        self.stop = isolated.SPAWN.Event()
-        self.files = isolated.SPAWN.Value("Q", 0)
+        self.stop = child_process.SPAWN.Event()
+        self.files = child_process.SPAWN.Value("Q", 0)
 
     def advance(self) -> None:
         """One file more is done."""
@@ -81,9 +82,9 @@ class _Worker:
     """A process that works on one part after the other."""
 
     def __init__(self, context: Context, shared: _Shared):
-        self.connection, theirs = isolated.SPAWN.Pipe()
-        self._begun = isolated.SPAWN.RawValue("d", 0.0)
-        self.process = isolated.SPAWN.Process(target=_work, args=(theirs, context, shared, self._begun))
+        self.connection, theirs = child_process.SPAWN.Pipe()
+        self._begun = child_process.SPAWN.RawValue("d", 0.0)
+        self.process = child_process.SPAWN.Process(target=_work, args=(theirs, context, shared, self._begun))
         self.process.start()
         theirs.close()  # the process's death must be felt at our end
         self.part: Part | None = None
@@ -96,7 +97,7 @@ class _Worker:
     def end_if_stuck(self) -> None:
         """Kills it if it has been at one step of a file for too long; its death then shows as any other."""
         begun = self._begun.value
-        if begun and time.monotonic() - begun > isolated.MAX_SECONDS + _GRACE_SECONDS:
+        if begun and time.monotonic() - begun > child_process.MAX_SECONDS + _GRACE_SECONDS:
             self.process.kill()
 
     def stop(self) -> None:
@@ -190,7 +191,7 @@ class _Pool:
 
 def _work(connection: Connection, context: Context, shared: _Shared, begun: Any) -> None:
     """What a process of the pool does; `begun` says since when it is at a step of a file, on the system's monotonic clock."""
-    isolated.begin_process()
+    child_process.begin_process()
 
     def begin() -> bool:
         begun.value = time.monotonic()
@@ -214,5 +215,5 @@ def _work(connection: Connection, context: Context, shared: _Shared, begun: Any)
         except Stopped:
             return
         except Exception as error:
-            answer = isolated.describe(error)
+            answer = child_process.describe(error)
         connection.send(answer)

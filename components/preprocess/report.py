@@ -13,13 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from components.common.dicom.checks import Reason
+from components.common.dicom.refusal import Reason
 from components.common.dicom.render import resize
 from components.common.formats.shards import SPLITS, Pixels
 from components.common.html import page
 from components.common.html.charts import UNIT, Axis, Line, chart, nice_axis
+from components.preprocess.report_statistics import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, ExtremeImage, ReportStatistics, load_pixels
 from components.preprocess.rows import BINS
-from components.preprocess.statistics import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, Kept, Survey, load_pixels
 
 REPORT = "report.html"
 MIN_POSITIVES = 5
@@ -47,7 +47,7 @@ MEANINGS = {
 Manifest = Mapping[str, Any]
 
 
-def write(folder: Path, manifest: Manifest, survey: Survey) -> None:
+def write(folder: Path, manifest: Manifest, survey: ReportStatistics) -> None:
     """Writes the report, and the list of images with what looks like text.
 
     Args:
@@ -60,7 +60,7 @@ def write(folder: Path, manifest: Manifest, survey: Survey) -> None:
     (folder / REPORT).write_text(render(manifest, survey, pictures), encoding="utf-8")
 
 
-def render(manifest: Manifest, survey: Survey, pictures: Mapping[str, Sequence[tuple[Kept, Pixels]]]) -> str:
+def render(manifest: Manifest, survey: ReportStatistics, pictures: Mapping[str, Sequence[tuple[ExtremeImage, Pixels]]]) -> str:
     """The report as HTML.
 
     Args:
@@ -229,7 +229,7 @@ def _legend() -> str:
     return f'<p class="legend">{keys}</p>'
 
 
-def _intensities(survey: Survey) -> str:
+def _intensities(survey: ReportStatistics) -> str:
     """Share of the pixels by brightness, a line a split."""
     lines, tops = [], [0.0]
     for split in reversed(SPLITS):  # training on top
@@ -256,7 +256,7 @@ def _steps(shares: Any) -> Iterator[tuple[float, float]]:
         yield (index + 1) / BINS, float(share)
 
 
-def _contact_sheet(pictures: Mapping[str, Sequence[tuple[Kept, Pixels]]]) -> str:
+def _contact_sheet(pictures: Mapping[str, Sequence[tuple[ExtremeImage, Pixels]]]) -> str:
     groups = "".join(_group(name, images) for name, images in pictures.items() if images)
     text = (
         "The images that stand out most, out of all splits: faults of exposure, wrong windows, inverted or cropped pictures and views "
@@ -266,12 +266,12 @@ def _contact_sheet(pictures: Mapping[str, Sequence[tuple[Kept, Pixels]]]) -> str
     return f"<section><h2>Extremes</h2><p>{text}</p>{groups}</section>" if groups else ""
 
 
-def _group(name: str, images: Sequence[tuple[Kept, Pixels]]) -> str:
+def _group(name: str, images: Sequence[tuple[ExtremeImage, Pixels]]) -> str:
     figures = "".join(_figure(name, rank, kept, pixels) for rank, (kept, pixels) in enumerate(images, start=1))
     return f'<h3 class="group">{page.words(name)}</h3><div class="sheet">{figures}</div>'
 
 
-def _figure(name: str, rank: int, kept: Kept, pixels: Pixels) -> str:
+def _figure(name: str, rank: int, kept: ExtremeImage, pixels: Pixels) -> str:
     height, width, content = thumbnail(pixels)
     source = f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
     alt = escape(f"Chest radiograph, {name}, number {rank}: {kept.note}", quote=True)

@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from components.common.dicom import checks, file, picture, text
-from components.common.dicom.checks import Reason, Refused
-from components.common.dicom.frame import Stored
+from components.common.dicom import burned_in_text, checks, dicom_file, png_jpeg
+from components.common.dicom.decoders import Stored
 from components.common.dicom.grayscale import Grayscale
-from components.common.dicom.header import Header
-from components.common.dicom.picture import Picture
+from components.common.dicom.header import PHOTOMETRICS, Header
+from components.common.dicom.png_jpeg import Picture
+from components.common.dicom.refusal import Reason, Refused
 from components.common.dicom.render import Rendered, render
 from components.common.errors import UserError
 from components.common.formats import shards
 from components.common.runs import storage
 from components.common.runs.params import Preprocess
-from components.preprocess import deidentify, isolated
+from components.preprocess import child_process, deidentify
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table
@@ -177,24 +177,24 @@ def _process_suspect(context: Context, work: _Work) -> None:
     """
     work.sha256 = storage.digest(work.content)
     try:
-        work.processed = isolated.call(process_file, context, work.path, work.content)
-    except isolated.Died as death:
+        work.processed = child_process.call(process_file, context, work.path, work.content)
+    except child_process.Died as death:
         if death.signal == signal.SIGKILL:
             reason = "its process was killed, perhaps for want of memory; give it more, or take the file away"
             raise UserError(f"{work.path}: {reason}") from None
         raise Refused(Reason.UNREADABLE, "crashes the decoder") from None
-    except isolated.Hung:
+    except child_process.Hung:
         raise Refused(Reason.UNREADABLE, "takes the decoder too long") from None
 
 
 def _open(context: Context, work: _Work) -> None:
     """The header, and what it can be refused for."""
     work.sha256 = storage.digest(work.content)
-    opened, work.header = picture.open_file(work.content) if picture.is_picture(work.content) else file.open_file(work.content)
+    opened, work.header = png_jpeg.open_file(work.content) if png_jpeg.is_picture(work.content) else dicom_file.open_file(work.content)
     work.uid = work.header.sop_instance_uid
     work.record = context.table.record(work.path, work.uid)
     checks.check_header(work.header, context.params.views, deidentify.view_of(work.header, work.record))
-    work.decode = partial(picture.decode, opened, work.header) if isinstance(opened, Picture) else file.prepare(opened, work.header)
+    work.decode = partial(png_jpeg.decode, opened, work.header) if isinstance(opened, Picture) else dicom_file.prepare(opened, work.header)
 
 
 def _decode(context: Context, work: _Work) -> None:
@@ -211,8 +211,8 @@ def _render(context: Context, work: _Work) -> None:
 
 def _look_for_text(context: Context, work: _Work) -> None:
     """Whether there seems to be text near the border, which is never silent: it is noted, or a reason to refuse the file."""
-    dark = work.header.photometric == checks.PHOTOMETRICS[0]
-    work.has_text = context.params.text_check != "off" and text.suspected(work.rendered.pixels, dark)
+    dark = work.header.photometric == PHOTOMETRICS[0]
+    work.has_text = context.params.text_check != "off" and burned_in_text.suspected(work.rendered.pixels, dark)
     if work.has_text and context.params.text_check == "quarantine":
         raise Refused(Reason.BURNED_IN_TEXT, "what looks like text near the border")
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from components.common.dicom import frame
+from components.common.dicom import decoders
 from components.common.errors import UserError
 from components.common.formats.shards import MANIFEST, SPLITS
 from components.common.runs import signals, storage
@@ -17,8 +17,8 @@ from components.common.runs.job import Job, open_job, upstream_run_id
 from components.common.runs.params import Params
 from components.preprocess import layouts, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
-from components.preprocess.index import Index, Partition
-from components.preprocess.part import Part
+from components.preprocess.index import Index
+from components.preprocess.parts import Part, Partition, parse_partition
 from components.preprocess.pool import processing, workers_of
 from components.preprocess.rows import Context
 
@@ -42,9 +42,9 @@ def run(*, raw: str, out: str, params: Params, partition: str | None = None) -> 
         UserError: nothing to read, a mistake in the tables, too many files refused, no pseudonym key.
     """
     section = params.preprocess
-    part_of_whole = partitions.parse(partition) if partition else Partition()
+    part_of_whole = parse_partition(partition) if partition else Partition()
     _refuse_nesting(raw, out)
-    frame.check_decoders()
+    decoders.check_decoders()
     pseudonyms = load_pseudonyms()
     index = Index()
     table = layouts.read(raw, section, index)

@@ -37,16 +37,6 @@ def divided(named: str, identity: str, val_fraction: float) -> str:
     return split_of(identity, val_fraction, 0.0) if named == UNDIVIDED else named
 
 
-def part_of(path: str, parts: int) -> int:
-    """Index of the part that the file with this relative path belongs to, out of `parts`."""
-    return int(path_hash(path)[:16], 16) % parts
-
-
-def path_hash(path: str) -> str:
-    """SHA-256 of a relative path, in hex; files are processed in its order, which tells nothing about their names."""
-    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
-
-
 def unit_interval(text: str) -> float:
     """A fixed, uniform hash of a text to [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48

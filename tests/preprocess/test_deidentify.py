@@ -4,7 +4,7 @@ import hmac
 
 import pytest
 
-from components.common.dicom import file
+from components.common.dicom import dicom_file
 from components.common.dicom.header import Header
 from components.common.errors import UserError
 from components.preprocess.deidentify import (
@@ -26,7 +26,7 @@ RECORD = Record(line=2, labels=(), patient="P7", view="AP", sex="m", age="044Y")
 
 
 def header(**elements: str | None) -> Header:
-    return file.open_file(to_bytes(dataset(picture(), **elements)))[1]
+    return dicom_file.open_file(to_bytes(dataset(picture(), **elements)))[1]
 
 
 def test_pseudonyms_are_hmacs_with_a_domain() -> None:

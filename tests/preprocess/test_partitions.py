@@ -11,9 +11,9 @@ import pytest
 
 from components.__main__ import main
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
-from components.preprocess.index import Index, Partition
+from components.preprocess.index import Index
 from components.preprocess.labels import BOXES, LABELS, read
-from components.preprocess.partitions import parse
+from components.preprocess.parts import Partition, parse_partition
 from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
 from tests.preprocess.test_run import KEY, arguments, bytes_of, manifest_of, rows_of, write_cohort
 
@@ -105,7 +105,7 @@ def test_partition_must_be_one_of_n(tmp_path: Path, raw: Path, text: str, capsys
 
 
 def test_partitions_are_disjoint_and_whole() -> None:
-    assert parse("2/3") == Partition(2, 3)
+    assert parse_partition("2/3") == Partition(2, 3)
     owners = [[Partition(number, 3).owns(part) for number in range(3)].count(True) for part in range(50)]
     assert owners == [1] * 50
 
@@ -121,9 +121,10 @@ def test_tables_on_disk_are_those_in_memory(tmp_path: Path, raw: Path) -> None:
 
 FAILING = """
 import os, signal, time
-from components.preprocess import dicom, isolated, pool
+from components.common.dicom import dicom_file
+from components.preprocess import child_process, pool
 from components.common.dicom.elements import text
-_prepare = dicom.prepare
+_prepare = dicom_file.prepare
 
 def prepare(elements, header):
     decode, comment = _prepare(elements, header), text(elements, "PatientComments")
@@ -137,8 +138,8 @@ def prepare(elements, header):
 
     return fail
 
-dicom.prepare = prepare
-isolated.MAX_SECONDS, pool._GRACE_SECONDS = {seconds}, 2
+dicom_file.prepare = prepare
+child_process.MAX_SECONDS, pool._GRACE_SECONDS = {seconds}, 2
 """
 
 

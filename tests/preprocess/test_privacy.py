@@ -14,9 +14,9 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 
 from components.__main__ import main
-from components.common.dicom import file
-from components.common.dicom.attributes import accepts, canonical_view, read_manufacturer, read_view
+from components.common.dicom import dicom_file
 from components.common.dicom.elements import Elements
+from components.common.dicom.views import accepts, canonical_view, read_manufacturer, read_view
 from components.common.formats import shards
 from components.preprocess import relink
 from components.preprocess.deidentify import ALLOW_LIST, ENVIRONMENT_VARIABLE, PSEUDONYMS, Pseudonyms, describe
@@ -93,13 +93,13 @@ def test_nothing_that_identifies_is_in_any_output(tmp_path: Path, mlflow_databas
 
 
 def test_the_pixels_are_those_of_the_image_alone() -> None:
-    plain, full = (file.open_file(to_bytes(made)) for made in (dataset(picture(64, 60)), identifying()))
-    stored = [file.decode(*opened)[0] for opened in (plain, full)]
+    plain, full = (dicom_file.open_file(to_bytes(made)) for made in (dataset(picture(64, 60)), identifying()))
+    stored = [dicom_file.decode(*opened)[0] for opened in (plain, full)]
     np.testing.assert_array_equal(*stored)
 
 
 def test_every_column_is_accounted_for() -> None:
-    header = file.open_file(to_bytes(dataset(picture())))[1]
+    header = dicom_file.open_file(to_bytes(dataset(picture())))[1]
     assert set(describe(header, None)) == set(ALLOW_LIST)
     derived, tables = {"split", "pixels", "codec", "height", "width", "bits"}, {"labels", "boxes"}
     assert set(shards.SCHEMA.names) == derived | tables | set(ALLOW_LIST) | set(PSEUDONYMS)
@@ -111,7 +111,7 @@ def test_the_columns_depend_on_the_attributes_of_the_allow_list_alone() -> None:
         full.pop(keyword, None)
         if keyword in plain:
             full[keyword] = plain[keyword]
-    columns = [describe(file.open_file(to_bytes(made))[1], None) for made in (plain, full)]
+    columns = [describe(dicom_file.open_file(to_bytes(made))[1], None) for made in (plain, full)]
     assert columns[0] == columns[1]
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from components.__main__ import main
 from components.common.formats import shards
-from components.preprocess import statistics as surveys
+from components.preprocess import report_statistics
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.report import thumbnail, warnings
+from components.preprocess.report_statistics import SHOWN, ReportStatistics, age_band
 from components.preprocess.rows import BINS, Note
-from components.preprocess.statistics import SHOWN, Survey, age_band
 from tests.common.dicom.phantoms import picture, write
 from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
 
@@ -175,7 +175,7 @@ def test_a_survey_is_bounded_and_keeps_the_true_extremes() -> None:
     }
     kept = []
     for names in (list(pixels), list(pixels)[::-1]):
-        survey = Survey()
+        survey = ReportStatistics()
         for index, name in enumerate(names):
             survey.add(row(name), notes[name], "part", index)
         kept.append([(each.value, each.image_id) for each in survey.extremes["brightest"]])
@@ -185,8 +185,8 @@ def test_a_survey_is_bounded_and_keeps_the_true_extremes() -> None:
 
 
 def test_a_flood_of_values_is_counted_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surveys, "MAX_VALUES", 3)
-    survey = Survey()
+    monkeypatch.setattr(report_statistics, "MAX_VALUES", 3)
+    survey = ReportStatistics()
     for index in range(10):
         note = Note("", "", None, sums=(1, 1, 1), histogram=(1,) + (0,) * (BINS - 1))
         survey.add(row(f"{index}", manufacturer=f"MAKER {index % 5}"), note, "part", index)

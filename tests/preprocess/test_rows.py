@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.common.dicom import file as dicom_file
+from components.common.dicom import dicom_file
 from components.common.runs.params import Preprocess
-from components.preprocess import part, rows
+from components.preprocess import part_writer, rows
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import File, Index
 from components.preprocess.labels import Table
@@ -72,11 +72,11 @@ def test_the_clock_stands_still_while_a_file_is_fetched(tmp_path: Path, monkeypa
             seen.append(running[0])
             yield File(name, len(content)), content
 
-    monkeypatch.setattr(part, "contents", fetch)
-    this = part.Part(0, len(FILES))
-    part.process_part(dataclasses.replace(CONTEXT, folder=tmp_path), this, step, stand, stand)
+    monkeypatch.setattr(part_writer, "contents", fetch)
+    this = part_writer.Part(0, len(FILES))
+    part_writer.process_part(dataclasses.replace(CONTEXT, folder=tmp_path), this, step, stand, stand)
     assert seen == [False] * len(FILES)
-    assert [note.path for note in part.read_notes(tmp_path, this)] == [name for name, _ in FILES]
+    assert [note.path for note in part_writer.read_notes(tmp_path, this)] == [name for name, _ in FILES]
 
 
 def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from components.__main__ import main
 from components.common.formats import shards
 from components.common.runs import storage
-from components.preprocess import fetch
+from components.preprocess import prefetch
 from components.preprocess.index import File
 from tests import faults, seaweed
 from tests.common.dicom.phantoms import picture, write
@@ -127,7 +127,7 @@ def test_objects_are_read_ahead_within_bounds(prefix: str, monkeypatch: pytest.M
     names = [f"{number:03d}" for number in range(40)]
     for name in names:
         storage.write(f"{prefix}/{name}", name.encode() * 100)
-    monkeypatch.setattr(fetch, "MAX_BYTES_AHEAD", 1000)
+    monkeypatch.setattr(prefetch, "MAX_BYTES_AHEAD", 1000)
     asked: list[str] = []
 
     def listed() -> Iterator[File]:
@@ -135,7 +135,7 @@ def test_objects_are_read_ahead_within_bounds(prefix: str, monkeypatch: pytest.M
             asked.append(name)
             yield File(name, 300)
 
-    for number, (file, content) in enumerate(fetch.contents(prefix, listed())):
+    for number, (file, content) in enumerate(prefetch.contents(prefix, listed())):
         assert (file.path, content) == (names[number], names[number].encode() * 100)
         assert len(asked) <= number + 5  # three held, one more looked at
     assert asked == names

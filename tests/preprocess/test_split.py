@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from components.preprocess.split import part_of, path_hash, split_of
+from components.preprocess.parts import part_of, path_hash
+from components.preprocess.split import split_of
 
 EXPECTED = ["train", "test", "train", "test", "test", "train", "train", "train", "train", "train", "val", "test"]
 

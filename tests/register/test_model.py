@@ -60,7 +60,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> P
 
 def rows(cohort: Path) -> dict[str, np.ndarray]:
     """Pixels by file, in the order in which preprocess reads them: by a hash of the path."""
-    from components.preprocess.split import path_hash
+    from components.preprocess.parts import path_hash
 
     files = sorted((cohort / "raw").rglob("*.dcm"), key=lambda path: path_hash(path.relative_to(cohort / "raw").as_posix()))
     table = pd.read_parquet(cohort / "shards" / "part-00000.parquet")

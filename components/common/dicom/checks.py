@@ -4,44 +4,9 @@ A missing value is no reason to refuse a file, a wrong one is: many hospital fil
 Position, and public sets wrap their pictures as Secondary Capture objects with Modality CR or DX.
 """
 
-from enum import StrEnum
-from typing import TYPE_CHECKING
-
-from components.common.dicom import attributes
-
-if TYPE_CHECKING:
-    from components.common.dicom.header import Header
-
-
-class Reason(StrEnum):
-    """Why a file is quarantined, in the order in which the tests are made."""
-
-    NOT_DICOM = "not_dicom"
-    """Neither DICOM, PNG nor JPEG."""
-    NO_PIXELS = "no_pixels"
-    WRONG_MODALITY = "wrong_modality"
-    WRONG_BODY_PART = "wrong_body_part"
-    WRONG_VIEW = "wrong_view"
-    UNSUPPORTED_PHOTOMETRIC = "unsupported_photometric"
-    BURNED_IN_TEXT = "burned_in_text"
-    UNREADABLE = "unreadable"
-    IMPLAUSIBLE_SIZE = "implausible_size"
-    BLANK_IMAGE = "blank_image"
-
-
-class Refused(Exception):  # noqa: N818 - a verdict on the file, not a failure of the program
-    """The file goes to quarantine.
-
-    Args:
-        reason: from the closed list.
-        detail: what was found, without anything that could identify a patient.
-    """
-
-    def __init__(self, reason: Reason, detail: str = ""):
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
+from components.common.dicom.header import PHOTOMETRICS, Header
+from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.views import LATERALS, accepts
 
 MODALITIES = ("CR", "DX")
 SOP_CLASSES = (
@@ -56,7 +21,6 @@ CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "PULM", "CXR")
 """Body Part Examined is of the chest if it contains one of these."""
 NO_BODY_PART = ("", "UNKNOWN", "OTHER", "DEFAULT")
 """What devices fill in when nobody said."""
-PHOTOMETRICS = ("MONOCHROME1", "MONOCHROME2")
 MIN_SIDE = 32
 """Pixels of the shorter side below which no radiograph can be recognised."""
 MAX_SIDE = 10_000
@@ -67,7 +31,7 @@ MAX_PIXELS = 50_000_000
 """Nothing larger is decoded: it bounds the memory that one file can take."""
 
 
-def check_header(header: "Header", views: tuple[str, ...], view: str) -> None:
+def check_header(header: Header, views: tuple[str, ...], view: str) -> None:
     """Judges what the header says.
 
     Args:
@@ -94,8 +58,8 @@ def check_header(header: "Header", views: tuple[str, ...], view: str) -> None:
 
 
 def _check_view(view: str, views: tuple[str, ...]) -> None:
-    if view and not attributes.accepts(views, view):
-        known = _is_code(view, 3) or view in attributes.LATERALS
+    if view and not accepts(views, view):
+        known = _is_code(view, 3) or view in LATERALS
         raise Refused(Reason.WRONG_VIEW, f"View Position {view}" if known else "another View Position")
 
 
@@ -110,7 +74,7 @@ def check_size(height: int, width: int) -> None:
         raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels")
 
 
-def _check_modality(header: "Header") -> None:
+def _check_modality(header: Header) -> None:
     """By Modality, or by SOP class where there is none."""
     code = header.modality.upper()
     if (code and code not in MODALITIES) or (not code and header.sop_class and header.sop_class not in SOP_CLASSES):

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
-from components.common.dicom.checks import Reason, Refused
 from components.common.dicom.elements import Elements, integer, is_empty, items, number, text
 from components.common.dicom.header import Header
+from components.common.dicom.refusal import Reason, Refused
 
 Values = npt.NDArray[np.float64]
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from components.common.dicom import attributes
-from components.common.dicom.checks import PHOTOMETRICS
+from components.common.dicom import views
 from components.common.dicom.elements import Elements, integer, pixel_data, text
+
+PHOTOMETRICS = ("MONOCHROME1", "MONOCHROME2")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def read_header(elements: Elements, transfer_syntax: str) -> Header:
         sop_class=text(elements, "SOPClassUID"),
         modality=text(elements, "Modality"),
         body_part=text(elements, "BodyPartExamined"),
-        view=attributes.read_view(elements),
+        view=views.read_view(elements),
         photometric=text(elements, "PhotometricInterpretation") or PHOTOMETRICS[1],
         burned_in=text(elements, "BurnedInAnnotation"),
         transfer_syntax=transfer_syntax,
@@ -55,7 +56,7 @@ def read_header(elements: Elements, transfer_syntax: str) -> Header:
         age=text(elements, "PatientAge"),
         birth_date=text(elements, "PatientBirthDate"),
         study_date=text(elements, "StudyDate"),
-        manufacturer=attributes.read_manufacturer(elements),
+        manufacturer=views.read_manufacturer(elements),
         synthetic=text(elements, "SyntheticData").upper() == "YES",
         has_pixels=bool(pixel_data(elements)),
         samples=integer(elements, "SamplesPerPixel", 1),

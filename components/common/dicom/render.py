@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from components.common.dicom.checks import Reason, Refused
-from components.common.dicom.frame import Stored
+from components.common.dicom.decoders import Stored
 from components.common.dicom.grayscale import Grayscale, Values
+from components.common.dicom.refusal import Reason, Refused
 from components.common.formats.shards import Pixels
 
 # The processes of the pool are the parallelism.

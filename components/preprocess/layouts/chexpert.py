@@ -14,9 +14,9 @@ from collections.abc import MutableMapping
 from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.params import Preprocess
+from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, base_name, label_values, storage_of
-from components.preprocess.layouts import source
 from components.preprocess.split import UNDIVIDED
 
 SPLITS = {"train.csv": UNDIVIDED, "valid.csv": "test"}
@@ -47,7 +47,7 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     digests: dict[str, str] = {}
     records, boxes = storage_of(index)
     values = {**label_values(params.unknown_labels), "": 0.0}
-    train = source.find(raw, params.layout, "train.csv", f"{BATCH_1}/train.csv")
+    train = tables.find(raw, params.layout, "train.csv", f"{BATCH_1}/train.csv")
     _read(raw, train, values, digests, records)
     valid = train.replace("train.csv", "valid.csv")
     if storage.exists(storage.join(raw, valid)):
@@ -58,7 +58,7 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
 
 def _read(raw: str, file: str, values: dict[str, float], digests: dict[str, str], records: MutableMapping[str, Record]) -> None:
     split = SPLITS[file.rpartition("/")[2]]
-    for line, row in source.table(raw, file, _COLUMNS, digests):
+    for line, row in tables.table(raw, file, _COLUMNS, digests):
         wrong = next((name for name in FINDINGS if row[name] not in values), None)
         if wrong:
             raise UserError(f"{file} line {line}: {wrong} is {row[wrong]!r}; it must be 1, 0, -1 or blank")

@@ -11,9 +11,9 @@ from collections.abc import MutableMapping
 from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.params import Preprocess
+from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, add_box, base_name, parse_box, storage_of
-from components.preprocess.layouts import source
 from components.preprocess.split import UNDIVIDED
 
 ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -40,9 +40,9 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     """
     digests: dict[str, str] = {}
     records, boxes = storage_of(index)
-    entries = source.find(raw, "nih", *ENTRIES)
+    entries = tables.find(raw, "nih", *ENTRIES)
     splits = _read_splits(raw, digests) if params.split == "official" else {}
-    for line, row in source.table(raw, entries, _COLUMNS, digests):
+    for line, row in tables.table(raw, entries, _COLUMNS, digests):
         name = row["Image Index"]
         if name in records:
             raise UserError(f"{entries} line {line}: names the same image as line {records[name].line}; remove one")
@@ -54,7 +54,7 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
 
 def _record(file: str, line: int, row: dict[str, str], split: str) -> Record:
     named = row["Finding Labels"].split("|")
-    source.check_known(f"{file} line {line}", named, FINDINGS)
+    tables.check_known(f"{file} line {line}", named, FINDINGS)
     labels = tuple(float(finding in named) for finding in FINDINGS)
     sex = next((row[column] for column in _SEX_COLUMNS if column in row), "")
     return Record(line, labels, row["Patient ID"], row["View Position"], sex, row["Patient Age"], split, file)
@@ -63,13 +63,13 @@ def _record(file: str, line: int, row: dict[str, str], split: str) -> Record:
 def _read_splits(raw: str, digests: dict[str, str]) -> dict[str, str]:
     splits: dict[str, str] = {}
     for file, split in LISTS.items():
-        source.find(raw, "nih", file)
-        splits |= dict.fromkeys(source.lines_of(raw, file, digests), split)
+        tables.find(raw, "nih", file)
+        splits |= dict.fromkeys(tables.lines_of(raw, file, digests), split)
     return splits
 
 
 def _read_boxes(raw: str, digests: dict[str, str], boxes: MutableMapping[str, list[Box]]) -> None:
-    for line, row in source.table(raw, BOXES, _BOX_COLUMNS, digests):
+    for line, row in tables.table(raw, BOXES, _BOX_COLUMNS, digests):
         label = _BOX_NAMES.get(row["Finding Label"], row["Finding Label"])
-        source.check_known(f"{BOXES} line {line}", [label], FINDINGS)
+        tables.check_known(f"{BOXES} line {line}", [label], FINDINGS)
         add_box(boxes, row["Image Index"], parse_box(line, label, tuple(row[name] for name in _BOX_COLUMNS[2:]), BOXES))

@@ -7,9 +7,9 @@ not say which images share a patient. Officially `stage_2_test_images/` is for t
 
 from components.common.errors import UserError
 from components.common.runs.params import Preprocess
+from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, add_box, parse_box, stem, storage_of
-from components.preprocess.layouts import source
 from components.preprocess.split import UNDIVIDED
 
 CLASSES = "stage_2_detailed_class_info.csv"
@@ -28,15 +28,15 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     """
     digests: dict[str, str] = {}
     records, boxes = storage_of(index)
-    source.find(raw, params.layout, CLASSES)
-    source.find(raw, params.layout, BOXES)
-    for line, row in source.table(raw, CLASSES, ("patientId", "class"), digests):
-        source.check_known(f"{CLASSES} line {line}", [row["class"]], FINDINGS)
+    tables.find(raw, params.layout, CLASSES)
+    tables.find(raw, params.layout, BOXES)
+    for line, row in tables.table(raw, CLASSES, ("patientId", "class"), digests):
+        tables.check_known(f"{CLASSES} line {line}", [row["class"]], FINDINGS)
         labels = tuple(float(finding == row["class"]) for finding in FINDINGS)
         before = records.setdefault(row["patientId"], Record(line, labels, row["patientId"], "", "", "", file=CLASSES))
         if before.labels != labels:
             raise UserError(f"{CLASSES} line {line}: another class than in line {before.line} for the same image; download it again")
-    for line, row in source.table(raw, BOXES, _BOX_COLUMNS, digests):
+    for line, row in tables.table(raw, BOXES, _BOX_COLUMNS, digests):
         if row["Target"] == "1":
             cells = tuple(row[name] for name in _BOX_COLUMNS[1:5])
             add_box(boxes, row["patientId"], parse_box(line, OPACITY, cells, BOXES))

@@ -19,9 +19,9 @@ import numpy as np
 from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.params import Preprocess
+from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, parse_box, stem, storage_of
-from components.preprocess.layouts import source
 from components.preprocess.split import UNDIVIDED
 
 FOLDER_SPLITS = {"train": UNDIVIDED, "test": "test"}
@@ -65,9 +65,9 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     digests: dict[str, str] = {}
     if storage.exists(storage.join(raw, PHYSIONET_LABELS[0])):
         findings, opinions = _read_labels(raw, digests)
-        drawn = _read_boxes(raw, [source.find(raw, "vindr", PHYSIONET_BOXES[0]), PHYSIONET_BOXES[1]], findings, digests)
+        drawn = _read_boxes(raw, [tables.find(raw, "vindr", PHYSIONET_BOXES[0]), PHYSIONET_BOXES[1]], findings, digests)
     else:
-        source.find(raw, "vindr", KAGGLE, PHYSIONET_LABELS[0])
+        tables.find(raw, "vindr", KAGGLE, PHYSIONET_LABELS[0])
         findings, opinions = KAGGLE_FINDINGS, _read_kaggle(raw, digests)
         drawn = _read_boxes(raw, [KAGGLE], findings, digests)
     records, boxes = storage_of(index)
@@ -95,11 +95,11 @@ def _fill(
 
 def _read_labels(raw: str, digests: dict[str, str]) -> tuple[tuple[str, ...], dict[str, Opinions]]:
     """PhysioNet's: findings in the order of the columns, and what was said by image."""
-    columns = source.columns(raw, PHYSIONET_LABELS[0], ("image_id", "rad_id"))
+    columns = tables.columns(raw, PHYSIONET_LABELS[0], ("image_id", "rad_id"))
     findings = tuple(name for name in columns if name not in ("image_id", "rad_id"))
     opinions: dict[str, Opinions] = {}
     for file in PHYSIONET_LABELS:
-        for line, row in source.table(raw, file, ("image_id",), digests):
+        for line, row in tables.table(raw, file, ("image_id",), digests):
             said = opinions.setdefault(row["image_id"], Opinions(line, file))
             reader = row.get("rad_id", "consensus")
             said.readers.add(reader)
@@ -118,8 +118,8 @@ def _parse_seen(place: str, finding: str, cells: dict[str, str]) -> bool:
 
 def _read_kaggle(raw: str, digests: dict[str, str]) -> dict[str, Opinions]:
     opinions: dict[str, Opinions] = {}
-    for line, row in source.table(raw, KAGGLE, ("image_id", "class_name", "rad_id"), digests):
-        source.check_known(f"{KAGGLE} line {line}", [row["class_name"]], KAGGLE_FINDINGS)
+    for line, row in tables.table(raw, KAGGLE, ("image_id", "class_name", "rad_id"), digests):
+        tables.check_known(f"{KAGGLE} line {line}", [row["class_name"]], KAGGLE_FINDINGS)
         said = opinions.setdefault(row["image_id"], Opinions(line, KAGGLE))
         said.readers.add(row["rad_id"])
         said.seen[row["class_name"]].add(row["rad_id"])
@@ -130,9 +130,9 @@ def _read_boxes(raw: str, files: Iterable[str], findings: tuple[str, ...], diges
     """The boxes of all readers by image; rows without a box (No finding) are left out."""
     drawn: defaultdict[str, list[Box]] = defaultdict(list)
     for file in files:
-        for line, row in source.table(raw, file, _BOX_COLUMNS, digests):
+        for line, row in tables.table(raw, file, _BOX_COLUMNS, digests):
             label = _RENAMED.get(row["class_name"], row["class_name"])
-            source.check_known(f"{file} line {line}", [label], findings)
+            tables.check_known(f"{file} line {line}", [label], findings)
             if row["x_min"] and label != NO_FINDING:
                 drawn[row["image_id"]].append(_parse_box(line, label, row, file))
     return drawn

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 
-from components.common.dicom.checks import Reason
+from components.common.dicom.refusal import Reason
 from components.common.runs.params import Preprocess
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index

@@ -11,7 +11,7 @@ import pytest
 from pydicom import uid
 from pydicom.dataset import FileDataset
 
-from components.common.dicom import file
+from components.common.dicom import dicom_file
 from components.common.dicom.render import render
 from tests.common.dicom.phantoms import JPEG, LOSSY, Array, dataset, lookup_table, picture, to_bytes, without_meta
 
@@ -25,7 +25,7 @@ VOI_LUT = ("+Wl", "1")
 
 
 def ours(content: bytes, size: int) -> Array:
-    stored, grayscale = file.decode(*file.open_file(content))
+    stored, grayscale = dicom_file.decode(*dicom_file.open_file(content))
     return render(stored, grayscale, size, 8, 99.0).pixels
 
 
@@ -95,14 +95,14 @@ COMPRESSORS = {
 )
 def test_codestreams_that_dcmtk_packed(syntax: uid.UID, bits: int, signed: bool, tmp_path: Path) -> None:
     content = compressed(to_bytes(windowed(bits, signed)), tmp_path, *COMPRESSORS[syntax])
-    assert file.open_file(content)[1].transfer_syntax == syntax
+    assert dicom_file.open_file(content)[1].transfer_syntax == syntax
     assert_alike(ours(content, 60), theirs(content, tmp_path, *WINDOW, syntax=syntax))
 
 
 @pytest.mark.parametrize(("syntax", "bits"), LOSSY.items(), ids=["baseline", "extended"])
 def test_lossy_codestreams_that_dcmtk_packed(syntax: uid.UID, bits: int, tmp_path: Path) -> None:
     content = compressed(to_bytes(windowed(bits, signed=False)), tmp_path, *COMPRESSORS[syntax])
-    assert file.open_file(content)[1].transfer_syntax == syntax
+    assert dicom_file.open_file(content)[1].transfer_syntax == syntax
     assert_alike(ours(content, 60), theirs(content, tmp_path, *WINDOW, syntax=syntax), levels=2)
 
 

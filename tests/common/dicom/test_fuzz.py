@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from components.common.dicom.checks import Reason
+from components.common.dicom.refusal import Reason
 from components.common.formats import shards
 from components.common.runs.params import Preprocess
 from components.preprocess.deidentify import Pseudonyms

@@ -13,11 +13,12 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from components.common.dicom.checks import MAX_PIXELS, Reason, Refused
+from components.common.dicom.checks import MAX_PIXELS
+from components.common.dicom.decoders import Stored, prepare_frame
 from components.common.dicom.elements import Elements, read_plain
-from components.common.dicom.frame import Stored, prepare_frame
 from components.common.dicom.grayscale import Grayscale, read_grayscale
 from components.common.dicom.header import Header, read_header
+from components.common.dicom.refusal import Reason, Refused
 
 # Its log quotes header values, too.
 config.settings.reading_validation_mode = config.IGNORE

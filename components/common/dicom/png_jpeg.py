@@ -21,10 +21,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from components.common.dicom import checks
-from components.common.dicom.checks import PHOTOMETRICS, Reason, Refused
-from components.common.dicom.file import MAX_FILE_BYTES
+from components.common.dicom.dicom_file import MAX_FILE_BYTES
 from components.common.dicom.grayscale import Grayscale
-from components.common.dicom.header import Header
+from components.common.dicom.header import PHOTOMETRICS, Header
+from components.common.dicom.refusal import Reason, Refused
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, PngImagePlugin
 
-from components.common.dicom import file, picture
-from components.common.dicom.checks import Reason, Refused
+from components.common.dicom import dicom_file, png_jpeg
+from components.common.dicom.refusal import Reason, Refused
 from components.common.dicom.render import render
 from tests.common.dicom.phantoms import dataset, to_bytes
 from tests.common.dicom.phantoms import picture as phantom
@@ -32,8 +32,8 @@ def by_opencv(pixels: Array, ending: str = ".png") -> bytes:
 
 
 def decoded(content: bytes) -> Array:
-    opened, header = picture.open_file(content)
-    stored, grayscale = picture.decode(opened, header)
+    opened, header = png_jpeg.open_file(content)
+    stored, grayscale = png_jpeg.decode(opened, header)
     assert stored.shape == (header.height, header.width) and grayscale.bits == 8 * stored.itemsize
     return stored
 
@@ -50,7 +50,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def png(width: int, height: int, data: bytes, depth: int = 8, color: int = 0) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    return picture.PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return png_jpeg.PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def png(width: int, height: int, data: bytes, depth: int = 8, color: int = 0) ->
     ids=["gray", "rgb", "rgba", "gray-alpha", "palette", "by-hand"],
 )
 def test_png_of_8_bits(content: bytes) -> None:
-    assert picture.is_picture(content)
+    assert png_jpeg.is_picture(content)
     np.testing.assert_array_equal(decoded(content), GRAY)
 
 
@@ -80,28 +80,28 @@ def test_png_of_16_bits(content: bytes) -> None:
 def test_jpeg(mode: str, progressive: bool) -> None:
     content = encoded(Image.fromarray(GRAY).convert(mode), "JPEG", quality=95, progressive=progressive)
     expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
-    assert picture.is_picture(content)
+    assert png_jpeg.is_picture(content)
     assert np.abs(decoded(content).astype(int) - expected).max() <= 1
 
 
 def test_it_is_rendered_as_the_same_pixels_in_dicom_are() -> None:
-    opened, header = picture.open_file(encoded(Image.fromarray(GRAY16)))
-    from_png = render(*picture.decode(opened, header), size=24, bits=8, percentile=99).pixels
-    from_dicom = render(*file.decode(*file.open_file(to_bytes(dataset(GRAY16)))), size=24, bits=8, percentile=99).pixels
+    opened, header = png_jpeg.open_file(encoded(Image.fromarray(GRAY16)))
+    from_png = render(*png_jpeg.decode(opened, header), size=24, bits=8, percentile=99).pixels
+    from_dicom = render(*dicom_file.decode(*dicom_file.open_file(to_bytes(dataset(GRAY16)))), size=24, bits=8, percentile=99).pixels
     np.testing.assert_array_equal(from_png, from_dicom)
 
 
 def test_dicom_with_the_beginning_of_a_jpeg_as_preamble_is_dicom() -> None:
     content = to_bytes(dataset(GRAY))
-    assert not picture.is_picture(content) and not picture.is_picture(picture.JPEG.ljust(128) + content[128:])
+    assert not png_jpeg.is_picture(content) and not png_jpeg.is_picture(png_jpeg.JPEG.ljust(128) + content[128:])
 
 
 def test_what_else_a_png_says_does_not_reach_the_decoder() -> None:
     notes = PngImagePlugin.PngInfo()
     notes.add_text("Patient", "Quartermaine^Ottilie")
-    opened, header = picture.open_file(encoded(Image.fromarray(GRAY), pnginfo=notes, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0", dpi=(72, 72)))
+    opened, header = png_jpeg.open_file(encoded(Image.fromarray(GRAY), pnginfo=notes, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0", dpi=(72, 72)))
     assert b"Quartermaine" not in opened.content and b"eXIf" not in opened.content and b"pHYs" not in opened.content
-    np.testing.assert_array_equal(picture.decode(opened, header)[0], GRAY)
+    np.testing.assert_array_equal(png_jpeg.decode(opened, header)[0], GRAY)
 
 
 def colourful() -> Image.Image:
@@ -148,13 +148,13 @@ def test_truncated_files_are_unreadable(kind: str, share: float) -> None:
     "content",
     [
         damaged(encoded(Image.fromarray(GRAY))),
-        picture.PNG + chunk(b"IEND", b""),
+        png_jpeg.PNG + chunk(b"IEND", b""),
         png(0, 60, b""),
         png(48, 60, b"\0" * 100),
         png(48, 60, b"\x07" * 49 * 60),
-        picture.JPEG,
-        picture.JPEG + b"\xff" * 100,
-        picture.PNG,
+        png_jpeg.JPEG,
+        png_jpeg.JPEG + b"\xff" * 100,
+        png_jpeg.PNG,
     ],
     ids=["flipped", "no-header", "no-pixels", "too-few", "bad-filter", "jpeg-magic", "jpeg-noise", "png-magic"],
 )
@@ -183,7 +183,7 @@ def test_a_thousand_mutations_are_rows_or_refusals() -> None:
         content = bytearray(originals[number % 3])
         for position in rng.integers(0, len(content), rng.integers(1, 6)):
             content[position] = rng.integers(0, 256)
-        if not picture.is_picture(bytes(content)):
+        if not png_jpeg.is_picture(bytes(content)):
             continue
         try:
             assert decoded(bytes(content)).dtype in (np.uint8, np.uint16)

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from pydicom.encaps import get_frame
 from pydicom.uid import UID, ExplicitVRBigEndian
 
-from components.common.dicom.checks import MAX_PIXELS, Reason, Refused
+from components.common.dicom.checks import MAX_PIXELS
 from components.common.dicom.elements import ITEM, Elements, integer, pixel_data
 from components.common.dicom.grayscale import Grayscale
 from components.common.dicom.header import Header
+from components.common.dicom.refusal import Reason, Refused
 from components.common.errors import UserError
 
 Stored = npt.NDArray[np.integer[Any]]

@@ -70,7 +70,7 @@ EXTREMES = (
 )
 
 
-class Kept(NamedTuple):
+class ExtremeImage(NamedTuple):
     """An image that stands out, in the order of how much."""
 
     value: float
@@ -84,7 +84,7 @@ class Kept(NamedTuple):
 
 
 @dataclass
-class Survey:
+class ReportStatistics:
     """Grows by one row at a time."""
 
     values: dict[str, dict[str, Counter[str]]] = field(
@@ -97,7 +97,7 @@ class Survey:
     """Split -> number of rows with what looks like text."""
     text_rows: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="ascii", newline=""))  # noqa: SIM115
     """Which rows these are, as lines of CSV; on disk, since there can be many."""
-    extremes: dict[str, list[Kept]] = field(default_factory=lambda: {extreme.name: [] for extreme in EXTREMES})
+    extremes: dict[str, list[ExtremeImage]] = field(default_factory=lambda: {extreme.name: [] for extreme in EXTREMES})
     """The SHOWN most extreme images of each kind. None with suspected text is among them: they are shown as pictures."""
 
     def add(self, row: Mapping[str, Any], note: Note, part: str, index: int) -> None:
@@ -141,7 +141,7 @@ class Survey:
             value = extreme.measure(image)
             # Ties go by the id, whatever order the rows come in.
             if value < math.inf and (len(kept) < SHOWN or (value, image.image_id) < kept[-1][:2]):
-                insort(kept, Kept(value, image.image_id, part, index, extreme.describe(image)))
+                insort(kept, ExtremeImage(value, image.image_id, part, index, extreme.describe(image)))
                 del kept[SHOWN:]
 
 
@@ -153,7 +153,7 @@ def age_band(age: float | None) -> str:
     return f"{start}+" if start >= MAX_AGE else f"{start:02d}-{start + _BAND - 1:02d}"
 
 
-def load_pixels(folder: Path, kept: Kept) -> shards.Pixels:
+def load_pixels(folder: Path, kept: ExtremeImage) -> shards.Pixels:
     """The picture of an image that stands out.
 
     Args:

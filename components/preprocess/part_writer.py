@@ -9,37 +9,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from components.common.formats import shards
-from components.preprocess.fetch import Contents, contents
+from components.preprocess.parts import Part
+from components.preprocess.prefetch import Contents, contents
 from components.preprocess.rows import Context, Note, Row, process_files
 
 Callbacks = tuple[Callable[[], bool], Callable[[], object], Callable[[], object]]
 """As `process_part` takes them: stopping, advance, wait."""
-
-
-class Part(NamedTuple):
-    """Files that go into one Parquet file."""
-
-    number: int
-    files: int
-    """How many."""
-
-    @property
-    def name(self) -> str:
-        """File name of the part."""
-        return f"part-{self.number:05d}.parquet"
-
-    @property
-    def notes_name(self) -> str:
-        """File name of its notes."""
-        return f"part-{self.number:05d}.jsonl"
-
-    @property
-    def attempts_name(self) -> str:
-        """File name of the record of attempts, while it is unfinished."""
-        return f"part-{self.number:05d}.attempts"
 
 
 class Attempts:

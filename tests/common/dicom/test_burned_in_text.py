@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.__main__ import main
-from components.common.dicom.text import suspected
+from components.common.dicom.burned_in_text import suspected
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from tests.common.dicom.phantoms import write
 from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
