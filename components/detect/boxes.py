@@ -28,7 +28,6 @@ from components.common.statistics.detection_matching import (
 )
 from components.common.statistics.intervals import Interval, percentile_interval
 from components.common.statistics.ranking import auroc, bootstrap_ranking
-from components.evaluate.coco import coco_average_precision
 
 RATES: Floats = np.array([0.25, 0.5, 1.0, 2.0])
 """False positives an image at which the sensitivity is given."""
@@ -159,8 +158,8 @@ def _estimate(marks: list[Marks], test: Split) -> Values:
     once = np.ones((len(test.images), 1), np.int32)
     targets, scores = _image_scores(test.images, len(marks))
     values = [auroc(target, score) for target, score in zip(targets.T, scores.T, strict=True)]
-    precision = coco_average_precision(test.images, len(marks)).T
-    return Values(precision[:, :, None], sensitivity_at(pool(marks), once, RATES), np.array(values)[:, None])
+    precision = np.array([average_precision(one, once) for one in marks])
+    return Values(precision, sensitivity_at(pool(marks), once, RATES), np.array(values)[:, None])
 
 
 def _resample(marks: list[Marks], test: Split, params: Evaluate) -> Values:

@@ -17,7 +17,7 @@ from components.common.statistics.detection_matching import (
     pool,
     sensitivity_at,
 )
-from components.evaluate.coco import coco_average_precision
+from tests.coco import coco_average_precision
 
 RATES = np.array([0.25, 0.5, 1.0, 2.0])
 CLASSES = 3

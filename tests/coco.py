@@ -1,4 +1,4 @@
-"""COCO's average precision, as pycocotools computes it."""
+"""COCO's average precision as pycocotools computes it: the oracle for components.common.statistics.detection_matching."""
 
 import contextlib
 import io
@@ -14,15 +14,7 @@ from components.common.statistics.detection_matching import IOUS, Detected
 
 
 def coco_average_precision(images: Sequence[Detected], classes: int) -> Floats:
-    """Average precision at each IoU threshold.
-
-    Args:
-        images: what was found and what is there.
-        classes: how many.
-
-    Returns:
-        (T, classes) for the thresholds IOUS; NaN for a class that has no box.
-    """
+    """Average precision (T, classes) at the thresholds IOUS; NaN for a class without boxes."""
     if not any(len(image.targets) for image in images):
         return np.full((len(IOUS), classes), np.nan)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -38,7 +30,7 @@ def coco_average_precision(images: Sequence[Detected], classes: int) -> Floats:
 
 
 def _dataset(images: list[tuple[Floats, Any, Floats | None]], classes: int) -> COCO:
-    """Annotations, or detections, which have scores. Ids count from 1: pycocotools takes 0 for no match."""
+    """Annotations, or detections if there are scores. Ids start at 1: pycocotools takes 0 for no match."""
     annotations: list[dict[str, Any]] = []
     for number, (boxes, labels, scores) in enumerate(images, start=1):
         for index, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
