@@ -10,10 +10,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from components.common.statistics.arrays import Floats
-from components.common.statistics.detection_matching import IOUS, Detected
+from components.common.statistics.detection_matching import IOUS, ImageBoxes
 
 
-def coco_average_precision(images: Sequence[Detected], classes: int) -> Floats:
+def coco_average_precision(images: Sequence[ImageBoxes], classes: int) -> Floats:
     """Average precision (T, classes) at the thresholds IOUS; NaN for a class without boxes."""
     if not any(len(image.targets) for image in images):
         return np.full((len(IOUS), classes), np.nan)

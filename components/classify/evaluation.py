@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from components.classify import report, subgroups
-from components.classify.findings import METRICS, PAIRED, Findings, Split, evaluate
+from components.classify.metrics import METRICS, PAIRED, ClassificationSplit, Findings, evaluate
 from components.classify.subgroups import Subgroup
 from components.common.errors import UserError
 from components.common.head import Points
@@ -173,7 +173,7 @@ def _names(table: pa.Table, model: Model) -> list[str]:
     return [str(finding) for finding in findings]
 
 
-def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> Split:
+def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> ClassificationSplit:
     scores = matrix(rows, [f"score_{finding}" for finding in findings])
     targets = matrix(rows, [f"target_{finding}" for finding in findings])
     if not ((scores >= 0) & (scores <= 1)).all():
@@ -182,7 +182,9 @@ def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> Split
         raise UserError(f"{source}: the {name} split has targets other than 1, 0 and unknown; run classify again")
     if name == "test" and np.isnan(targets).all():
         raise UserError(f"{source}: no patient of the test split has a known label; add labels.csv and run preprocess again")
-    return Split(targets, scores, patient_indices(rows["patient_id"].to_pylist()), np.array(rows["image_id"].to_pylist(), dtype=np.str_))
+    return ClassificationSplit(
+        targets, scores, patient_indices(rows["patient_id"].to_pylist()), np.array(rows["image_id"].to_pylist(), dtype=np.str_)
+    )
 
 
 def _rounded(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from components.classify.findings import Finding, Findings
+from components.classify.metrics import Finding, Findings
 from components.common.html import page
 from components.common.html.charts import UNIT, Axis, Line, chart
 from components.common.html.forest import scale, strip

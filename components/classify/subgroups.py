@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from components.classify.findings import Finding, Findings, Split, macro_interval
+from components.classify.metrics import ClassificationSplit, Finding, Findings, macro_interval
 from components.common.head import Points
 from components.common.html import page
 from components.common.html.numbers import cell, number, percent
 from components.common.runs.params import Evaluate
-from components.common.statistics.arrays import Floats, has_both
+from components.common.statistics.arrays import Flags, Floats, has_both
 from components.common.statistics.bootstrap import patient_indices
 from components.common.statistics.intervals import Interval, percentile_interval
 from components.common.statistics.ranking import auroc, bootstrap_ranking
@@ -120,7 +120,7 @@ def sections(groups: Sequence[Subgroup], params: Evaluate) -> list[str]:
     return [f"<section><h2>Subgroups</h2><p>{text}</p>{''.join(folds)}</section>"]
 
 
-def _attribute(attribute: str, masks: list[tuple[str, npt.NDArray[np.bool_]]], found: Findings, params: Evaluate) -> list[Subgroup]:
+def _attribute(attribute: str, masks: list[tuple[str, Flags]], found: Findings, params: Evaluate) -> list[Subgroup]:
     """The groups of one attribute."""
     enough = np.array([has_both(found.test.targets[mask], params.min_positives) for _, mask in masks])
     judged = np.array([each.any() for each in enough])
@@ -132,7 +132,7 @@ def _attribute(attribute: str, masks: list[tuple[str, npt.NDArray[np.bool_]]], f
     ]
 
 
-def _group(attribute: str, value: str, part: Split, each: Sequence[Finding], compared: npt.NDArray[np.bool_], params: Evaluate) -> Subgroup:
+def _group(attribute: str, value: str, part: ClassificationSplit, each: Sequence[Finding], compared: Flags, params: Evaluate) -> Subgroup:
     samples = bootstrap_ranking(part.targets, part.scores, part.patients, params.resamples, params.seed).auroc
     estimates = np.array([auroc(target, score) for target, score in zip(part.targets.T, part.scores.T, strict=True)])
     few = ~has_both(part.targets, params.min_positives)
@@ -159,11 +159,11 @@ def _member(finding: Finding, target: Floats, score: Floats, estimate: float, sa
     )
 
 
-def _part(test: Split, mask: npt.NDArray[np.bool_]) -> Split:
-    return Split(test.targets[mask], test.scores[mask], patient_indices(test.patients[mask]), test.image_ids[mask])
+def _part(test: ClassificationSplit, mask: Flags) -> ClassificationSplit:
+    return ClassificationSplit(test.targets[mask], test.scores[mask], patient_indices(test.patients[mask]), test.image_ids[mask])
 
 
-def _share(right: npt.NDArray[np.bool_], threshold: float) -> float:
+def _share(right: Flags, threshold: float) -> float:
     return float(right.mean()) if len(right) and not np.isnan(threshold) else float("nan")
 
 

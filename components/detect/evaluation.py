@@ -12,11 +12,11 @@ from components.common.runs import storage
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import Floats, Integers
 from components.common.statistics.bootstrap import patient_indices
-from components.common.statistics.detection_matching import Detected
+from components.common.statistics.detection_matching import ImageBoxes
 from components.common.statistics.differences import Difference, paired_differences
 from components.common.statistics.intervals import Interval, metric_key
 from components.detect import report
-from components.detect.boxes import FROC, RATES, Boxes, Split, evaluate, froc_points
+from components.detect.metrics import FROC, RATES, DetectionSplit, DetectorResult, evaluate, froc_points
 from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, rows_of
 
 MOST_FALSE_POSITIVES = 8.0
@@ -52,7 +52,7 @@ class Detection:
 
     model: Model
     params: Evaluate
-    boxes: Boxes
+    boxes: DetectorResult
 
     def metrics(self, prefix: str = "detect") -> dict[str, float]:
         """Flat, for metrics.json."""
@@ -142,7 +142,7 @@ def _classes(table: pa.Table, model: Model) -> list[str]:
     return [str(name) for name in classes]
 
 
-def _split(rows: pa.Table, classes: list[str], source: str) -> Split:
+def _split(rows: pa.Table, classes: list[str], source: str) -> DetectionSplit:
     known = rows.filter(rows["targets"].is_valid())
     found = [_boxes(boxes, classes, source) for boxes in known["boxes"].to_pylist()]
     targets = [[box for box in boxes if box["label"] in classes] for boxes in known["targets"].to_pylist()]
@@ -150,9 +150,11 @@ def _split(rows: pa.Table, classes: list[str], source: str) -> Split:
     scores = [np.array([box["score"] for box in boxes], np.float64) for boxes in known["boxes"].to_pylist()]
     if not all(((each >= 0) & (each <= 1)).all() for each in scores):
         raise UserError(f"{source}: a score is not a probability; run detect again")
-    images = [Detected(box, score, label, *other) for (box, label), score, other in zip(found, scores, there, strict=True)]
+    images = [ImageBoxes(box, score, label, *other) for (box, label), score, other in zip(found, scores, there, strict=True)]
     strange = sum(len(boxes) for boxes in known["targets"].to_pylist()) - sum(map(len, targets))
-    return Split(images, patient_indices(known["patient_id"].to_pylist()), known["image_id"].to_pylist(), len(rows) - len(known), strange)
+    return DetectionSplit(
+        images, patient_indices(known["patient_id"].to_pylist()), known["image_id"].to_pylist(), len(rows) - len(known), strange
+    )
 
 
 def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tuple[Floats, Integers]:
@@ -165,5 +167,5 @@ def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tupl
     return places, np.array([classes.index(box["label"]) for box in boxes], np.int64)
 
 
-def _same_targets(one: Detected, other: Detected) -> bool:
+def _same_targets(one: ImageBoxes, other: ImageBoxes) -> bool:
     return np.array_equal(one.targets, other.targets) and np.array_equal(one.target_labels, other.target_labels)

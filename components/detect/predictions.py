@@ -8,7 +8,7 @@ from torch import Tensor
 
 from components.common.formats.predictions import common_columns
 from components.common.formats.shards import BOX
-from components.common.statistics.detection_matching import Detected, froc_curve, match, pool
+from components.common.statistics.detection_matching import ImageBoxes, froc_curve, match, pool
 from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array, Rows
 
@@ -37,13 +37,13 @@ def to_numpy(found: dict[str, Tensor], origin: Array, extent: Array) -> Found:
     return Found(boxes, found["scores"].double().cpu().numpy()[kept], found["labels"].cpu().numpy()[kept])
 
 
-def compared(found: list[Found], known: Annotations) -> list[Detected]:
+def compared(found: list[Found], known: Annotations) -> list[ImageBoxes]:
     """What was found beside what is there, of the images in which all classes are known."""
     rows = zip(found, known.boxes, known.labels, known.known, strict=True)
-    return [Detected(*each, boxes, labels) for each, boxes, labels, sure in rows if sure]
+    return [ImageBoxes(*each, boxes, labels) for each, boxes, labels, sure in rows if sure]
 
 
-def operating_threshold(images: list[Detected], classes: int) -> float:
+def operating_threshold(images: list[ImageBoxes], classes: int) -> float:
     """The lowest score with at most FALSE_POSITIVES an image; 0.5 if there is no box to be found."""
     marks = pool([match(images, label) for label in range(classes)])
     if not marks.targets.sum():

@@ -8,19 +8,19 @@ from components.common.html.charts import UNIT, Axis, Line, chart
 from components.common.html.forest import scale, strip
 from components.common.html.numbers import cell, limits, number, percent, spoken, unit_axis
 from components.common.runs.params import Evaluate
-from components.common.statistics.detection_matching import IOUS, Froc
-from components.detect.boxes import FROC, RATES, Boxes, Class, froc_points
+from components.common.statistics.detection_matching import IOUS, FrocCurve
+from components.detect.metrics import FROC, RATES, ClassResult, DetectorResult, froc_points
 
 SHOWN = 4.0
 """False positives an image where the curves end."""
 
 
-def sections(found: Boxes, params: Evaluate) -> list[str]:
+def sections(found: DetectorResult, params: Evaluate) -> list[str]:
     """All sections, in order."""
     return [_hero(found, params), _classes(found, params), _froc(found, params), _data(found), _method(found, params)]
 
 
-def _hero(found: Boxes, params: Evaluate) -> str:
+def _hero(found: DetectorResult, params: Evaluate) -> str:
     """The headline: the numbers over the classes, with what they mean in a sentence."""
     main, one = found.intervals["map_50"], found.intervals["froc_1"]
     axis = unit_axis([main], 0.0)
@@ -42,7 +42,7 @@ def _hero(found: Boxes, params: Evaluate) -> str:
     return f'<section class="hero" aria-label="Headline">{first}{"".join(cards)}</section>'
 
 
-def _classes(found: Boxes, params: Evaluate) -> str:
+def _classes(found: DetectorResult, params: Evaluate) -> str:
     """A row a class, the means below."""
     axis = unit_axis([one.intervals["ap_50"] for one in found.each], 0.0)
     rows = [_class_row(one, axis, params) for one in found.each]
@@ -55,7 +55,7 @@ def _classes(found: Boxes, params: Evaluate) -> str:
     return f'<section><h2>Classes</h2><div class="card scroll">{table}</div></section>'
 
 
-def _class_row(one: Class, axis: Axis, params: Evaluate) -> str:
+def _class_row(one: ClassResult, axis: Axis, params: Evaluate) -> str:
     interval = one.intervals["ap_50"]
     few = one.boxes < params.min_positives
     picture = strip(spoken(f"AP@50 of {one.name}", interval, params.confidence), interval, axis, 0.0, "off" if few else "")
@@ -63,11 +63,11 @@ def _class_row(one: Class, axis: Axis, params: Evaluate) -> str:
     return page.row(one.name, cells, "out" if few else "")
 
 
-def _positives(found: Boxes) -> int:
+def _positives(found: DetectorResult) -> int:
     return sum(len(image.targets) > 0 for image in found.test.images)
 
 
-def _froc(found: Boxes, params: Evaluate) -> str:
+def _froc(found: DetectorResult, params: Evaluate) -> str:
     """Sensitivity at the agreed rates, and the curves."""
     if found.froc is None:
         return ""
@@ -86,7 +86,7 @@ def _froc(found: Boxes, params: Evaluate) -> str:
     )
 
 
-def _froc_card(name: str, curve: Froc, rings: bool) -> str:
+def _froc_card(name: str, curve: FrocCurve, rings: bool) -> str:
     reached = [(float(rate), float(curve.sensitivity[curve.false_positives <= rate][-1])) for rate in RATES]
     picture = chart(
         f"FROC curve, {name.lower() if rings else name}: sensitivity {number(reached[2][1])} at 1 false positive an image",
@@ -99,7 +99,7 @@ def _froc_card(name: str, curve: Froc, rings: bool) -> str:
     return f'<figure class="card"><h3>{escape(name)}</h3>{picture}</figure>'
 
 
-def _data(found: Boxes) -> str:
+def _data(found: DetectorResult) -> str:
     parts = [
         f"{page.plural(len(split.images), 'image')} for {name} (boxes: {split.boxes:,})"
         for name, split in (("validation", found.val), ("test", found.test))
@@ -111,7 +111,7 @@ def _data(found: Boxes) -> str:
     return f"<section><h2>Data</h2><p>{text}</p></section>"
 
 
-def _method(found: Boxes, params: Evaluate) -> str:
+def _method(found: DetectorResult, params: Evaluate) -> str:
     """What is particular about boxes."""
     lost = params.resamples - found.intervals["map_50"].used
     text = (

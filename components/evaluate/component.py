@@ -29,7 +29,7 @@ def evaluate(
         local runs find no output of another name than `Output`.
     """
     from components.common.runs.step import step
-    from components.evaluate.pooled import roc_points
+    from components.evaluate.pooled_roc import roc_points
     from components.evaluate.run import run
 
     with step("evaluate", root, {"evaluate": params}, {"predictions": predictions}) as this:

@@ -15,7 +15,7 @@ from components.common.statistics.differences import Difference, paired_differen
 from components.common.statistics.intervals import Interval
 from components.evaluate.predictions import DESCRIPTION, Model, matrix, rows_of
 from components.invert import report
-from components.invert.reconstructions import ERRORS, GAIN, MEAN_IMAGE, NAMES, Reconstructions, Split, evaluate
+from components.invert.metrics import ERRORS, GAIN, MEAN_IMAGE, NAMES, InversionSplit, Reconstructions, evaluate
 
 DESCRIBED = ("size", "judge", "perceptual", "ms_ssim_scales", "kid_samples", "kid_reconstructions")
 """What must stand in model.json."""
@@ -90,10 +90,10 @@ class Inversion:
         return paired_differences([(name, NAMES[name]) for name in names], estimates, samples, self.params.confidence)
 
 
-def _split(rows: pa.Table, source: str) -> Split:
+def _split(rows: pa.Table, source: str) -> InversionSplit:
     errors = matrix(rows, [*ERRORS, MEAN_IMAGE])
     if not np.isfinite(errors).all():
         raise UserError(f"{source}: an error is not a finite number; run invert again")
     gain = errors[:, ERRORS.index("psnr")] - errors[:, -1]
     image_ids = np.array(rows["image_id"].to_pylist(), dtype=np.str_)
-    return Split(np.column_stack([errors, gain]), patient_indices(rows["patient_id"].to_pylist()), image_ids)
+    return InversionSplit(np.column_stack([errors, gain]), patient_indices(rows["patient_id"].to_pylist()), image_ids)

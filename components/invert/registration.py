@@ -18,7 +18,7 @@ from components.common.statistics.intervals import Interval
 from components.invert import evaluation
 from components.invert import serving as network
 from components.invert.inverter import ERRORS
-from components.invert.reconstructions import NAMES
+from components.invert.metrics import NAMES
 from components.register.candidate import Candidate
 from components.register.gate import Floor, NotComparable, refuse_other_images
 from components.register.markdown import counted, interval, table

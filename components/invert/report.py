@@ -11,7 +11,7 @@ from components.common.html.forest import scale, strip
 from components.common.html.numbers import cell, limits, number, percent, spoken
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import Floats
-from components.invert.reconstructions import GAIN, MEAN_IMAGE, NAMES, Reconstructions
+from components.invert.metrics import GAIN, MEAN_IMAGE, NAMES, Reconstructions
 
 BETTER = {"psnr": "higher", "ssim": "higher, at most 1", "ms_ssim": "higher, at most 1", "mse": "lower", "feature_distance": "lower"}
 POINTS = 100

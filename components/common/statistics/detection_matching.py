@@ -24,7 +24,7 @@ RECALLS: Floats = np.linspace(0.0, 1.0, 101)
 ELEMENTS = 2**24  # of a matrix of detections by resamples that is held at a time
 
 
-class Detected(NamedTuple):
+class ImageBoxes(NamedTuple):
     """What was found in an image, and what is there; classes are numbered."""
 
     boxes: Floats
@@ -39,7 +39,7 @@ class Detected(NamedTuple):
     """(G,)."""
 
 
-class Marks(NamedTuple):
+class MatchedDetections(NamedTuple):
     """The detections of one class, or of several pooled, by falling score."""
 
     scores: Floats
@@ -52,7 +52,7 @@ class Marks(NamedTuple):
     """(N,), boxes of each image."""
 
 
-class Froc(NamedTuple):
+class FrocCurve(NamedTuple):
     """Points of a FROC curve, from the highest threshold to the lowest; the first is infinite: nothing is marked."""
 
     false_positives: Floats
@@ -72,7 +72,7 @@ def iou(boxes: Floats, targets: Floats) -> Floats:
     return share
 
 
-def match(images: Sequence[Detected], label: int) -> Marks:
+def match(images: Sequence[ImageBoxes], label: int) -> MatchedDetections:
     """Matches the detections of a class, image by image."""
     scores, numbers, hits = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros((0, len(IOUS)), bool)]
     for number, image in enumerate(images):
@@ -86,13 +86,13 @@ def match(images: Sequence[Detected], label: int) -> Marks:
     return _sorted(np.concatenate(scores), np.concatenate(numbers), np.concatenate(hits), targets)
 
 
-def pool(classes: Sequence[Marks]) -> Marks:
+def pool(classes: Sequence[MatchedDetections]) -> MatchedDetections:
     """The marks of several classes as one: each has hit a box of its own class or none."""
     scores, images, hit, targets = zip(*classes, strict=True)
     return _sorted(np.concatenate(scores), np.concatenate(images), np.concatenate(hit), np.sum(targets, axis=0))
 
 
-def average_precision(marks: Marks, weights: Weights) -> Floats:
+def average_precision(marks: MatchedDetections, weights: Weights) -> Floats:
     """COCO's average precision: the mean, over 101 recalls, of the highest precision at that recall or a higher one.
 
     Args:
@@ -105,7 +105,7 @@ def average_precision(marks: Marks, weights: Weights) -> Floats:
     return np.concatenate([_average_precision(marks, part) for part in _parts(marks, weights)], axis=1)
 
 
-def sensitivity_at(marks: Marks, weights: Weights, rates: Floats) -> Floats:
+def sensitivity_at(marks: MatchedDetections, weights: Weights, rates: Floats) -> Floats:
     """The highest share of boxes found, at IoU 0.5, with at most so many false positives an image.
 
     Free-response ROC: Chakraborty, Med Phys 1989, with all images in the denominator.
@@ -121,19 +121,19 @@ def sensitivity_at(marks: Marks, weights: Weights, rates: Floats) -> Floats:
     return np.concatenate([_sensitivity_at(marks, part, rates) for part in _parts(marks, weights)], axis=1)
 
 
-def froc_curve(marks: Marks) -> Froc:
+def froc_curve(marks: MatchedDetections) -> FrocCurve:
     """False positives an image against sensitivity at every distinct score; there must be a box."""
     ends = _ends(marks.scores)
     true = np.cumsum(marks.hit[:, 0])[ends]
     zero = np.zeros(1)
-    return Froc(
+    return FrocCurve(
         np.concatenate([zero, (ends + 1 - true) / len(marks.targets)]),
         np.concatenate([zero, true / marks.targets.sum()]),
         np.concatenate([zero + np.inf, marks.scores[ends]]),
     )
 
 
-def mean_average_precision(images: Sequence[Detected], classes: int) -> tuple[float, float]:
+def mean_average_precision(images: Sequence[ImageBoxes], classes: int) -> tuple[float, float]:
     """At IoU 0.5 and over IoU 0.5 to 0.95: the mean of average precision over the classes that have a box; NaN if none has."""
     once = np.ones((len(images), 1), np.int32)
     values = np.array([average_precision(match(images, label), once)[:, 0] for label in range(classes)])
@@ -141,9 +141,9 @@ def mean_average_precision(images: Sequence[Detected], classes: int) -> tuple[fl
     return (float(values[:, 0].mean()), float(values.mean())) if len(values) else (float("nan"), float("nan"))
 
 
-def _sorted(scores: Floats, images: Integers, hit: Flags, targets: Integers) -> Marks:
+def _sorted(scores: Floats, images: Integers, hit: Flags, targets: Integers) -> MatchedDetections:
     order = np.argsort(-scores, kind="stable")
-    return Marks(scores[order], images[order], hit[order], targets)
+    return MatchedDetections(scores[order], images[order], hit[order], targets)
 
 
 def _hits(overlap: Floats) -> Flags:
@@ -161,14 +161,14 @@ def _hits(overlap: Floats) -> Flags:
     return hit
 
 
-def _parts(marks: Marks, weights: Weights) -> Iterator[Weights]:
+def _parts(marks: MatchedDetections, weights: Weights) -> Iterator[Weights]:
     """The resamples, a few at a time."""
     step = max(1, ELEMENTS // max(1, len(marks.scores)))
     for start in range(0, weights.shape[1], step):
         yield weights[:, start : start + step]
 
 
-def _average_precision(marks: Marks, weights: Weights) -> Floats:
+def _average_precision(marks: MatchedDetections, weights: Weights) -> Floats:
     boxes = _boxes(marks, weights)
     drawn = weights[marks.images]
     called = np.cumsum(drawn, axis=0)
@@ -183,7 +183,7 @@ def _average_precision(marks: Marks, weights: Weights) -> Floats:
     return np.where(boxes > 0, values, np.nan)
 
 
-def _sensitivity_at(marks: Marks, weights: Weights, rates: Floats) -> Floats:
+def _sensitivity_at(marks: MatchedDetections, weights: Weights, rates: Floats) -> Floats:
     boxes, images = _boxes(marks, weights), weights.sum(axis=0)
     drawn = weights[marks.images]
     ends = _ends(marks.scores)
@@ -194,7 +194,7 @@ def _sensitivity_at(marks: Marks, weights: Weights, rates: Floats) -> Floats:
     return divide(np.take_along_axis(true, allowed, axis=0), boxes)
 
 
-def _boxes(marks: Marks, weights: Weights) -> Integers:
+def _boxes(marks: MatchedDetections, weights: Weights) -> Integers:
     """(B,) drawn boxes."""
     count: Integers = marks.targets @ weights
     return count

@@ -7,8 +7,8 @@ from sklearn.metrics import precision_recall_curve
 
 from components.common.statistics.detection_matching import (
     IOUS,
-    Detected,
-    Marks,
+    ImageBoxes,
+    MatchedDetections,
     average_precision,
     froc_curve,
     iou,
@@ -23,13 +23,13 @@ RATES = np.array([0.25, 0.5, 1.0, 2.0])
 CLASSES = 3
 
 
-def scenes(seed: int, images: int = 30, skill: float = 0.7) -> list[Detected]:
+def scenes(seed: int, images: int = 30, skill: float = 0.7) -> list[ImageBoxes]:
     """Boxes of three classes; some found, roughly; some found twice; and false alarms. Scores have ties, boxes whole pixels."""
     rng = np.random.default_rng(seed)
     return [_scene(rng, skill) for _ in range(images)]
 
 
-def _scene(rng: np.random.Generator, skill: float) -> Detected:
+def _scene(rng: np.random.Generator, skill: float) -> ImageBoxes:
     targets = _boxes(rng, int(rng.integers(0, 4)))
     labels = rng.integers(0, CLASSES, len(targets))
     again = np.flatnonzero(rng.random(len(targets)) < 0.3)
@@ -37,7 +37,7 @@ def _scene(rng: np.random.Generator, skill: float) -> Detected:
     near = np.concatenate([targets[found] + rng.integers(-3, 4, (len(found), 4)), _boxes(rng, int(rng.integers(0, 5)))])
     near[:, 2:] = near[:, 2:].clip(1)
     guessed = np.concatenate([labels[found], rng.integers(0, CLASSES, len(near) - len(found))])
-    return Detected(near, rng.integers(1, 20, len(near)) / 20, guessed, targets, labels)
+    return ImageBoxes(near, rng.integers(1, 20, len(near)) / 20, guessed, targets, labels)
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -93,14 +93,14 @@ def test_average_precision_reads_scikit_learns_curve_at_101_recalls() -> None:
     hit = rng.random(400) < 0.3
     scores = rng.permutation(400) / 400
     order = np.argsort(-scores)
-    marks = Marks(scores[order], np.zeros(400, int), np.repeat(hit[order][:, None], len(IOUS), axis=1), np.array([hit.sum()]))
+    marks = MatchedDetections(scores[order], np.zeros(400, int), np.repeat(hit[order][:, None], len(IOUS), axis=1), np.array([hit.sum()]))
     precision, recall, _ = precision_recall_curve(hit, scores)
     precision, recall = precision[:-1], recall[:-1]  # the last point is put there, not measured
     expected = np.mean([precision[recall >= level].max() for level in np.linspace(0, 1, 101)])
     assert average_precision(marks, whole(1))[0, 0] == pytest.approx(expected, abs=1e-12)
 
 
-def brute_force_froc(images: list[Detected], rate: float) -> float:
+def brute_force_froc(images: list[ImageBoxes], rate: float) -> float:
     """Tries every threshold, and matches from the start each time."""
     best = 0.0
     for threshold in {score for image in images for score in image.scores}:
@@ -140,7 +140,7 @@ def test_froc_is_brute_forces(seed: int) -> None:
 
 def test_a_second_detection_of_a_box_is_a_false_positive() -> None:
     box = np.array([[4.0, 4, 10, 10]])
-    image = Detected(np.repeat(box, 2, axis=0), np.array([0.5, 0.9]), np.zeros(2, int), box, np.zeros(1, int))
+    image = ImageBoxes(np.repeat(box, 2, axis=0), np.array([0.5, 0.9]), np.zeros(2, int), box, np.zeros(1, int))
     marks = match([image], 0)
     assert marks.hit[:, 0].tolist() == [True, False]
     assert marks.scores.tolist() == [0.9, 0.5]
@@ -148,7 +148,7 @@ def test_a_second_detection_of_a_box_is_a_false_positive() -> None:
 
 def test_the_other_class_is_a_miss_and_a_false_positive() -> None:
     box = np.array([[4.0, 4, 10, 10]])
-    image = Detected(box, np.array([0.9]), np.array([1]), box, np.array([0]))
+    image = ImageBoxes(box, np.array([0.9]), np.array([1]), box, np.array([0]))
     assert mean_average_precision([image], 2) == (0.0, 0.0)
 
 

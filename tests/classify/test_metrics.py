@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sklearn
 
-from components.classify.findings import correct
+from components.classify.metrics import correct
 from components.common.runs.params import Params
 from components.evaluate.run import run
 from tests.evaluate.conftest import MakePredictions, Table

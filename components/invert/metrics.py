@@ -29,7 +29,7 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Split:
+class InversionSplit:
     """The images of one split."""
 
     errors: Floats
@@ -44,7 +44,7 @@ class Split:
 class Reconstructions:
     """The evaluation of a model's reconstructions."""
 
-    test: Split
+    test: InversionSplit
     val_psnr: float
     intervals: dict[str, Interval]
     """By error, its mean over the test images."""
@@ -64,7 +64,7 @@ class Reconstructions:
     """The backbone of the perceptual loss."""
 
 
-def evaluate(val: Split, test: Split, model: dict[str, Any], params: Evaluate) -> Reconstructions:
+def evaluate(val: InversionSplit, test: InversionSplit, model: dict[str, Any], params: Evaluate) -> Reconstructions:
     """Means and intervals.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.common.runs.params import Evaluate
-from components.common.statistics.arrays import Floats, Integers, has_both
+from components.common.statistics.arrays import Flags, Floats, Integers, has_both
 from components.common.statistics.bootstrap import bootstrap_mean
 from components.common.statistics.calibration import Reliability, reliability
 from components.common.statistics.curves import Curve, precision_recall_curve, roc_curve, sensitivity_threshold, youden_threshold
@@ -20,7 +20,7 @@ PAIRED = ("auroc", "ap")
 
 
 @dataclass(frozen=True)
-class Split:
+class ClassificationSplit:
     """The images of one split."""
 
     targets: Floats
@@ -63,8 +63,8 @@ class Finding:
 class Findings:
     """The evaluation of all findings."""
 
-    val: Split
-    test: Split
+    val: ClassificationSplit
+    test: ClassificationSplit
     each: list[Finding]
     macro: dict[str, Interval]
     """By metric, over the counted findings."""
@@ -84,7 +84,7 @@ class Findings:
         return float(np.mean(errors)) if errors else float("nan")
 
 
-def evaluate(names: list[str], val: Split, test: Split, params: Evaluate) -> Findings:
+def evaluate(names: list[str], val: ClassificationSplit, test: ClassificationSplit, params: Evaluate) -> Findings:
     """Evaluates scores of findings.
 
     Args:
@@ -108,7 +108,7 @@ def evaluate(names: list[str], val: Split, test: Split, params: Evaluate) -> Fin
     return Findings(val, test, each, macro, _macro_val(val, counted), {metric: samples[metric] for metric in PAIRED})
 
 
-def macro_interval(estimates: Floats, samples: Floats, counted: npt.NDArray[np.bool_], confidence: float) -> Interval:
+def macro_interval(estimates: Floats, samples: Floats, counted: Flags, confidence: float) -> Interval:
     """The mean over counted findings; a resample in which one of them is undefined is left out, lest it average something else.
 
     Args:
@@ -123,7 +123,7 @@ def macro_interval(estimates: Floats, samples: Floats, counted: npt.NDArray[np.b
     return percentile_interval(float(estimates[chosen].mean()), samples[:, chosen].mean(axis=1), confidence)
 
 
-def each_of(metric: Callable[[Floats, Floats], float], split: Split) -> Floats:
+def each_of(metric: Callable[[Floats, Floats], float], split: ClassificationSplit) -> Floats:
     """(F,): a metric of targets and scores, of each finding."""
     return np.array([metric(target, score) for target, score in zip(split.targets.T, split.scores.T, strict=True)])
 
@@ -149,7 +149,7 @@ def _threshold(target: Floats, score: Floats, params: Evaluate) -> float:
     return sensitivity_threshold(target, score, params.target_sensitivity)
 
 
-def _measure(test: Split, thresholds: Floats, params: Evaluate) -> tuple[dict[str, Floats], dict[str, Floats]]:
+def _measure(test: ClassificationSplit, thresholds: Floats, params: Evaluate) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """By metric, the estimates (F,) and the samples (B, F)."""
     right = correct(test.targets, test.scores, thresholds)
     means = {
@@ -166,7 +166,15 @@ def _measure(test: Split, thresholds: Floats, params: Evaluate) -> tuple[dict[st
     return estimates | {"auroc": each_of(auroc, test), "ap": each_of(average_precision, test)}, samples
 
 
-def _finding(val: Split, test: Split, index: int, name: str, counted: bool, intervals: dict[str, Interval], threshold: float) -> Finding:
+def _finding(
+    val: ClassificationSplit,
+    test: ClassificationSplit,
+    index: int,
+    name: str,
+    counted: bool,
+    intervals: dict[str, Interval],
+    threshold: float,
+) -> Finding:
     target, score = test.targets[:, index], test.scores[:, index]
     both = bool(has_both(target))
     return Finding(
@@ -190,7 +198,7 @@ def _mean(values: Floats) -> Floats:
     return means
 
 
-def _macro_val(val: Split, counted: npt.NDArray[np.bool_]) -> float:
+def _macro_val(val: ClassificationSplit, counted: Flags) -> float:
     """Over those of the counted findings that have both classes in val."""
     values = each_of(auroc, val)[counted]
     values = values[~np.isnan(values)]

@@ -16,9 +16,9 @@ from components.common.statistics.bootstrap import resampled_weights
 from components.common.statistics.curves import Curve, thin
 from components.common.statistics.detection_matching import (
     IOUS,
-    Detected,
-    Froc,
-    Marks,
+    FrocCurve,
+    ImageBoxes,
+    MatchedDetections,
     average_precision,
     froc_curve,
     match,
@@ -38,10 +38,10 @@ OF_CLASS = ("ap_50", "ap", "image_auroc")
 
 
 @dataclass(frozen=True)
-class Split:
+class DetectionSplit:
     """The images of a split in which all classes are known."""
 
-    images: list[Detected]
+    images: list[ImageBoxes]
     patients: Integers
     """(N,), index of each image's patient."""
     image_ids: list[str]
@@ -57,7 +57,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Class:
+class ClassResult:
     """The evaluation of one class on the test split."""
 
     name: str
@@ -66,17 +66,17 @@ class Class:
     """Images with a box of it."""
     intervals: dict[str, Interval]
     """By the names in OF_CLASS."""
-    froc: Froc | None
+    froc: FrocCurve | None
     """None without a box."""
 
 
 @dataclass(frozen=True)
-class Boxes:
+class DetectorResult:
     """The evaluation of one detector."""
 
-    each: list[Class]
-    val: Split
-    test: Split
+    each: list[ClassResult]
+    val: DetectionSplit
+    test: DetectionSplit
     val_map_50: float
     intervals: dict[str, Interval]
     """By the names in OVERALL, on the test split."""
@@ -84,11 +84,11 @@ class Boxes:
     """(B,) by the same names."""
     class_samples: Floats
     """(classes, B): AP@50 of each."""
-    froc: Froc | None
+    froc: FrocCurve | None
     """All classes pooled; None without a box."""
 
 
-class Values(NamedTuple):
+class DetectorMetrics(NamedTuple):
     """Metrics of B resamples, or of the test split itself as one; C classes."""
 
     precision: Floats
@@ -109,7 +109,7 @@ class Values(NamedTuple):
         return dict(zip(OF_CLASS, [precision[0], precision.mean(axis=0), self.auroc[1 + index]], strict=True))
 
 
-def evaluate(classes: list[str], val: Split, test: Split, params: Evaluate) -> Boxes:
+def evaluate(classes: list[str], val: DetectionSplit, test: DetectionSplit, params: Evaluate) -> DetectorResult:
     """Measures a detector on the test split.
 
     Args:
@@ -125,7 +125,7 @@ def evaluate(classes: list[str], val: Split, test: Split, params: Evaluate) -> B
         _class(name, one, _intervals(estimates.of_class(label), samples.of_class(label), params))
         for label, (name, one) in enumerate(zip(classes, marks, strict=True))
     ]
-    return Boxes(
+    return DetectorResult(
         each=each,
         val=val,
         test=test,
@@ -137,7 +137,7 @@ def evaluate(classes: list[str], val: Split, test: Split, params: Evaluate) -> B
     )
 
 
-def froc_points(curve: Froc, most: float) -> list[tuple[float, float]]:
+def froc_points(curve: FrocCurve, most: float) -> list[tuple[float, float]]:
     """(false positives an image, sensitivity), thinned, up to `most` false positives; of a detector that finds nothing one point."""
     kept = curve.false_positives <= most
     if kept.sum() < 2:
@@ -145,24 +145,24 @@ def froc_points(curve: Froc, most: float) -> list[tuple[float, float]]:
     return thin(Curve(*(column[kept] for column in curve)))
 
 
-def _class(name: str, marks: Marks, intervals: dict[str, Interval]) -> Class:
+def _class(name: str, marks: MatchedDetections, intervals: dict[str, Interval]) -> ClassResult:
     boxes = int(marks.targets.sum())
-    return Class(name, boxes, int((marks.targets > 0).sum()), intervals, froc_curve(marks) if boxes else None)
+    return ClassResult(name, boxes, int((marks.targets > 0).sum()), intervals, froc_curve(marks) if boxes else None)
 
 
 def _intervals(estimates: dict[str, Floats], samples: dict[str, Floats], params: Evaluate) -> dict[str, Interval]:
     return {name: percentile_interval(float(estimates[name][0]), samples[name], params.confidence) for name in estimates}
 
 
-def _estimate(marks: list[Marks], test: Split) -> Values:
+def _estimate(marks: list[MatchedDetections], test: DetectionSplit) -> DetectorMetrics:
     once = np.ones((len(test.images), 1), np.int32)
     targets, scores = _image_scores(test.images, len(marks))
     values = [auroc(target, score) for target, score in zip(targets.T, scores.T, strict=True)]
     precision = np.array([average_precision(one, once) for one in marks])
-    return Values(precision, sensitivity_at(pool(marks), once, RATES), np.array(values)[:, None])
+    return DetectorMetrics(precision, sensitivity_at(pool(marks), once, RATES), np.array(values)[:, None])
 
 
-def _resample(marks: list[Marks], test: Split, params: Evaluate) -> Values:
+def _resample(marks: list[MatchedDetections], test: DetectionSplit, params: Evaluate) -> DetectorMetrics:
     pooled = pool(marks)
     precision = np.empty((len(marks), len(IOUS), params.resamples))
     sensitivity = np.empty((len(RATES), params.resamples))
@@ -174,10 +174,10 @@ def _resample(marks: list[Marks], test: Split, params: Evaluate) -> Values:
         sensitivity[:, part] = sensitivity_at(pooled, drawn, RATES)
         start = part.stop
     ranking = bootstrap_ranking(*_image_scores(test.images, len(marks)), test.patients, params.resamples, params.seed)
-    return Values(precision, sensitivity, ranking.auroc.T)
+    return DetectorMetrics(precision, sensitivity, ranking.auroc.T)
 
 
-def _image_scores(images: list[Detected], classes: int) -> tuple[Floats, Floats]:
+def _image_scores(images: list[ImageBoxes], classes: int) -> tuple[Floats, Floats]:
     """Targets and scores (N, 1 + C) of images: any box, and each class."""
     targets, scores = np.zeros((2, len(images), 1 + classes))
     for row, image in enumerate(images):
