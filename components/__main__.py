@@ -151,7 +151,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m components", description=__doc__)
+    parser = _Parser(prog="cxr" if Path(sys.argv[0]).name == "cxr" else "python -m components", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, command in STAGES.items():
         stage = stages.add_parser(name, help=command.help, description=command.help)
@@ -176,7 +176,12 @@ def _use_environment() -> None:
     os.execv(python, [str(python), "-m", "components", *sys.argv[1:]])  # noqa: S606
 
 
-if __name__ == "__main__":
+def entry_point() -> NoReturn:
+    """Runs one stage and ends the process: `python -m components` and the console script `cxr`."""
     code = main()
-    signals.ignore()
+    signals.ignore()  # the result stands; an interpreter that shuts down would still let a signal kill it
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry_point()

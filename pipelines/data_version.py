@@ -92,7 +92,10 @@ def _remote(repository: Path) -> str:
 
 
 def _call(command: list[str], folder: Path, what: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{what}: `{command[0]}` is not installed; DVC comes with the extra `dvc` of this package") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
         raise UserError(f"{what}: {said[-1]}; `{' '.join(command)}` must work here")

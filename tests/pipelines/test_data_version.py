@@ -77,6 +77,8 @@ def test_what_cannot_be_resolved(repository: Path, tmp_path: Path) -> None:
         data_version.resolve("nowhere", repository)
     with pytest.raises(UserError, match="`dvc remote default` must work here"):
         data_version.resolve("HEAD", repository)
+    with pytest.raises(UserError, match="DVC: `no-such-dvc` is not installed"):
+        data_version._call(["no-such-dvc"], repository, "DVC")
     call(repository, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
     with pytest.raises(UserError, match="it must be on S3"):
         data_version.resolve("HEAD", repository)
