@@ -78,8 +78,8 @@ def study(*, cells: str, out: str, params: Params) -> None:
     Raises:
         UserError: cells that are missing, or cannot be evaluated or compared.
     """
-    models = {cell: _evaluate(storage.join(cells, *cell.path), params.evaluate) for cell in find_cells(cells)}
-    inputs = {"/".join(cell.path): model.model.digests["predictions"] for cell, model in models.items()}
+    models = {cell: _evaluate(storage.join(cells, *cell), params.evaluate) for cell in find_cells(cells)}
+    inputs = {"/".join(cell): model.model.digests["predictions"] for cell, model in models.items()}
     job = open_job("study", out, params.study, inputs, extra={"evaluate": params.evaluate.defining()})
     with tracking.run(job) as tracker:
         answers = answers_of(models, params.study, params.evaluate)
