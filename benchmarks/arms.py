@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.common.runs.params import Params, load
+from components.params import Params, load
 
 
 def main() -> None:

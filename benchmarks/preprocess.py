@@ -37,10 +37,10 @@ from pydicom.encaps import get_frame
 from benchmarks.preprocess_processes import processes
 from benchmarks.preprocess_readers import codecs, readers, row_groups
 from benchmarks.preprocess_timing import Candidates, elapsed, heading, installed, milliseconds, ratio, row, table, turns
+from components import params as parameters
 from components.common.dicom import dicom_file
 from components.common.dicom.render import histogram, resized_shape
 from components.common.formats import shards
-from components.common.runs import params as parameters
 from components.preprocess import rows
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE, Pseudonyms
 from components.preprocess.index import Index
@@ -93,7 +93,7 @@ def phantoms(folder: Path, size: int) -> Path:
     """A simulated cohort, in a dozen variants of transfer syntax and grayscale."""
     from components.simulate import run as simulate
 
-    simulate.run(out=str(folder), params=parameters.Params(simulate=parameters.Simulate(patients=60, size=size)))
+    simulate.run(out=str(folder), **parameters.Params(simulate=parameters.Simulate(patients=60, size=size)).arguments("simulate"))
     return folder
 
 

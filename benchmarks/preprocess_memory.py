@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from components.common.runs.params import Params, Simulate
+from components.params import Params
+from components.simulate.params import Simulate
 from components.simulate.run import run as simulate
 
 FINDINGS = 14
@@ -33,7 +34,7 @@ def main() -> None:
 
 def make_originals(folder: Path) -> list[Path]:
     """Phantoms without SOPInstanceUID and PatientID."""
-    simulate(out=str(folder), params=Params(simulate=Simulate(patients=8, size=96)))
+    simulate(out=str(folder), **Params(simulate=Simulate(patients=8, size=96)).arguments("simulate"))
     found = sorted(folder.rglob("*.dcm"))
     for path in found:
         made = dcmread(path)
@@ -46,8 +47,8 @@ def measure(scratch: Path, originals: list[Path], rows: int, workers: int) -> fl
     """Runs the stage on a simulated listing; returns the peak of its largest process, in MiB."""
     raw = scratch / f"raw-{rows}"
     write_listing(raw, originals, rows)
-    options = {"size": 64, "parts": 4, "workers": workers, "max_quarantined": 0.9}
-    overrides = [item for name, value in options.items() for item in ("--set", f"preprocess.{name}={value}")]
+    options = {"preprocess.size": 64, "preprocess.parts": 4, "runtime.workers": workers, "runtime.max_quarantined": 0.9}
+    overrides = [item for name, value in options.items() for item in ("--set", f"{name}={value}")]
     command = ["-m", "components", "preprocess", "--raw", str(raw), "--out", str(scratch / f"out-{rows}"), *overrides]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'mlflow.db'}"}
     child = os.posix_spawn(sys.executable, [sys.executable, *command], environment)

@@ -53,8 +53,8 @@ def processes(originals: list[Path], scratch: Path, size: int, floor: Callable[[
 def stage(raw: Path, scratch: Path, size: int, workers: int) -> Run:
     """Runs it."""
     out = scratch / f"out-{raw.name}-{workers}"
-    options = {"size": size, "workers": workers, "max_quarantined": 0.9}
-    overrides = [item for name, value in options.items() for item in ("--set", f"preprocess.{name}={value}")]
+    options = {"preprocess.size": size, "runtime.workers": workers, "runtime.max_quarantined": 0.9}
+    overrides = [item for name, value in options.items() for item in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "components", "preprocess", "--raw", str(raw), "--out", str(out), *overrides]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'mlflow.db'}"}
     started = time.perf_counter()

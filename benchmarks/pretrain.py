@@ -32,10 +32,11 @@ from benchmarks.pretrain_term import terms
 from benchmarks.pretrain_timing import clock, spread
 from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode, open_shards
 from components.common.runs import storage
-from components.common.runs.params import Pretrain
+from components.common.runs.params import Runtime
 from components.common.training import loop
 from components.pretrain import augment, objective
 from components.pretrain.align import Geometry
+from components.pretrain.params import Pretrain
 from components.pretrain.run import Pretraining
 
 QUEUE = 4096
@@ -97,7 +98,7 @@ def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device)
 def pretraining(shards: str, arch: str, batch: int, preset: str, groups: int, queue: int = QUEUE) -> Pretraining:
     """The stage's own task."""
     params = {"arch": arch, "preset": preset, "batch_size": batch, "queue_size": queue, "shuffle_groups": groups, "probe_epochs": 0}
-    task = Pretraining(Pretrain.model_validate(params), open_shards([shards]))
+    task = Pretraining(Pretrain.model_validate(params), Runtime(), open_shards([shards]))
     task.start()
     return task
 

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from components.common.runs import params
+    from components import params
     from pipelines import packages, settings
 
     out = Path(options.out)

@@ -15,7 +15,7 @@ from kfp import local
 from kfp.local import docker_task_handler
 
 from components.common.errors import UserError
-from components.common.runs.lineage import IMAGE_VARIABLE, KFP_VARIABLE
+from components.common.runs.provenance import IMAGE_VARIABLE, KFP_VARIABLE
 from pipelines.settings import Settings, StepName, User, memory_bytes
 
 docker = docker_task_handler.docker

@@ -15,8 +15,8 @@ from kfp import local
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.lineage import KFP_VARIABLE
-from components.common.runs.params import Params, load
+from components.common.runs.provenance import KFP_VARIABLE
+from components.params import Params, load
 from pipelines import packages
 from pipelines import settings as cluster
 from pipelines.settings import COMMIT, EXAMPLE, Images, Settings, StepName

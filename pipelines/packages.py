@@ -11,7 +11,7 @@ from kfp import compiler
 from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from components.common.runs.params import Params
+from components.params import Params
 from pipelines import shared_steps, study, training
 from pipelines.settings import Settings
 

@@ -6,11 +6,8 @@ import os
 
 from components.common.errors import UserError
 from components.common.runs import storage, tracking
-from components.common.runs.job import git_state
-from components.common.runs.lineage import KFP_VARIABLE
+from components.common.runs.provenance import KFP_VARIABLE, git_state
 
-EXPERIMENT = "pipeline"
-RUN_TAG = "kfp.run_id"
 STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 """MLflow's word for Kubeflow's."""
 PROBE = ".probe"
@@ -45,13 +42,13 @@ def end(*, state: str) -> None:
     Args:
         state: Kubeflow's: SUCCEEDED, FAILED or CANCELLED.
     """
-    client, found = tracking.client(), _runs()
+    client, found = tracking.client(), tracking.pipeline_runs()
     # Before 2.17 Kubeflow says RUNNING when there is a loop in the pipeline: then the stages' runs tell.
-    unfinished = any(status != "FINISHED" for _, name, status in found if name != EXPERIMENT)
+    unfinished = any(status != "FINISHED" for _, name, status in found if name != tracking.PIPELINE)
     status = STATES.get(state, "FAILED" if unfinished else "FINISHED")
     with tracking.reachable():
         for run_id, name, before in found:
-            if name == EXPERIMENT:
+            if name == tracking.PIPELINE:
                 client.set_terminated(run_id, status)
             elif before == "RUNNING":  # its process was killed
                 client.set_terminated(run_id, "KILLED" if status == "KILLED" else "FAILED")
@@ -60,22 +57,17 @@ def end(*, state: str) -> None:
 
 def open_run(name: str, tags: dict[str, str]) -> str:
     """The MLflow run of this pipeline run: an earlier attempt's, or a new one."""
-    if known := parent_run():
+    if known := tracking.pipeline_run_id():
         return known
     client = tracking.client()
     described = {
-        "stage": EXPERIMENT,
-        RUN_TAG: os.environ.get(KFP_VARIABLE, ""),
+        "stage": tracking.PIPELINE,
+        "kfp.run_id": os.environ.get(KFP_VARIABLE, ""),
         "mlflow.source.git.commit": git_state()["commit"] or "unknown",
     }
     with tracking.reachable():
-        run = client.create_run(tracking.experiment(client, EXPERIMENT), run_name=name, tags={**described, **tags})
+        run = client.create_run(tracking.experiment(client, tracking.PIPELINE), run_name=name, tags={**described, **tags})
     return str(run.info.run_id)
-
-
-def parent_run() -> str | None:
-    """Id of the MLflow run that `begin` opened for this pipeline run; None if there is none."""
-    return next((run_id for run_id, experiment_name, _ in _runs() if experiment_name == EXPERIMENT), None)
 
 
 def digest_listing(raw: str) -> str:
@@ -91,15 +83,3 @@ def digest_listing(raw: str) -> str:
     if empty:
         raise UserError(f"{raw}: holds no files; give the folder of the raw files with --raw")
     return total.hexdigest()
-
-
-def _runs() -> list[tuple[str, str, str]]:
-    """MLflow runs of this pipeline run: id, name of the experiment, status."""
-    identity = os.environ.get(KFP_VARIABLE)
-    if not identity:
-        return []
-    client = tracking.client()
-    with tracking.reachable():
-        names = {found.experiment_id: found.name for found in client.search_experiments()}
-        runs = client.search_runs(list(names), f"tags.`{RUN_TAG}` = '{identity}'")
-    return [(run.info.run_id, names[run.info.experiment_id], run.info.status) for run in runs]

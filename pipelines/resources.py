@@ -7,8 +7,8 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.common.runs.job import WORK_VARIABLE
-from components.common.runs.lineage import KFP_VARIABLE
+from components.common.runs.provenance import KFP_VARIABLE
+from components.common.runs.work import WORK_VARIABLE
 from pipelines.settings import Affinity, Pool, Secret, Settings, StepName
 from pipelines.settings import Step as StepSettings
 

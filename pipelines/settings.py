@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.common.errors import UserError
-from components.common.runs.job import git_state
+from components.common.runs.provenance import git_state
 
 EXAMPLE = Path(__file__).with_name("settings.yaml")
 COMMIT = "{commit}"

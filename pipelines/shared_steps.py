@@ -7,10 +7,10 @@ from typing import Any
 from kfp import dsl
 
 from components.classify import component as classify
-from components.common.runs.params import Params
 from components.detect import component as detect
 from components.evaluate import component as evaluate
 from components.invert import component as invert
+from components.params import Params
 from components.preprocess import component as preprocess
 from components.pretrain import component as pretrain
 from components.register import component as register
@@ -19,7 +19,7 @@ from pipelines.resources import apply, describe_nodes
 from pipelines.settings import Settings
 
 HEADS: dict[str, ModuleType] = {"classify": classify, "detect": detect, "invert": invert}
-SECTIONS = ("simulate", "preprocess", "pretrain", "classify", "detect", "invert", "evaluate", "study", "register")
+SECTIONS = ("simulate", "preprocess", "pretrain", "classify", "detect", "invert", "evaluate", "study", "register", "runtime")
 
 
 def sections(params: Params) -> dict[str, str]:
@@ -27,7 +27,7 @@ def sections(params: Params) -> dict[str, str]:
 
     `register.min_auroc` is not among them: it is a parameter of its own, which the pipeline's condition can read.
     """
-    values = {name: getattr(params, "register_" if name == "register" else name).model_dump(mode="json") for name in SECTIONS}
+    values = {name: params.section(name).values() for name in SECTIONS}
     values["register"].pop("min_auroc")
     return {name: json.dumps(section) for name, section in values.items()}
 
@@ -48,7 +48,7 @@ def begin(settings: Settings, params: Params, name: str, raw: Any, root: Any, da
     return apply(task, "begin", settings).set_caching_options(False)  # it looks at what is there now
 
 
-def shards(settings: Settings, partitions: Any, root: Any, section: Any) -> dsl.PipelineTask:
+def shards(settings: Settings, partitions: Any, root: Any, section: Any, runtime: Any) -> dsl.PipelineTask:
     """Preprocesses in partitions side by side and joins them.
 
     Args:
@@ -56,18 +56,19 @@ def shards(settings: Settings, partitions: Any, root: Any, section: Any) -> dsl.
         partitions: what the step `begin` returned.
         root: folder of all outputs.
         section: JSON of the section `preprocess`.
+        runtime: JSON of the section `runtime`.
 
     Returns:
         The merge, whose output is the folder of the shards.
     """
     with dsl.ParallelFor(partitions) as partition:  # without a name, which would keep Kubeflow from collecting
-        task = preprocess.preprocess(partition=partition, root=root, params=section)
+        task = preprocess.preprocess(partition=partition, root=root, params=section, runtime=runtime)
         apply(task, "preprocess", settings)
-    merge = preprocess.merge(partitions=dsl.Collected(task.outputs["Output"]), root=root, params=section)
+    merge = preprocess.merge(partitions=dsl.Collected(task.outputs["Output"]), root=root, params=section, runtime=runtime)
     return apply(merge, "merge", settings)
 
 
-def backbone(settings: Settings, params: Params, shards: Any, root: Any, section: Any) -> dsl.PipelineTask:
+def backbone(settings: Settings, params: Params, shards: Any, root: Any, section: Any, runtime: Any) -> dsl.PipelineTask:
     """Pretrains: in one pod, or on as many nodes as the parameters say.
 
     Args:
@@ -76,15 +77,16 @@ def backbone(settings: Settings, params: Params, shards: Any, root: Any, section
         shards: folder of the shards.
         root: folder of all outputs.
         section: JSON of the section `pretrain`.
+        runtime: JSON of the section `runtime`.
     """
-    if params.pretrain.nodes > 1:
-        cluster = json.dumps(describe_nodes(settings, params.pretrain.nodes), sort_keys=True)
-        return apply(pretrain.launch(shards=shards, root=root, params=section, cluster=cluster), "launch", settings)
+    if params.runtime.nodes > 1:
+        cluster = json.dumps(describe_nodes(settings, params.runtime.nodes), sort_keys=True)
+        return apply(pretrain.launch(shards=shards, root=root, params=section, runtime=runtime, cluster=cluster), "launch", settings)
     processes = max(settings.step("pretrain").gpus, 1)
-    return apply(pretrain.pretrain(shards=shards, root=root, params=section, processes=processes), "pretrain", settings)
+    return apply(pretrain.pretrain(shards=shards, root=root, params=section, runtime=runtime, processes=processes), "pretrain", settings)
 
 
-def models(settings: Settings, shards: Any, backbone: Any, root: Any, by_head: dict[str, Any]) -> dict[str, dsl.PipelineTask]:
+def models(settings: Settings, shards: Any, backbone: Any, root: Any, by_head: dict[str, Any], runtime: Any) -> dict[str, dsl.PipelineTask]:
     """Fine-tunes the backbone for everything that the settings ask for, side by side; the classifier comes first.
 
     Args:
@@ -93,11 +95,12 @@ def models(settings: Settings, shards: Any, backbone: Any, root: Any, by_head: d
         backbone: folder of the backbone.
         root: folder of all outputs.
         by_head: JSON of each head's section.
+        runtime: JSON of the section `runtime`.
     """
     made: dict[str, dsl.PipelineTask] = {}
     for name in sorted(settings.heads):
         head = getattr(HEADS[name], name)
-        made[name] = apply(head(shards=shards, backbone=backbone, root=root, params=by_head[name]), name, settings)
+        made[name] = apply(head(shards=shards, backbone=backbone, root=root, params=by_head[name], runtime=runtime), name, settings)
     return made
 
 

@@ -21,10 +21,10 @@ def begin(name: str, raw: str, root: str, partitions: int, data_version: str) ->
     """
     import json
 
-    from components.common.runs.step import complain
+    from components.common.runs.step import exit_codes
     from pipelines.pipeline_run import begin
 
-    with complain("begin"):
+    with exit_codes("begin"):
         listing = begin(name=name, raw=raw, root=root, tags={"data.dvc.md5": data_version} if data_version else {})
     return [json.dumps({"number": f"{number}/{partitions}", "raw": raw, "listing": listing}) for number in range(partitions)]
 
@@ -32,10 +32,10 @@ def begin(name: str, raw: str, root: str, partitions: int, data_version: str) ->
 @dsl.component(base_image="cpu", install_kfp_package=False)
 def end(status: dsl.PipelineTaskFinalStatus) -> None:
     """Closes the MLflow run with the state that the pipeline ended in."""
-    from components.common.runs.step import complain
+    from components.common.runs.step import exit_codes
     from pipelines.pipeline_run import end
 
-    with complain("end"):
+    with exit_codes("end"):
         end(state=status.state)
 
 
@@ -61,22 +61,23 @@ def plan(
     """
     import json
 
-    from components.common.runs.params import parse
-    from components.common.runs.step import complain
+    from components.common.runs.step import exit_codes
+    from components.params import parse
     from pipelines.study_plan import plan
 
-    with complain("plan"):
+    with exit_codes("plan"):
         sections = {"pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert, "study": study}
         found = plan(shards, root, parse(sections), heads)
     return [json.dumps(model) for model in (found.cells() if after else found.first())]
 
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
-def model(item: str) -> str:
+def model(item: str, runtime: str) -> str:
     """Trains one model of a study.
 
     Args:
         item: JSON of a pipelines.study_plan.Model.
+        runtime: JSON of the section `runtime`.
 
     Returns:
         The folder of its output.
@@ -84,11 +85,12 @@ def model(item: str) -> str:
     import json
     from importlib import import_module
 
-    from components.common.runs.params import parse
-    from components.common.runs.step import complain
+    from components.common.runs.step import exit_codes
+    from components.params import parse
 
     stage, inputs, section, folder = (json.loads(item)[name] for name in ("stage", "inputs", "section", "folder"))
-    with complain(stage):
+    with exit_codes(stage):
         run = import_module(f"components.{stage}.run").run
-        run(**json.loads(inputs), out=folder, params=parse({stage: section}))
+        params = parse({stage: section, "runtime": runtime})
+        run(**json.loads(inputs), out=folder, **params.arguments(stage))
     return str(folder)

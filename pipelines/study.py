@@ -5,8 +5,8 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.common.runs.params import Params
 from components.evaluate import component as evaluation
+from components.params import Params
 from pipelines import shared_steps
 from pipelines import steps as frame
 from pipelines.resources import apply
@@ -29,13 +29,14 @@ def study(settings: Settings, params: Params) -> BaseComponent:
         invert: str = given["invert"],
         evaluate: str = given["evaluate"],
         study: str = given["study"],
+        runtime: str = given["runtime"],
     ) -> None:
         with dsl.ExitHandler(apply(frame.end(), "end", settings), name="all"):
             begin = shared_steps.begin(settings, params, "study", raw, root, data_version)
-            shards = shared_steps.shards(settings, begin.output, root, preprocess).outputs["Output"]
+            shards = shared_steps.shards(settings, begin.output, root, preprocess, runtime).outputs["Output"]
             sections = {"pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert, "study": study}
-            first = _models(settings, "pretrain", _plan(settings, shards, root, sections, []))
-            cells = _models(settings, "classify", _plan(settings, shards, root, sections, first))
+            first = _models(settings, "pretrain", _plan(settings, shards, root, sections, []), runtime)
+            cells = _models(settings, "classify", _plan(settings, shards, root, sections, first), runtime)
             apply(evaluation.compare(cells=cells, evaluate=evaluate, study=study), "evaluate", settings)
 
     return pipeline
@@ -46,9 +47,9 @@ def _plan(settings: Settings, shards: Any, root: Any, sections: dict[str, Any], 
     return apply(task, "begin", settings).set_display_name("plan").output
 
 
-def _models(settings: Settings, step: Any, models: Any) -> Any:
+def _models(settings: Settings, step: Any, models: Any, runtime: Any) -> Any:
     """Trains models side by side, each with what the step of this name may use; returns their folders."""
     with dsl.ParallelFor(models, parallelism=settings.parallel_models) as item:
-        task = frame.model(item=item)
+        task = frame.model(item=item, runtime=runtime)
         apply(task, step, settings)
     return dsl.Collected(task.output)

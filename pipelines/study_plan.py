@@ -10,8 +10,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from components.common.runs import storage
-from components.common.runs.job import git_state
-from components.common.runs.params import Params
+from components.common.runs.provenance import git_state
+from components.params import Params
 
 Model = dict[str, str]
 KEY_DIGITS = 16
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
             yield self._model("invert", self._place("inversion", "all", arm, seed), inputs, seed=seed)
 
     def _model(self, stage: str, folder: str, inputs: dict[str, str], **changes: Any) -> Model:
-        section = getattr(self.params, stage).model_dump(mode="json") | changes
+        section = self.params.section(stage).values() | changes
         given = {"shards": [self.shards], **inputs}
         return {"stage": stage, "inputs": json.dumps(given), "section": json.dumps(section), "folder": folder}
 
@@ -84,7 +84,7 @@ def plan(shards: str, root: str, params: Params, heads: str) -> Plan:
     depends = {
         "shards": shards,
         "commit": git_state()["commit"],
-        "params": {name: getattr(params, name).defining() for name in (*COMPARED, "study")},
+        "params": {name: params.section(name).values() for name in (*COMPARED, "study")},
     }
     key = storage.digest(json.dumps(depends, sort_keys=True).encode())[:KEY_DIGITS]
     return Plan(shards, storage.join(root, "study", key), params, tuple(heads.split(",")))

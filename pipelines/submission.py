@@ -12,9 +12,9 @@ import yaml
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.job import git_state
-from components.common.runs.params import load
+from components.common.runs.provenance import git_state
 from components.common.runs.signals import EXIT_CODE
+from components.params import load
 from pipelines import data_version, packages
 from pipelines import settings as cluster
 from pipelines.server import FINAL_STATES, LostError, Run, Server

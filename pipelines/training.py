@@ -5,7 +5,7 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.common.runs.params import Params
+from components.params import Params
 from components.simulate import component as simulation
 from pipelines import shared_steps
 from pipelines import steps as frame
@@ -29,10 +29,11 @@ def training(settings: Settings, params: Params) -> BaseComponent:
         invert: str = given["invert"],
         evaluate: str = given["evaluate"],
         register: str = given["register"],
+        runtime: str = given["runtime"],
         min_auroc: float = params.register_.min_auroc,
     ) -> None:
         sections = {"preprocess": preprocess, "pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert}
-        sections |= {"evaluate": evaluate, "register": register}
+        sections |= {"evaluate": evaluate, "register": register, "runtime": runtime}
         with dsl.ExitHandler(apply(frame.end(), "end", settings), name="all"):
             _train(settings, params, "training", (raw, root, data_version), sections, min_auroc)
 
@@ -54,10 +55,11 @@ def smoke(settings: Settings, params: Params) -> BaseComponent:
         invert: str = given["invert"],
         evaluate: str = given["evaluate"],
         register: str = given["register"],
+        runtime: str = given["runtime"],
         min_auroc: float = params.register_.min_auroc,
     ) -> None:
         sections = {"preprocess": preprocess, "pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert}
-        sections |= {"evaluate": evaluate, "register": register}
+        sections |= {"evaluate": evaluate, "register": register, "runtime": runtime}
         with dsl.ExitHandler(apply(frame.end(), "end", settings), name="all"):
             cohort = apply(simulation.simulate(root=root, params=simulate), "simulate", settings)
             _train(settings, params, "smoke", (cohort.output, root, ""), sections, min_auroc)
@@ -78,7 +80,7 @@ def _train(settings: Settings, params: Params, name: str, places: tuple[Any, Any
     """
     raw, root, data_version = places
     begin = shared_steps.begin(settings, params, name, raw, root, data_version)
-    shards = shared_steps.shards(settings, begin.output, root, sections["preprocess"]).outputs["Output"]
-    backbone = shared_steps.backbone(settings, params, shards, root, sections["pretrain"]).outputs["Output"]
-    models = shared_steps.models(settings, shards, backbone, root, sections)
+    shards = shared_steps.shards(settings, begin.output, root, sections["preprocess"], sections["runtime"]).outputs["Output"]
+    backbone = shared_steps.backbone(settings, params, shards, root, sections["pretrain"], sections["runtime"]).outputs["Output"]
+    models = shared_steps.models(settings, shards, backbone, root, sections, sections["runtime"])
     shared_steps.verdict(settings, models, root, sections["evaluate"], sections["register"], min_auroc)

@@ -13,8 +13,8 @@ import torch
 
 from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode
 from components.common.runs import storage
-from components.common.runs.params import Params
 from components.common.training import backbones
+from components.params import Params
 
 if TYPE_CHECKING:
     from tests.heads import Heads
@@ -116,8 +116,8 @@ def tiny() -> Params:
                 "queue_size": 16,
                 "shuffle_groups": 2,
                 "dim": 16,
-                "checkpoint_minutes": 0,
             },
             "classify": {"arch": "resnet18", "epochs": 2, "batch_size": 8, "lr": 0.001},
+            "runtime": {"checkpoint_minutes": 0},
         }
     )

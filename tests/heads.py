@@ -6,18 +6,18 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
-from components.common.runs.params import Params
 from components.detect import run as detect
 from components.evaluate import run as evaluate
 from components.invert import run as invert
+from components.params import Params
 from components.preprocess import run as preprocess
 from components.preprocess.parts import path_hash
 from components.simulate import run as simulate
 
 PARAMS = Params.model_validate(
     {
-        "simulate": {"patients": 24, "size": 80},
-        "preprocess": {"size": 48, "parts": 1, "workers": 1, "test_fraction": 0.4},
+        "runtime": {"workers": 1}, "simulate": {"patients": 24, "size": 80},
+        "preprocess": {"size": 48, "parts": 1, "test_fraction": 0.4},
         "detect": {"arch": "resnet18", "channels": 64, "epochs": 1, "batch_size": 8, "lr": 0.001, "score_threshold": 0.01},
         "invert": {
             "arch": "resnet18", "size": 16, "latent_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8,
@@ -62,9 +62,9 @@ def make(folder: Path, mlflow_database: Path) -> Heads:
     found = Heads(*(folder / name for name in Heads._fields))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
-        simulate.run(out=str(found.raw), params=PARAMS)
-        preprocess.run(raw=str(found.raw), out=str(found.shards), params=PARAMS)
-        detect.run(shards=[str(found.shards)], out=str(found.detect), params=PARAMS)
-        invert.run(shards=[str(found.shards)], out=str(found.invert), params=PARAMS)
-        evaluate.run(predictions=[str(found.detect), str(found.invert)], out=str(found.evaluation), params=PARAMS)
+        simulate.run(out=str(found.raw), **PARAMS.arguments("simulate"))
+        preprocess.run(raw=str(found.raw), out=str(found.shards), **PARAMS.arguments("preprocess"))
+        detect.run(shards=[str(found.shards)], out=str(found.detect), **PARAMS.arguments("detect"))
+        invert.run(shards=[str(found.shards)], out=str(found.invert), **PARAMS.arguments("invert"))
+        evaluate.run(predictions=[str(found.detect), str(found.invert)], out=str(found.evaluation), **PARAMS.arguments("evaluate"))
     return found

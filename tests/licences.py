@@ -9,7 +9,7 @@ import sys
 from email.message import Message
 from importlib import metadata
 
-from tests.imports import ROOT
+from tests import ROOT
 
 PERMISSIVE = (
     "MIT",

@@ -13,8 +13,7 @@ import pytest
 import requests
 import yaml
 
-from tests import postgres, seaweed
-from tests.imports import ROOT
+from tests import ROOT, postgres, seaweed
 from tests.mlflow_server import Server
 
 pytestmark = pytest.mark.services

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.imports import ROOT
+from tests import ROOT
 from tests.test_end_to_end import PARAMS
 
 pytestmark = pytest.mark.slow

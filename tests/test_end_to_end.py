@@ -11,8 +11,9 @@ import yaml
 from components.__main__ import main
 
 PARAMS = {
+    "runtime": {"workers": 1},
     "simulate": {"patients": 40, "size": 64},
-    "preprocess": {"size": 32, "parts": 2, "workers": 1},
+    "preprocess": {"size": 32, "parts": 2},
     "pretrain": {"arch": "resnet18", "epochs": 1, "batch_size": 16, "queue_size": 32, "shuffle_groups": 4},
     "classify": {"arch": "resnet18", "epochs": 1, "batch_size": 16},
     "evaluate": {"resamples": 100, "min_positives": 2},

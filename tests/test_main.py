@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.__main__ import STAGES, main
+from components.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +49,7 @@ def test_unknown_keys(params: str, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_set_overrides_and_is_checked(params: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, *register(params, "--set", "register.min_auroc=7"))
     assert "register.min_auroc: input should be less than or equal to 1, not 7" in line
-    assert fails(capsys, *register(params, "--set", "min_auroc")) == "register: --set min_auroc: must read section.key=value"
+    assert fails(capsys, *register(params, "--set", "min_auroc")) == "register: --set min_auroc: must have the form section.key=value"
     assert "model.json: not found" in fails(capsys, *register(params, "--set", "register.min_auroc=0.1"))
 
 
@@ -78,7 +78,7 @@ def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert all(stage in shown for stage in STAGES)
+    assert all(stage in shown for stage in COMMANDS)
 
 
 def test_a_defect_of_ours_is_not_the_users_mistake(params: str, tmp_path: Path) -> None:

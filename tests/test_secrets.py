@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.imports import ROOT
+from tests import ROOT
 
 SECRETS = {
     "CXR_PSEUDONYM_KEY": "pseudonym-key-4f1c77d2a9",
@@ -19,7 +19,7 @@ SECRETS = {
     "MLFLOW_TRACKING_PASSWORD": "mlflow-password-0c5e8a",
     "MLFLOW_TRACKING_TOKEN": "mlflow-token-5b31c9",
 }
-PARAMS = {"simulate": {"patients": 6, "size": 64}, "preprocess": {"size": 32, "parts": 1, "workers": 1}}
+PARAMS = {"runtime": {"workers": 1}, "simulate": {"patients": 6, "size": 64}, "preprocess": {"size": 32, "parts": 1}}
 SUSPICIOUS = re.compile(r"(?i)\b(ENV|ARG)\b.*(key|secret|token|password)\s*[= ]\s*\S")
 
 

@@ -11,9 +11,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests import mlflow_server, postgres, seaweed
+from tests import ROOT, mlflow_server, postgres, seaweed
 from tests.common.runs.test_lost_server import check_complete, wait_for_an_epoch
-from tests.imports import ROOT
 from tests.mlflow_server import Server
 from tests.test_end_to_end import PARAMS
 

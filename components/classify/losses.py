@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.common.runs.params import Classify
+from components.classify.params import Classify
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import save_file
 
 from components.classify.network import scale_logits
+from components.classify.params import Classify
 from components.classify.training import MODES, Classification
 from components.common.errors import UserError
 from components.common.formats.predictions import META, common_columns
 from components.common.formats.shards import open_shards
-from components.common.runs import storage, tracking
-from components.common.runs.job import Job, open_job, write_json
-from components.common.runs.params import Params
+from components.common.runs import storage
+from components.common.runs.params import Runtime
+from components.common.runs.stage_run import StageRun, stage_run
+from components.common.runs.storage import write_json
 from components.common.statistics.calibration import fit_temperature, negative_log_likelihood
 from components.common.training import checkpoints, loop
 from components.common.training.progress import VOLATILE
@@ -32,13 +34,14 @@ Array = npt.NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 
-def run(*, shards: list[str], out: str, params: Params, backbone: str | None = None) -> None:
+def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, backbone: str | None = None) -> None:
     """Trains a classifier of all findings of the shards.
 
     Args:
         shards: output folders of preprocess.
         out: output folder.
-        params: the section `classify` is used.
+        params: the section `classify`.
+        runtime: the section `runtime`.
         backbone: output folder of pretrain; None starts from random weights.
 
     Raises:
@@ -48,21 +51,19 @@ def run(*, shards: list[str], out: str, params: Params, backbone: str | None = N
     opened = open_shards(shards)
     if not opened.findings:
         raise UserError(f"{', '.join(shards)}: the shards have no findings; put a labels.csv into the raw folder and run preprocess again")
-    task = MODES[params.classify.mode](params.classify, opened, backbone)
-    if task.batch_size < params.classify.batch_size:
+    task = MODES[params.mode](params, opened, backbone)
+    if task.batch_size < params.batch_size:
         log.warning("classify: batches of %d images, since no more are to train on", task.batch_size)
-    job = open_job("classify", out, params.classify, task.inputs, upstream=task.upstream)
-    with tracking.run(job) as tracker:
-        history = loop.Fit(task, job, params.classify.epochs, params.classify.checkpoint_minutes).run(tracker.log)
+    with stage_run("classify", out, params, task.inputs, runtime=runtime, upstream=task.upstream) as job:
+        history = loop.Fit(task, "classify", job.folder, params.epochs, runtime).run(job.log)
         calibration = finish(task, job)
         chosen = {name: value for name, value in history[task.best["epoch"] - 1].items() if name not in VOLATILE}
         metrics = {"best_epoch": chosen.pop("epoch"), "train_images": len(task.rows), **chosen, **calibration}
-        tracker.log(metrics)
-        tracker.attach(job.work / loop.HISTORY)
-        job.publish(metrics, tracker.run_id, drop=(checkpoints.FOLDER, tracking.RUN_ID_FILE))
+        job.attach(loop.HISTORY)
+        job.publish(metrics, drop=(checkpoints.FOLDER,))
 
 
-def finish(task: Classification, job: Job) -> dict[str, float]:
+def finish(task: Classification, job: StageRun) -> dict[str, float]:
     """Writes the best epoch's model, calibrated on val, and its predictions for val and test.
 
     Returns:
@@ -73,21 +74,21 @@ def finish(task: Classification, job: Job) -> dict[str, float]:
     logits, targets = task.predict(network, val), val.labels().astype(np.float64)
     temperature = fit_temperature(targets, logits.astype(np.float64))
     scale_logits(network.fc, temperature)
-    save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, job.work / "model.safetensors")
-    write_json(job.work / "model.json", describe(task, job, temperature))
-    (job.work / "figures").mkdir(exist_ok=True)
+    save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, job.folder / "model.safetensors")
+    write_json(job.folder / "model.json", describe(task, job, temperature))
+    (job.folder / "figures").mkdir(exist_ok=True)
     test = Reader(task.shards, "test", META)
     tables = [
         predictions(val, "val", _sigmoid(logits / np.float32(temperature)), task.shards.findings),
         predictions(test, "test", _sigmoid(task.predict(network, test)), task.shards.findings),
     ]
-    pq.write_table(pa.concat_tables(tables), job.work / "predictions.parquet")
+    pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
     divisors = {"val_nll_uncalibrated": 1.0, "val_nll": temperature}
     likelihoods = {name: negative_log_likelihood(targets, logits.astype(np.float64) / value) for name, value in divisors.items()}
     return {"temperature": temperature, **likelihoods}
 
 
-def describe(task: Classification, job: Job, temperature: float) -> dict[str, Any]:
+def describe(task: Classification, job: StageRun, temperature: float) -> dict[str, Any]:
     """The content of model.json. The head's weights are divided by the temperature already."""
     return {
         "task": "classify",
@@ -102,7 +103,7 @@ def describe(task: Classification, job: Job, temperature: float) -> dict[str, An
         "best_epoch": task.best["epoch"],
         "preprocessing": task.shards.preprocessing,
         "inputs": job.inputs,
-        "sha256": storage.digest_file(job.work / "model.safetensors"),
+        "sha256": storage.digest_file(job.folder / "model.safetensors"),
     }
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
-from markupsafe import Markup
 
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import Difference
@@ -36,10 +35,10 @@ class Evaluated(Protocol):
     def curves(self) -> dict[str, Points]:
         """By file name, such as roc.csv; the same files and headers for every model of a task."""
 
-    def sections(self) -> list[Markup]:
-        """Renders the sections of the report on this model: the headline, then the others (components.common.html.page.render_blocks).
+    def sections(self) -> list[str]:
+        """HTML of the report, made with components.common.html.page: the headline, then the rest.
 
-        evaluate adds differences, training curves, figures and provenance.
+        report.py adds differences, history, figures and provenance.
         """
 
     def warnings(self) -> list[str]:

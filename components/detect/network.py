@@ -20,8 +20,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from components.common.runs.params import Detect
 from components.common.training import backbones
+from components.detect.params import Detect
 
 LEVELS = 5
 FINEST = 0.04

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from components.common.errors import UserError
 from components.common.formats.predictions import META
 from components.common.formats.shards import Shards, open_shards
-from components.common.runs import storage, tracking
-from components.common.runs.job import Job, open_job, upstream_run_id, write_json
-from components.common.runs.params import Detect as DetectParams
-from components.common.runs.params import Params
+from components.common.runs import storage
+from components.common.runs.inputs import upstream_run_id
+from components.common.runs.params import Runtime
+from components.common.runs.stage_run import StageRun, stage_run
+from components.common.runs.storage import write_json
 from components.common.statistics.detection_matching import mean_average_precision
 from components.common.training import backbones, checkpoints, loop
 from components.common.training.progress import VOLATILE
@@ -26,42 +27,42 @@ from components.common.training.reader import Batch, Reader
 from components.common.training.subsets import labelled_rows
 from components.detect import annotations, augment, figures, network
 from components.detect.annotations import Annotations, annotate, choose_classes
+from components.detect.params import Detect
 from components.detect.predictions import Found, compared, operating_threshold, table_of, to_numpy
 
 WARMUP = 0.1
 """Share of the steps with a rising learning rate."""
 
 
-def run(*, shards: list[str], out: str, params: Params, backbone: str | None = None) -> None:
+def run(*, shards: list[str], out: str, params: Detect, runtime: Runtime, backbone: str | None = None) -> None:
     """Trains a detector of the classes that have boxes.
 
     Args:
         shards: output folders of preprocess.
         out: output folder.
-        params: the section `detect` is used.
+        params: the section `detect`.
+        runtime: the section `runtime`.
         backbone: output folder of pretrain; None trains from scratch.
 
     Raises:
         UserError: shards or a backbone that cannot be used, such as shards without boxes.
         Interrupted: a signal came; the checkpoint is written.
     """
-    task = Detection(params.detect, open_shards(shards), backbone)
-    job = open_job("detect", out, params.detect, task.inputs, upstream=task.upstream)
-    with tracking.run(job) as tracker:
-        history = loop.Fit(task, job, params.detect.epochs, params.detect.checkpoint_minutes).run(tracker.log)
+    task = Detection(params, open_shards(shards), backbone)
+    with stage_run("detect", out, params, task.inputs, runtime=runtime, upstream=task.upstream) as job:
+        history = loop.Fit(task, "detect", job.folder, params.epochs, runtime).run(job.log)
         task.finish(job)
         chosen = {name: value for name, value in history[task.best["epoch"] - 1].items() if name not in VOLATILE}
         metrics = {"best_epoch": chosen.pop("epoch"), **task.counts(), **chosen}
-        tracker.log(metrics)
-        tracker.attach(job.work / loop.HISTORY)
-        tracker.attach(job.work / "figures")
-        job.publish(metrics, tracker.run_id, drop=(checkpoints.FOLDER, tracking.RUN_ID_FILE))
+        job.attach(loop.HISTORY)
+        job.attach("figures")
+        job.publish(metrics, drop=(checkpoints.FOLDER,))
 
 
 class Detection(loop.Task):
     """The detector, its optimizer, and the best weights so far."""
 
-    def __init__(self, params: DetectParams, shards: Shards, folder: str | None):
+    def __init__(self, params: Detect, shards: Shards, folder: str | None):
         self.params, self.shards = params, shards
         self.device = loop.set_up(params.device, params.seed)
         self.inputs, self.upstream = dict(shards.inputs), shards.upstream
@@ -165,20 +166,20 @@ class Detection(loop.Task):
         boxes = sum(len(self.known.boxes[row]) for row in self.rows)
         return {"train_images": len(self.rows), "train_boxes": boxes, "train_images_unknown": int((~self.known.known).sum())}
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: StageRun) -> None:
         """Writes the best epoch's model, its predictions for val and test, and pictures of some."""
         self.network.model.load_state_dict(self.best["weights"])
-        save_file({name: value.contiguous() for name, value in self.best["weights"].items()}, job.work / "model.safetensors")
+        save_file({name: value.contiguous() for name, value in self.best["weights"].items()}, job.folder / "model.safetensors")
         readers = {split: Reader(self.shards, split, (*annotations.COLUMNS, *META)) for split in ("val", "test")}
         known = {split: self._annotate(reader) for split, reader in readers.items()}
         found = {split: self.predict(reader, known[split]) for split, reader in readers.items()}
         threshold = operating_threshold(compared(found["val"], known["val"]), len(self.classes))
-        write_json(job.work / "model.json", self._description(job, threshold))
+        write_json(job.folder / "model.json", self._description(job, threshold))
         tables = [table_of(readers[split], split, found[split], known[split], self.classes) for split in readers]
-        pq.write_table(pa.concat_tables(tables), job.work / "predictions.parquet")
-        figures.draw(job.work / "figures", readers["test"], found["test"], known["test"], self.classes, threshold)
+        pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
+        figures.draw(job.folder / "figures", readers["test"], found["test"], known["test"], self.classes, threshold)
 
-    def _description(self, job: Job, threshold: float) -> dict[str, Any]:
+    def _description(self, job: StageRun, threshold: float) -> dict[str, Any]:
         return {
             "task": "detect",
             **{name: getattr(self.params, name) for name in network.SETTINGS},
@@ -190,7 +191,7 @@ class Detection(loop.Task):
             "best_epoch": self.best["epoch"],
             "preprocessing": self.shards.preprocessing,
             "inputs": job.inputs,
-            "sha256": storage.digest_file(job.work / "model.safetensors"),
+            "sha256": storage.digest_file(job.folder / "model.safetensors"),
         }
 
     def state(self) -> dict[str, Any]:

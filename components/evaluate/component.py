@@ -28,11 +28,12 @@ def evaluate(
         The folder of the evaluation, and the macro test AUROC of the classifier, 0 where it is not known. In conditions, kfp's
         local runs find no output of another name than `Output`.
     """
+    from components.common.runs.params import Evaluate
     from components.common.runs.step import step
     from components.evaluate.pooled_roc import roc_points
     from components.evaluate.run import run
 
-    with step("evaluate", root, {"evaluate": params}, {"predictions": predictions}) as this:
+    with step("evaluate", root, Evaluate, params, {"predictions": predictions}) as this:
         run(predictions=predictions, out=this.out, params=this.params)
     metrics.metadata.update(this.metrics("_macro", "_macro_low", "_macro_high"))
     roc.log_roc_curve(*roc_points(predictions[0]))
@@ -54,14 +55,15 @@ def compare(cells: list[str], evaluate: str, study: str, metrics: dsl.Output[dsl
     Returns:
         The folder of the page.
     """
-    from components.common.runs.params import parse
-    from components.common.runs.step import Step, complain
+    from components.common.runs.params import Evaluate, Runtime
+    from components.common.runs.step import Step, exit_codes
+    from components.evaluate.params import Study
     from components.evaluate.run import study as run
 
     above = cells[0].rsplit("/", 4)[0]
-    this = Step(parse({"evaluate": evaluate, "study": study}), f"{above}/page")
-    with complain("study"):
-        run(cells=above, out=this.out, params=this.params)
+    this = Step(Study.model_validate_json(study), Runtime(), f"{above}/page")
+    with exit_codes("study"):
+        run(cells=above, out=this.out, params=this.params, evaluate=Evaluate.model_validate_json(evaluate))
     metrics.metadata.update(this.metrics())
     this.show("study.html", page.path)
     return this.out

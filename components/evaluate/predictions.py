@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
+from components.common.formats.documents import RUN_RECORD
 from components.common.runs import storage
-from components.common.runs.job import RUN_FILE, read_input
+from components.common.runs.inputs import read_document
 from components.common.statistics.arrays import Floats
 
 PREDICTIONS = "predictions.parquet"
@@ -57,7 +58,7 @@ def read_predictions(folder: str) -> tuple[pa.Table, Model]:
     Raises:
         UserError: the folder is incomplete, or its predictions cannot be evaluated; names the file.
     """
-    description, model_digest = read_input(folder, DESCRIPTION, "classify, detect or invert")
+    description, model_digest = read_document(folder, DESCRIPTION, "classify, detect or invert")
     source = storage.join(folder, PREDICTIONS)
     content = storage.read(source)
     table = _parse(content, source)
@@ -67,7 +68,7 @@ def read_predictions(folder: str) -> tuple[pa.Table, Model]:
         folder=folder,
         task=task,
         description=description,
-        record=json.loads(storage.read(storage.join(folder, RUN_FILE))),
+        record=json.loads(storage.read(storage.join(folder, RUN_RECORD))),
         history=read_history(storage.join(folder, HISTORY)),
         figures=_figures(folder),
         digests={"predictions": storage.digest(content), "model": model_digest},

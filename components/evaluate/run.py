@@ -19,11 +19,13 @@ from pathlib import Path
 from components.classify import evaluation as classification
 from components.common.errors import UserError
 from components.common.head import Evaluated, Points, Task
-from components.common.runs import storage, tracking
-from components.common.runs.job import open_job, upstream_run_id
-from components.common.runs.params import Evaluate, Params
+from components.common.runs import storage
+from components.common.runs.inputs import upstream_run_id
+from components.common.runs.params import Evaluate
+from components.common.runs.stage_run import stage_run
 from components.detect import evaluation as detection
 from components.evaluate import study_page
+from components.evaluate.params import Study
 from components.evaluate.predictions import read_predictions
 from components.evaluate.report import Entry, render
 from components.evaluate.study import answers_of, find_cells
@@ -36,61 +38,58 @@ TASKS: dict[str, Task] = {"classify": classification, "detect": detection, "inve
 log = logging.getLogger(__name__)
 
 
-def run(*, predictions: list[str], out: str, params: Params, baseline: list[str] | None = None) -> None:
+def run(*, predictions: list[str], out: str, params: Evaluate, baseline: list[str] | None = None) -> None:
     """Evaluates models on the test split.
 
     Args:
         predictions: output folders of classify, detect and invert. metrics.json and the curves speak of the first model of a
             task under plain names, of a second as classify_2, and so on; the report lays models of a task side by side.
         out: output folder.
-        params: the section `evaluate` is used.
+        params: the section `evaluate`.
         baseline: output folders that the models are compared with, at most one a task.
 
     Raises:
         UserError: predictions that cannot be evaluated, or compared.
     """
-    models = [_evaluate(folder, params.evaluate) for folder in predictions]
-    baselines = _by_task([_evaluate(folder, params.evaluate) for folder in baseline or []], models)
+    models = [_evaluate(folder, params) for folder in predictions]
+    baselines = _by_task([_evaluate(folder, params) for folder in baseline or []], models)
     inputs = _digests("predictions", "model", models) | _digests("baseline", "baseline_model", list(baselines.values()))
     upstream = _run_ids("predictions", predictions) | _run_ids("baseline", baseline or [])
-    job = open_job("evaluate", out, params.evaluate, inputs, upstream=upstream)
-    with tracking.run(job) as tracker:
+    with stage_run("evaluate", out, params, inputs, upstream=upstream) as job:
         entries = _entries(models, baselines)
         metrics = {name: value for entry in entries for name, value in entry.metrics().items()}
         for warning in (f"{entry.prefix}: {warning}" for entry in entries for warning in entry.evaluated.warnings()):
             log.warning("evaluate: %s", warning)
-        files = write_curves(job.work, entries)
-        (job.work / REPORT).write_text(render(entries, params.evaluate), encoding="utf-8")
-        tracker.log(metrics)
+        files = write_curves(job.folder, entries)
+        (job.folder / REPORT).write_text(render(entries, params), encoding="utf-8")
         for name in (*files, REPORT):
-            tracker.attach(job.work / name)
-        job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
+            job.attach(name)
+        job.publish(metrics)
 
 
-def study(*, cells: str, out: str, params: Params) -> None:
+def study(*, cells: str, out: str, params: Study, evaluate: Evaluate) -> None:
     """Compares the arms of a study (components/evaluate/study.py).
 
     Args:
         cells: folder whose folders CLAIM/CONDITION/ARM/SEED are output folders of classify, detect and invert.
         out: output folder: study.html, the same as text in study.md, and the numbers in metrics.json.
-        params: the sections `study` and `evaluate` are used.
+        params: the section `study`.
+        evaluate: the section `evaluate`.
 
     Raises:
         UserError: cells that are missing, or cannot be evaluated or compared.
     """
-    models = {cell: _evaluate(storage.join(cells, *cell), params.evaluate) for cell in find_cells(cells)}
-    inputs = {"/".join(cell): model.model.digests["predictions"] for cell, model in models.items()}
-    job = open_job("study", out, params.study, inputs, extra={"evaluate": params.evaluate.defining()})
-    with tracking.run(job) as tracker:
-        answers = answers_of(models, params.study, params.evaluate)
-        (job.work / STUDY).write_text(study_page.render(answers, params.study, params.evaluate), encoding="utf-8")
-        (job.work / STUDY_TEXT).write_text(study_page.as_text(answers, params.study), encoding="utf-8")
+    models = {cell: _evaluate(storage.join(cells, *cell.path), evaluate) for cell in find_cells(cells)}
+    inputs = {"/".join(cell.path): model.model.digests["predictions"] for cell, model in models.items()}
+    with stage_run("study", out, params, inputs, depends={"evaluate": evaluate.values()}) as job:
+        answers = answers_of(models, params, evaluate)
+        (job.folder / STUDY).write_text(study_page.render(answers, params, evaluate), encoding="utf-8")
+        (job.folder / STUDY_TEXT).write_text(study_page.as_text(answers, params), encoding="utf-8")
         metrics = {name: value for found in answers for name, value in found.metrics().items()}
-        tracker.log(metrics)
-        tracker.attach(job.work / STUDY)
-        for sentence in study_page.summary(answers, params.study):
+        job.attach(STUDY)
+        for sentence in study_page.summary(answers, params):
             log.info("study: %s", sentence)
-        job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
+        job.publish(metrics)
 
 
 def write_curves(folder: Path, entries: Sequence[Entry]) -> list[str]:

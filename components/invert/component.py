@@ -4,7 +4,9 @@ from kfp import dsl
 
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
-def invert(shards: str, backbone: str, root: str, params: str, metrics: dsl.Output[dsl.Metrics], model: dsl.Output[dsl.Model]) -> str:
+def invert(
+    shards: str, backbone: str, root: str, params: str, runtime: str, metrics: dsl.Output[dsl.Metrics], model: dsl.Output[dsl.Model]
+) -> str:
     """Trains a generator and inverts it.
 
     Args:
@@ -12,6 +14,7 @@ def invert(shards: str, backbone: str, root: str, params: str, metrics: dsl.Outp
         backbone: folder of the backbone; empty: from scratch.
         root: folder of all outputs.
         params: JSON of the section `invert`.
+        runtime: JSON of the section `runtime`.
         metrics: on the validation split.
         model: model.json, which describes the weights.
 
@@ -19,10 +22,11 @@ def invert(shards: str, backbone: str, root: str, params: str, metrics: dsl.Outp
         The folder of the model and its predictions.
     """
     from components.common.runs.step import step
+    from components.invert.params import Invert
     from components.invert.run import run
 
-    with step("invert", root, {"invert": params}, {"shards": shards, "backbone": backbone}) as this:
-        run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params)
+    with step("invert", root, Invert, params, {"shards": shards, "backbone": backbone}, runtime) as this:
+        run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params, runtime=this.runtime)
     metrics.metadata.update(this.metrics())
     this.show("model.json", model.path)
     return this.out

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from markupsafe import Markup
 
 from components.common.errors import UserError
 from components.common.head import Points
@@ -62,8 +61,8 @@ class Inversion:
         """There are none."""
         return {}
 
-    def sections(self) -> list[Markup]:
-        """Renders the sections of the report on this model."""
+    def sections(self) -> list[str]:
+        """The report, but for what it says of every task."""
         return report.sections(self.found, self.params)
 
     def warnings(self) -> list[str]:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from components.common.runs.params import Invert
 from components.common.training import backbones
 from components.common.training.reader import Reader
+from components.invert.params import Invert
 from components.invert.pixels import to_images
 
 EPSILON = 1e-10

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.common.errors import UserError
-from components.common.runs.params import Invert
 from components.common.training import loop
 from components.common.training.reader import Batch, Reader
 from components.invert.discriminator import Discriminator
 from components.invert.generator import SHAPE, Generator, to_unit
+from components.invert.params import Invert
 from components.invert.pixels import to_images
 
 R1_EVERY, PATH_EVERY = 16, 4

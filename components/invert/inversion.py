@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from components.common.errors import UserError
-from components.common.runs.params import Invert
 from components.common.training import loop
 from components.common.training.reader import Batch
 from components.invert.encoder import Encoder
 from components.invert.generator import Generator
 from components.invert.inverter import Inverter
+from components.invert.params import Invert
 from components.invert.pixels import to_images
 from components.invert.quality import psnr
 from components.invert.sources import Sources

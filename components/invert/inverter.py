@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.common.runs.params import Invert
 from components.common.training import backbones
 from components.invert.encoder import Encoder
 from components.invert.features import FeatureSpace, maps_distance
 from components.invert.generator import SHAPE, Generator, to_unit
+from components.invert.params import Invert
 from components.invert.quality import ms_ssim, mse, psnr, ssim
 
 REFINE_LR = 0.05

@@ -6,7 +6,6 @@ generator the running average is kept. The test split is read once, at the end.
 
 import logging
 import shutil
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +15,10 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from components.common.formats.shards import Shards, open_shards
-from components.common.runs import storage, tracking
-from components.common.runs.job import Job, open_job, write_json
-from components.common.runs.params import Invert, Params
+from components.common.runs import storage
+from components.common.runs.params import Runtime
+from components.common.runs.stage_run import StageRun, stage_run
+from components.common.runs.storage import write_json
 from components.common.training import checkpoints, loop
 from components.common.training.progress import VOLATILE
 from components.common.training.reader import Reader
@@ -29,6 +29,7 @@ from components.invert.generator import Generator
 from components.invert.inversion import Inversion
 from components.invert.inverter import Trained
 from components.invert.kid import kid
+from components.invert.params import Invert
 from components.invert.pixels import mean_image, write_picture
 from components.invert.predictions import SHOWN, Measured, measure, rows
 from components.invert.quality import scales
@@ -48,7 +49,8 @@ def run(
     *,
     shards: list[str],
     out: str,
-    params: Params,
+    params: Invert,
+    runtime: Runtime,
     backbone: str | None = None,
     perceptual: str | None = None,
     judge: str | None = None,
@@ -59,7 +61,8 @@ def run(
     Args:
         shards: output folders of preprocess.
         out: output folder.
-        params: the section `invert` is used.
+        params: the section `invert`.
+        runtime: the section `runtime`.
         backbone: output folder of pretrain, where the encoder starts; None: from scratch.
         perceptual: output folder of pretrain, for the perceptual loss; None: that of `backbone`.
         judge: output folder of pretrain, for feature distances and KID; None: a network with random weights.
@@ -69,31 +72,28 @@ def run(
         UserError: inputs that cannot be used.
         Interrupted: a signal came; the checkpoint is written.
     """
-    section = params.invert
-    sources = open_sources(section, open_shards(shards), Folders(backbone, perceptual, judge, generator))
-    job = open_job("invert", out, section, sources.inputs, upstream=sources.upstream)
-    with tracking.run(job) as tracker:
-        weights = sources.generator or train_generator(section, sources.train, job, tracker)
-        log.info("invert: the encoder, %d epochs", section.epochs)
-        inversion = start_inversion(section, sources, weights)
-        history = loop.Fit(inversion, job, section.epochs, section.checkpoint_minutes).run(tracker.log)
+    sources = open_sources(params, open_shards(shards), Folders(backbone, perceptual, judge, generator))
+    with stage_run("invert", out, params, sources.inputs, runtime=runtime, upstream=sources.upstream) as job:
+        weights = sources.generator or train_generator(params, runtime, sources.train, job)
+        log.info("invert: the encoder, %d epochs", params.epochs)
+        inversion = start_inversion(params, sources, weights)
+        history = loop.Fit(inversion, "invert", job.folder, params.epochs, runtime).run(job.log)
         metrics = {name: value for name, value in history[-1].items() if name not in (*VOLATILE, "epoch")}
         metrics = {"train_images": len(sources.train), **metrics, **finish(inversion, sources, job)}
-        tracker.log(metrics)
-        tracker.attach(job.work / loop.HISTORY)
-        tracker.attach(job.work / "figures")
-        job.publish(metrics, tracker.run_id, drop=(GAN, checkpoints.FOLDER, tracking.RUN_ID_FILE))
+        job.attach(loop.HISTORY)
+        job.attach("figures")
+        job.publish(metrics, drop=(GAN, checkpoints.FOLDER))
 
 
-def train_generator(params: Invert, train: Reader, job: Job, tracker: tracking.Tracker) -> dict[str, Tensor]:
+def train_generator(params: Invert, runtime: Runtime, train: Reader, job: StageRun) -> dict[str, Tensor]:
     """The first phase, or what it left behind in the work folder: the averaged generator's weights."""
-    work = job.work / GAN
+    work = job.folder / GAN
     if not (work / GENERATOR).exists():
         work.mkdir(exist_ok=True)
         log.info("invert: first the generator, %d epochs", params.gan_epochs)
         task = Adversarial(params, train)
-        fit = loop.Fit(task, replace(job, work=work), params.gan_epochs, params.checkpoint_minutes)
-        fit.run(lambda numbers, epoch: tracker.log({f"gan_{name}": value for name, value in numbers.items()}, epoch))
+        fit = loop.Fit(task, "invert", work, params.gan_epochs, runtime)
+        fit.run(lambda numbers, epoch: job.log({f"gan_{name}": value for name, value in numbers.items()}, epoch))
         weights = {name: value.cpu().contiguous() for name, value in task.average.state_dict().items()}
         storage.write(str(work / GENERATOR), save(weights))
     return load_file(work / GENERATOR)
@@ -108,19 +108,19 @@ def start_inversion(params: Invert, sources: Sources, weights: dict[str, Tensor]
     return Inversion(params, sources, generator.to(device).eval(), encoder.to(device))
 
 
-def finish(inversion: Inversion, sources: Sources, job: Job) -> dict[str, float]:
+def finish(inversion: Inversion, sources: Sources, job: StageRun) -> dict[str, float]:
     """Reconstructs val and test, writes everything, and returns what is worth a look."""
     mean = mean_image(sources.train, inversion.params.size, inversion.batch_size, inversion.device)
     trained = Trained(inversion.inverter, sources.judge, mean)
     readers = {"val": sources.val, "test": sources.test}
     measured = {split: measure(trained, reader, inversion.batch_size) for split, reader in readers.items()}
     tables = [rows(readers[split], split, found) for split, found in measured.items()]
-    pq.write_table(pa.concat_tables(tables), job.work / "predictions.parquet")
+    pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
     distances = set_distances(inversion.generator, sources.judge, measured["test"], inversion.batch_size, inversion.params.seed)
     draw(inversion, measured["test"], job)
     write_model(trained, sources.shards, distances, job)
-    if (job.work / GAN / loop.HISTORY).exists():
-        shutil.copyfile(job.work / GAN / loop.HISTORY, job.work / GAN_HISTORY)
+    if (job.folder / GAN / loop.HISTORY).exists():
+        shutil.copyfile(job.folder / GAN / loop.HISTORY, job.folder / GAN_HISTORY)
     return {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()} | distances
 
 
@@ -142,17 +142,17 @@ def set_distances(generator: Generator, judge: FeatureSpace, test: Measured, bat
     }
 
 
-def draw(inversion: Inversion, test: Measured, job: Job) -> None:
+def draw(inversion: Inversion, test: Measured, job: StageRun) -> None:
     """Pictures: originals, reconstructions and their difference in rows; and images of random latents."""
-    folder = job.work / "figures"
+    folder = job.folder / "figures"
     folder.mkdir(exist_ok=True)
     write_picture(folder / "reconstructions.png", test.shown)
     write_picture(folder / "samples.png", list(samples(inversion.generator, ROWS * SHOWN, SHOWN, inversion.params.seed)))
 
 
-def write_model(trained: Trained, shards: Shards, distances: dict[str, float], job: Job) -> None:
+def write_model(trained: Trained, shards: Shards, distances: dict[str, float], job: StageRun) -> None:
     """Writes the weights, and what a user of them must know."""
-    save_file(trained.weights(), job.work / WEIGHTS)
+    save_file(trained.weights(), job.folder / WEIGHTS)
     description: dict[str, Any] = {
         "task": "invert",
         **trained.description(),
@@ -162,6 +162,6 @@ def write_model(trained: Trained, shards: Shards, distances: dict[str, float], j
         "bits": shards.bits,
         "preprocessing": shards.preprocessing,
         "inputs": job.inputs,
-        "sha256": storage.digest_file(job.work / WEIGHTS),
+        "sha256": storage.digest_file(job.folder / WEIGHTS),
     }
-    write_json(job.work / MODEL, description)
+    write_json(job.folder / MODEL, description)

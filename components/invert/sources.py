@@ -13,13 +13,13 @@ from components.common.errors import UserError
 from components.common.formats.predictions import META
 from components.common.formats.shards import Shards
 from components.common.runs import storage
-from components.common.runs.job import read_input, upstream_run_id
-from components.common.runs.params import Invert
+from components.common.runs.inputs import read_document, upstream_run_id
 from components.common.training import backbones, loop
 from components.common.training.reader import Reader
 from components.invert.features import FeatureSpace, pretrained, random
 from components.invert.generator import SHAPE
 from components.invert.inverter import GENERATOR, part
+from components.invert.params import Invert
 
 MODEL, WEIGHTS = "model.json", "model.safetensors"
 PERCEPTUAL_SEED, JUDGE_SEED = 1, 2
@@ -101,7 +101,7 @@ def _lineage(shards: Shards, folders: Folders) -> tuple[dict[str, str], dict[str
         if folder is None:
             continue
         description, made_by = (MODEL, "invert") if name == "generator" else (backbones.DESCRIPTION, "pretrain")
-        _, inputs[name] = read_input(folder, description, made_by)
+        _, inputs[name] = read_document(folder, description, made_by)
         if run_id := upstream_run_id(folder):
             upstream[name] = run_id
     if folders.judge and inputs["judge"] == inputs.get("perceptual"):
@@ -124,7 +124,7 @@ def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Te
     Raises:
         UserError: not an output of invert, or a generator of another shape than the parameters ask for.
     """
-    description, _ = read_input(folder, MODEL, "invert")
+    description, _ = read_document(folder, MODEL, "invert")
     if description.get("task") != "invert":
         raise UserError(f"--generator {folder}: is a model of the task {description.get('task')}; name an output folder of invert")
     for name in SHAPE:

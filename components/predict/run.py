@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from components.common.formats.documents import RUN_RECORD
 from components.common.formats.predictions import META, common_columns
 from components.common.formats.shards import MANIFEST, Shards, open_part, open_shards
-from components.common.runs import storage, tracking
-from components.common.runs.job import RUN_FILE, Job, open_job, threads, write_json
-from components.common.runs.params import Params
+from components.common.runs import storage
+from components.common.runs.params import Runtime
+from components.common.runs.provenance import threads
+from components.common.runs.stage_run import StageRun, stage_run
+from components.common.runs.storage import write_json
 from components.common.training.inference import PIXELS
 from components.predict import source
 from components.predict.source import Source
@@ -25,48 +28,49 @@ from components.preprocess import run as preprocess
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.merge import QUARANTINE
+from components.preprocess.params import Preprocess
 from components.preprocess.parts import Partition
 
 SHARDS = "shards"
 """In the work folder, what preprocess makes; only its lists are kept."""
 ROWS = 256
 """Read at a time."""
+HISTORY = "history.csv"
 
 log = logging.getLogger(__name__)
 
 
-def run(*, model: str, raw: str, out: str, params: Params) -> None:
+def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime) -> None:
     """Scores every image of a folder.
 
     Args:
         model: `models:/NAME@ALIAS`, or the output folder of classify, detect, invert or register.
         raw: folder of DICOM, PNG or JPEG files, with the tables of the layout, whose labels become targets.
         out: output folder, which `evaluate --predictions` takes.
-        params: the section `preprocess` says how the folder is laid out; size and the like are the model's.
+        params: the section `preprocess`, for the layout of the folder; size and the like are those of the model.
+        runtime: the section `runtime`.
 
     Raises:
         UserError: no such model, a folder without usable files, no pseudonym key.
     """
     torch.set_num_threads(threads())
     loaded = source.read(model)
-    section = params.preprocess.model_validate({**params.preprocess.model_dump(), **_of_training(loaded)})
+    params = Preprocess.model_validate({**params.model_dump(), **_of_training(loaded)})
     depends = {"raw": _listing_digest(raw), "pseudonym_key": load_pseudonyms().key_id}
-    job = open_job("predict", out, section, {"model": loaded.digest}, extra=depends)
-    with tracking.run(job) as tracker:
-        shards = _preprocess(raw, job, params.model_copy(update={"preprocess": section}))
+    with stage_run("predict", out, params, {"model": loaded.digest}, runtime=runtime, depends=depends) as job:
+        shards = _preprocess(raw, job, params, runtime)
         job.upstream |= shards.upstream
         table = predict(loaded, shards)
-        pq.write_table(table, job.work / "predictions.parquet")
-        write_json(job.work / source.DESCRIPTION, _described(loaded))
-        (job.work / tracking.HISTORY).write_text("epoch\n")  # nothing was trained here
+        pq.write_table(table, job.folder / "predictions.parquet")
+        write_json(job.folder / source.DESCRIPTION, _described(loaded))
+        (job.folder / HISTORY).write_text("epoch\n")  # nothing was trained here
         for name in (MANIFEST, QUARANTINE):
-            shutil.copyfile(job.work / SHARDS / name, job.work / name)
+            shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
         metrics = _metrics(shards.manifests[0]["counts"], table, loaded)
         _warn(metrics, shards, loaded)
-        tracker.log(metrics)
         if model.startswith(source.SCHEMES):  # a folder's name could name a hospital
-            tracker.tag({"model": model})
-        job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE, SHARDS, f"{SHARDS}.partial"))
+            job.tracker.tag({"model": model})
+        job.publish(metrics, drop=(SHARDS, f"{SHARDS}.partial"))
 
 
 def predict(loaded: Source, shards: Shards) -> pa.Table:
@@ -103,11 +107,11 @@ def _listing_digest(raw: str) -> str:
     return index.digest()
 
 
-def _preprocess(raw: str, job: Job, params: Params) -> Shards:
+def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime) -> Shards:
     """Rows of the raw files, in the work folder; what an earlier attempt has made stays."""
-    folder = job.work / SHARDS
-    if not (folder / RUN_FILE).is_file():
-        preprocess.run(raw=raw, out=str(folder), params=params)
+    folder = job.folder / SHARDS
+    if not (folder / RUN_RECORD).is_file():
+        preprocess.run(raw=raw, out=str(folder), params=params, runtime=runtime)
     return open_shards(str(folder))
 
 

@@ -4,7 +4,7 @@ from kfp import dsl
 
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
-def preprocess(partition: str, root: str, params: str) -> str:
+def preprocess(partition: str, root: str, params: str, runtime: str) -> str:
     """Preprocesses a partition.
 
     Args:
@@ -12,6 +12,7 @@ def preprocess(partition: str, root: str, params: str) -> str:
             are no hit in the cache.
         root: folder of all outputs.
         params: JSON of the section `preprocess`.
+        runtime: JSON of the section `runtime`.
 
     Returns:
         The folder of the partition's output.
@@ -19,11 +20,12 @@ def preprocess(partition: str, root: str, params: str) -> str:
     import json
 
     from components.common.runs.step import step
+    from components.preprocess.params import Preprocess
     from components.preprocess.run import run
 
     inputs = json.loads(partition)
-    with step("preprocess", root, {"preprocess": params}, inputs) as this:
-        run(raw=inputs["raw"], out=this.out, params=this.params, partition=inputs["number"])
+    with step("preprocess", root, Preprocess, params, inputs, runtime) as this:
+        run(raw=inputs["raw"], out=this.out, params=this.params, runtime=this.runtime, partition=inputs["number"])
     return this.out
 
 
@@ -32,6 +34,7 @@ def merge(
     partitions: list[str],
     root: str,
     params: str,
+    runtime: str,
     manifest: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
@@ -42,6 +45,7 @@ def merge(
         partitions: folders of all partitions' outputs.
         root: folder of all outputs.
         params: JSON of the section `preprocess`.
+        runtime: JSON of the section `runtime`.
         manifest: manifest.json, which describes the shards.
         metrics: counts.
         report: of the data.
@@ -50,10 +54,11 @@ def merge(
         The folder of the shards.
     """
     from components.common.runs.step import step
+    from components.preprocess.params import Preprocess
     from components.preprocess.run import merge_partitions
 
-    with step("shards", root, {"preprocess": params}, {"partitions": sorted(partitions)}) as this:
-        merge_partitions(shards=partitions, out=this.out, params=this.params)
+    with step("shards", root, Preprocess, params, {"partitions": sorted(partitions)}, runtime) as this:
+        merge_partitions(shards=partitions, out=this.out, runtime=this.runtime)
     metrics.metadata.update(this.metrics())
     this.show("manifest.json", manifest.path)
     this.show("report.html", report.path)

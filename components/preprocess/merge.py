@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from components.common.errors import UserError
 from components.common.formats import shards
 from components.common.runs import storage
-from components.common.runs.job import write_json
+from components.common.runs.storage import write_json
 from components.preprocess import report
 from components.preprocess.index import connect, to_key, to_text
 from components.preprocess.part_writer import read_notes
@@ -156,7 +156,7 @@ def check_quarantine(ledger: Ledger, max_quarantined: float, report: Path) -> No
     if not ledger.kept:
         raise UserError(f"none of the {files} files is a usable radiograph ({reasons}); see {report}")
     if refused > max_quarantined * files:
-        limit = f"more than preprocess.max_quarantined = {max_quarantined:g}"
+        limit = f"more than runtime.max_quarantined = {max_quarantined:g}"
         raise UserError(f"{refused} of {files} files are quarantined ({reasons}), {limit}; see {report}, mend the files or raise the limit")
 
 
@@ -312,7 +312,7 @@ def describe(context: Context) -> dict[str, Any]:
         "findings": list(context.table.findings),
         "pseudonym_key_id": context.pseudonyms.key_id,
         "labels": context.table.digests,
-        "params": context.params.defining(),
+        "params": context.params.values(),
     }
 
 

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.job import read_input, write_json
-from components.common.runs.params import Preprocess
+from components.common.runs.inputs import read_document
+from components.common.runs.storage import write_json
 from components.preprocess import merge
+from components.preprocess.params import Preprocess
 from components.preprocess.parts import Part, Partition
 from components.preprocess.rows import Context
 
@@ -71,7 +72,7 @@ def open_all(folders: list[str]) -> list[Output]:
     Raises:
         UserError: one is missing, is there twice, or does not belong to the others.
     """
-    outputs = sorted((Output(folder, *read_input(folder, PARTITION, "preprocess --partition")) for folder in folders), key=_order)
+    outputs = sorted((Output(folder, *read_document(folder, PARTITION, "preprocess --partition")) for folder in folders), key=_order)
     first = outputs[0]
     for output in outputs:
         other = [name for name in _common(first) if _common(output).get(name) != _common(first)[name]]
@@ -159,13 +160,13 @@ def common(outputs: list[Output]) -> dict[str, Any]:
     return {name: outputs[0].described[name] for name in ("schema_version", "findings", "pseudonym_key_id", "labels", "params")}
 
 
-def section(outputs: list[Output], max_quarantined: float) -> Preprocess:
+def section(outputs: list[Output]) -> Preprocess:
     """The parameters of the whole.
 
     Raises:
         UserError: the partitions were made by another version.
     """
     try:
-        return Preprocess.model_validate({**outputs[0].described["params"], "max_quarantined": max_quarantined})
+        return Preprocess.model_validate(outputs[0].described["params"])
     except ValidationError:
         raise UserError(f"{outputs[0].folder}: made by another version, with other parameters; make the partitions again") from None

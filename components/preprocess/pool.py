@@ -31,7 +31,7 @@ _GRACE_SECONDS = 60
 
 
 @contextmanager
-def processing(context: Context, parts: list[Part]) -> Iterator[Callable[[], None]]:
+def processing(context: Context, parts: list[Part], workers: int) -> Iterator[Callable[[], None]]:
     """Processes what is not done yet, in this process or in a pool, which begins at once.
 
     Yields:
@@ -43,10 +43,10 @@ def processing(context: Context, parts: list[Part]) -> Iterator[Callable[[], Non
     files = sum(part.files for part in parts)
     done = files - sum(part.files for part in todo)
     with tqdm(total=files, initial=done, desc="preprocess", unit="file", disable=None) as bar:
-        if context.params.workers == 1:
+        if workers == 1:
             yield lambda: _process_here(context, todo, bar.update)
             return
-        pool = _Pool(context, min(workers_of(context.params.workers), len(todo)), todo, bar.update)
+        pool = _Pool(context, min(workers_of(workers), len(todo)), todo, bar.update)
         try:
             yield pool.finish
         finally:
@@ -54,7 +54,7 @@ def processing(context: Context, parts: list[Part]) -> Iterator[Callable[[], Non
 
 
 def workers_of(wanted: int) -> int:
-    """Number of processes that `preprocess.workers` stands for: 0 is one a core."""
+    """Number of processes that `runtime.workers` stands for: 0 is one a core."""
     return wanted or len(os.sched_getaffinity(0))
 
 
@@ -178,7 +178,7 @@ class _Pool:
         dead.stop()
         last = last_files(self._context.folder / dead.part.attempts_name)
         if not last or last.count(last[-1]) > 1:
-            raise UserError("processes of the pool die again and again, perhaps for want of memory; lower preprocess.workers and run again")
+            raise UserError("processes of the pool die again and again, perhaps for want of memory; lower runtime.workers and run again")
         fresh = _Worker(self._context, self._shared)
         self._workers[self._workers.index(dead)] = fresh
         fresh.give(dead.part)

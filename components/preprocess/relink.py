@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from components.common.errors import UserError
 from components.common.formats.shards import MANIFEST
-from components.common.runs.job import read_input
+from components.common.runs.inputs import read_document
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE, Pseudonyms, load_pseudonyms
 
 KINDS: dict[str, Callable[[Pseudonyms, str], str]] = {
@@ -49,7 +49,7 @@ def check_key(pseudonyms: Pseudonyms, shards: str) -> None:
     Raises:
         UserError: they were made with another, or are no shards.
     """
-    manifest, _ = read_input(shards, MANIFEST, "preprocess")
+    manifest, _ = read_document(shards, MANIFEST, "preprocess")
     made_with = manifest["pseudonym_key_id"]
     if made_with != pseudonyms.key_id:
         raise UserError(f"{shards}: made with key {made_with}, {ENVIRONMENT_VARIABLE} holds key {pseudonyms.key_id}; set it to the former")

@@ -12,12 +12,14 @@ from typing import Any
 from components.common.dicom import decoders
 from components.common.errors import UserError
 from components.common.formats.shards import MANIFEST, SPLITS
-from components.common.runs import signals, storage
-from components.common.runs.job import Job, open_job, upstream_run_id
-from components.common.runs.params import Params
+from components.common.runs import storage
+from components.common.runs.inputs import upstream_run_ids
+from components.common.runs.params import Runtime
+from components.common.runs.stage_run import StageRun, stage_run
 from components.preprocess import layouts, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index
+from components.preprocess.params import Preprocess
 from components.preprocess.parts import Part, Partition, parse_partition
 from components.preprocess.pool import processing, workers_of
 from components.preprocess.rows import Context
@@ -29,78 +31,71 @@ INDEX = "index.sqlite"
 log = logging.getLogger(__name__)
 
 
-def run(*, raw: str, out: str, params: Params, partition: str | None = None) -> None:
+def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: str | None = None) -> None:
     """Turns every file below `raw` into a row or a quarantine entry.
 
     Args:
         raw: folder of DICOM, PNG or JPEG files, and of the tables that the layout has.
         out: output folder.
-        params: section `preprocess` is used.
+        params: the section `preprocess`.
+        runtime: the section `runtime`.
         partition: `i/n`: only the i-th of n slices, whose output `merge` joins with the others'.
 
     Raises:
         UserError: nothing to read, a mistake in the tables, too many files refused, no pseudonym key.
     """
-    section = params.preprocess
     part_of_whole = parse_partition(partition) if partition else Partition()
     _refuse_nesting(raw, out)
     decoders.check_decoders()
     pseudonyms = load_pseudonyms()
     index = Index()
-    table = layouts.read(raw, section, index)
+    table = layouts.read(raw, params, index)
     images = (entry for entry in storage.walk(raw) if table.is_image(entry.path))
-    count = index.add_files(images, section.parts, part_of_whole)
+    count = index.add_files(images, params.parts, part_of_whole)
     if not count:
         raise UserError(f"{raw}: holds no files{table.place}; give the folder of the images with --raw")
     if not table.complete and len(table.records) > count:
         log.warning("preprocess: the data set's tables name %d images, %d are here", len(table.records), count)
-    extra = {"pseudonym_key": pseudonyms.key_id} | ({"partition": partition} if partition else {})
-    job = open_job("preprocess", out, section, {"raw": index.digest(), **table.digests}, extra)
-    folder = job.work / WORK_FOLDER
-    folder.mkdir(exist_ok=True)
-    index.save(folder / INDEX)
-    context = Context(raw, folder, section, pseudonyms, table, index)
-    parts = [Part(number, files) for number, files in index.parts().items()]
-    with processing(context, parts) as finish:
-        with signals.deferred():  # pydantic, which MLflow builds on, turns what a signal raises into an error of its own
-            from components.common.runs import tracking  # takes seconds, in which the pool is at work already
-        signals.check()
-        with tracking.run(job) as tracker:
+    inputs = {"raw": index.digest(), **table.digests}
+    depends = {"pseudonym_key": pseudonyms.key_id} | ({"partition": partition} if partition else {})
+    with stage_run("preprocess", out, params, inputs, runtime=runtime, depends=depends, connect=False) as job:
+        folder = job.folder / WORK_FOLDER
+        folder.mkdir(exist_ok=True)
+        index.save(folder / INDEX)
+        context = Context(raw, folder, params, pseudonyms, table, index)
+        parts = [Part(number, files) for number, files in index.parts().items()]
+        with processing(context, parts, runtime.workers) as finish:
+            job.connect()  # importing MLflow takes seconds, in which the pool is already working
             finish()
-            merge.write_names(context, part_of_whole)
-            if partition:
-                metrics = partitions.write(context, part_of_whole, parts, job.work)
-            else:
-                metrics = _complete(job, parts, merge.describe(context), [folder / merge.NAMES], raw)
-                tracker.attach(job.work / MANIFEST)
-            tracker.log(metrics)
-            job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE, WORK_FOLDER))
+        merge.write_names(context, part_of_whole)
+        if partition:
+            metrics = partitions.write(context, part_of_whole, parts, job.folder)
+        else:
+            metrics = _complete(job, runtime, parts, merge.describe(context), [folder / merge.NAMES], raw)
+            job.attach(MANIFEST)
+        job.publish(metrics, drop=(WORK_FOLDER,))
 
 
-def merge_partitions(*, shards: list[str], out: str, params: Params) -> None:
+def merge_partitions(*, shards: list[str], out: str, runtime: Runtime) -> None:
     """Joins the outputs of all partitions to what a single run would have made, byte for byte.
 
     Args:
         shards: output folders of `run` with a partition, all n of them.
         out: output folder.
-        params: only `preprocess.max_quarantined` is used; all else is as in the partitions.
+        runtime: the section `runtime`; the other parameters are those of the partitions.
 
     Raises:
         UserError: partitions are missing or do not fit together, labels name unknown images, too many files refused.
     """
     outputs = partitions.open_all(shards)
-    section = partitions.section(outputs, params.preprocess.max_quarantined)
-    upstream = {f"shards.{number}": upstream_run_id(output.folder) for number, output in enumerate(outputs)}
-    from components.common.runs import tracking
-
-    job = open_job("preprocess", out, section, partitions.digests(outputs), upstream={k: v for k, v in upstream.items() if v})
-    folder = job.work / WORK_FOLDER
-    with tracking.run(job) as tracker:
-        parts = partitions.gather(outputs, folder)
-        metrics = _complete(job, parts, partitions.common(outputs), partitions.names_files(outputs, folder), outputs[0].described["raw"])
-        tracker.attach(job.work / MANIFEST)
-        tracker.log(metrics)
-        job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE, WORK_FOLDER))
+    params = partitions.section(outputs)
+    upstream = upstream_run_ids({f"shards.{number}": output.folder for number, output in enumerate(outputs)})
+    with stage_run("preprocess", out, params, partitions.digests(outputs), runtime=runtime, upstream=upstream) as job:
+        folder = job.folder / WORK_FOLDER
+        parts, names = partitions.gather(outputs, folder), partitions.names_files(outputs, folder)
+        metrics = _complete(job, runtime, parts, partitions.common(outputs), names, outputs[0].described["raw"])
+        job.attach(MANIFEST)
+        job.publish(metrics, drop=(WORK_FOLDER,))
 
 
 def _refuse_nesting(raw: str, out: str) -> None:
@@ -111,21 +106,21 @@ def _refuse_nesting(raw: str, out: str) -> None:
         raise UserError(f"{out}: lies inside the raw folder {raw}, whose files are all read; choose another --out")
 
 
-def _complete(job: Job, parts: list[Part], common: dict[str, Any], names: list[Path], raw: str) -> dict[str, float]:
+def _complete(job: StageRun, runtime: Runtime, parts: list[Part], common: dict[str, Any], names: list[Path], raw: str) -> dict[str, float]:
     """Judges the whole, completes the work folder and returns the metrics."""
-    folder = job.work / WORK_FOLDER
+    folder = job.folder / WORK_FOLDER
     with closing(merge.read_ledger(folder, parts)) as ledger:
-        report = merge.write_quarantine(ledger, job.work)
+        report = merge.write_quarantine(ledger, job.folder)
         merge.check_names(ledger, names, raw)
-        merge.check_quarantine(ledger, job.params["max_quarantined"], report)
-        threads = workers_of(job.params["workers"])
-        merge.finish_parts(parts, ledger, folder, job.work, threads)
+        merge.check_quarantine(ledger, runtime.max_quarantined, report)
+        threads = workers_of(runtime.workers)
+        merge.finish_parts(parts, ledger, folder, job.folder, threads)
         summary = merge.Summary(common["findings"])
         for part in parts:
-            summary.add(part, ledger, folder, job.work)
-        summary.digest_parts(job.work, threads)
+            summary.add(part, ledger, folder, job.folder)
+        summary.digest_parts(job.folder, threads)
         merge.check_patients(ledger, raw)
-        manifest = merge.write_manifest(job.work / MANIFEST, common, ledger, summary)
+        manifest = merge.write_manifest(job.folder / MANIFEST, common, ledger, summary)
         rows = manifest["counts"]["rows"]
         log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
         return _metrics(manifest)

@@ -4,13 +4,16 @@ from kfp import dsl
 
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
-def pretrain(shards: str, root: str, params: str, processes: int, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]) -> str:
+def pretrain(
+    shards: str, root: str, params: str, runtime: str, processes: int, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]
+) -> str:
     """Pretrains a backbone in the step's own pod.
 
     Args:
         shards: folder of the shards.
         root: folder of all outputs.
         params: JSON of the section `pretrain`.
+        runtime: JSON of the section `runtime`.
         processes: one a GPU.
         metrics: of the last epoch.
         backbone: backbone.json, which describes the weights.
@@ -20,22 +23,26 @@ def pretrain(shards: str, root: str, params: str, processes: int, metrics: dsl.O
     """
     from components.common.runs.step import step
     from components.pretrain.launch import run_here
+    from components.pretrain.params import Pretrain
 
-    with step("pretrain", root, {"pretrain": params}, {"shards": shards}) as this:
-        run_here([shards], this.out, this.params, processes)
+    with step("pretrain", root, Pretrain, params, {"shards": shards}, runtime) as this:
+        run_here([shards], this.out, this.params, this.runtime, processes)
     metrics.metadata.update(this.metrics())
     this.show("backbone.json", backbone.path)
     return this.out
 
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
-def launch(shards: str, root: str, params: str, cluster: str, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]) -> str:
+def launch(
+    shards: str, root: str, params: str, runtime: str, cluster: str, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]
+) -> str:
     """Pretrains a backbone on several nodes, which a TrainJob of Kubeflow Trainer holds.
 
     Args:
         shards: folder of the shards.
         root: folder of all outputs.
         params: JSON of the section `pretrain`.
+        runtime: JSON of the section `runtime`.
         cluster: JSON of what the nodes are like (pipelines.resources.describe_nodes).
         metrics: of the last epoch.
         backbone: backbone.json, which describes the weights.
@@ -44,10 +51,11 @@ def launch(shards: str, root: str, params: str, cluster: str, metrics: dsl.Outpu
         The folder of the backbone.
     """
     from components.common.runs.step import step
+    from components.pretrain.params import Pretrain
     from components.pretrain.trainjob import run_on_nodes
 
-    with step("pretrain", root, {"pretrain": params}, {"shards": shards}) as this:
-        run_on_nodes([shards], this.out, this.params, cluster)
+    with step("pretrain", root, Pretrain, params, {"shards": shards}, runtime) as this:
+        run_on_nodes([shards], this.out, this.params, this.runtime, cluster)
     metrics.metadata.update(this.metrics())
     this.show("backbone.json", backbone.path)
     return this.out

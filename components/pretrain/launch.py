@@ -8,28 +8,32 @@ from types import FrameType
 
 from components.common.errors import UserError
 from components.common.runs import signals
-from components.common.runs.params import Params
+from components.common.runs.params import Runtime
+from components.pretrain.params import Pretrain
 
 
-def command(shards: list[str], out: str, params: Params) -> list[str]:
+def command(shards: list[str], out: str, params: Pretrain, runtime: Runtime) -> list[str]:
     """The stage's command line with every parameter in it: nothing is read from the image.
 
     Args:
         shards: output folders of preprocess.
         out: output folder.
-        params: its section `pretrain` is used.
+        params: the section `pretrain`.
+        runtime: the section `runtime`.
     """
-    values = [f"--set=pretrain.{name}={json.dumps(value)}" for name, value in params.pretrain.model_dump(mode="json").items()]
+    sections = {"pretrain": params.values(), "runtime": runtime.values()}
+    values = [f"--set={section}.{name}={json.dumps(value)}" for section, names in sections.items() for name, value in names.items()]
     return ["torchrun", "-m", "components", "pretrain", "--shards", *shards, "--out", out, "--params", os.devnull, *values]
 
 
-def run_here(shards: list[str], out: str, params: Params, processes: int) -> None:
+def run_here(shards: list[str], out: str, params: Pretrain, runtime: Runtime, processes: int) -> None:
     """Pretrains on this machine.
 
     Args:
         shards: output folders of preprocess.
         out: output folder.
-        params: its section `pretrain` is used.
+        params: the section `pretrain`.
+        runtime: the section `runtime`.
         processes: one a GPU; above 1 torchrun starts them.
 
     Raises:
@@ -37,12 +41,12 @@ def run_here(shards: list[str], out: str, params: Params, processes: int) -> Non
         UserError: a mistake, which the processes have told.
     """
     if processes > 1:
-        torchrun, *rest = command(shards, out, params)
+        torchrun, *rest = command(shards, out, params, runtime)
         _call([torchrun, "--standalone", f"--nproc-per-node={processes}", *rest])
         return
     from components.pretrain.run import run
 
-    run(shards=shards, out=out, params=params)
+    run(shards=shards, out=out, params=params, runtime=runtime)
 
 
 def _call(command: list[str]) -> None:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from components.common.runs.params import Pretrain as PretrainParams
-from components.common.runs.params import Term
 from components.pretrain.align import Geometry, align
 from components.pretrain.losses import MSE_POOLED, average, info_nce, mse, similarity_map
 from components.pretrain.moco import Views
+from components.pretrain.params import Pretrain as PretrainParams
+from components.pretrain.params import Term
 
 WATCHED = ("layer1", "layer4")
 """Stages whose mean similarity is reported also where it is no part of the loss."""

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,8 @@ import torch
 
 from components.common.errors import UserError
 from components.common.formats.shards import Shards, open_shards
-from components.common.runs import tracking
-from components.common.runs.job import Job, open_job
-from components.common.runs.params import Params
-from components.common.runs.params import Pretrain as PretrainParams
+from components.common.runs.params import Runtime
+from components.common.runs.stage_run import StageRun, stage_run
 from components.common.training import backbones, checkpoints, loop, processes
 from components.common.training.progress import VOLATILE
 from components.common.training.reader import Batch, Reader
@@ -24,6 +22,7 @@ from components.pretrain import start as starting
 from components.pretrain.align import Geometry
 from components.pretrain.moco import MoCo
 from components.pretrain.objective import Objective
+from components.pretrain.params import Pretrain
 from components.pretrain.probe import Probe
 
 VIEWS = "figures/views.png"
@@ -32,49 +31,48 @@ Encoded = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 log = logging.getLogger(__name__)
 
 
-def run(*, shards: list[str], out: str, params: Params, start: str | None = None) -> None:
+def run(*, shards: list[str], out: str, params: Pretrain, runtime: Runtime, start: str | None = None) -> None:
     """Pretrains a backbone on the train split.
 
     Args:
         shards: output folders of preprocess.
         out: output folder.
-        params: the section `pretrain` is used.
+        params: the section `pretrain`.
+        runtime: the section `runtime`.
         start: weights to start from (components/pretrain/start.py); None: random ones.
 
     Raises:
         UserError: shards or weights that cannot be used, or fewer training images than a batch.
         Interrupted: a signal came; the checkpoint is written.
     """
-    with processes.joined(params.pretrain.device), ExitStack() as stack:
+    with processes.joined(params.device), ExitStack() as stack:
         with processes.together():
-            task = Pretraining(params.pretrain, open_shards(shards), starting.read(start, params.pretrain.arch) if start else None)
-        # One process writes; the others have neither a folder nor an MLflow run.
-        writer = processes.on_main(lambda: _open(task, out, stack))
+            task = Pretraining(params, runtime, open_shards(shards), starting.read(start, params.arch) if start else None)
+        # Only the main process writes; the others have neither a work folder nor an MLflow run.
+        job = processes.on_main(lambda: stack.enter_context(_open(task, runtime, out)))
+        if job:
+            picture.write(job.folder / VIEWS, *task.examples(picture.PAIRS))
+            job.attach(VIEWS, "figures")
         task.start()
-        epochs = 0 if task.params.preset == "scratch" else task.params.epochs
-        fit = loop.Fit(task, writer and writer[0], epochs, task.params.checkpoint_minutes, task.params.keep_checkpoints)
-        history = fit.run(writer[1].log if writer else None)
-        processes.on_main(lambda: _finish(task, writer, history))
+        epochs = 0 if params.preset == "scratch" else params.epochs
+        fit = loop.Fit(task, "pretrain", job.folder if job else None, epochs, runtime)
+        history = fit.run(job.log if job else None)
+        processes.on_main(lambda: _finish(task, job, history))
 
 
-def _open(task: "Pretraining", out: str, stack: ExitStack) -> tuple[Job, tracking.Tracker]:
-    job = open_job("pretrain", out, task.params, task.inputs, {"ranks": processes.ranks()}, upstream=task.upstream)
-    tracker = stack.enter_context(tracking.run(job))
-    picture.write(job.work / VIEWS, *task.examples(picture.PAIRS))
-    tracker.attach(job.work / VIEWS, "figures")
-    return job, tracker
+def _open(task: "Pretraining", runtime: Runtime, out: str) -> AbstractContextManager[StageRun]:
+    ranks = {"ranks": processes.ranks()}
+    return stage_run("pretrain", out, task.params, task.inputs, runtime=runtime, depends=ranks, upstream=task.upstream)
 
 
-def _finish(task: "Pretraining", writer: tuple[Job, tracking.Tracker] | None, history: list[dict[str, float]]) -> None:
-    assert writer, "the main process writes"
-    job, tracker = writer
+def _finish(task: "Pretraining", job: StageRun | None, history: list[dict[str, float]]) -> None:
+    assert job, "the main process writes"
     task.export(job)
     if not history:
-        (job.work / loop.HISTORY).write_text("epoch\n")
-    tracker.attach(job.work / loop.HISTORY)
+        (job.folder / loop.HISTORY).write_text("epoch\n")
+    job.attach(loop.HISTORY)
     last = history[-1] if history else {}
-    metrics = {name: value for name, value in last.items() if name not in ("epoch", *VOLATILE)}
-    job.publish(metrics, tracker.run_id, drop=(checkpoints.FOLDER, tracking.RUN_ID_FILE))
+    job.publish({name: value for name, value in last.items() if name not in ("epoch", *VOLATILE)}, drop=(checkpoints.FOLDER,))
 
 
 class Pretraining(loop.Task):
@@ -83,13 +81,13 @@ class Pretraining(loop.Task):
     Whatever is random is a function of the seed, the epoch and the image's or the batch's number: no generator's state is kept.
     """
 
-    def __init__(self, params: PretrainParams, shards: Shards, start: starting.Start | None = None):
+    def __init__(self, params: Pretrain, runtime: Runtime, shards: Shards, start: starting.Start | None = None):
         """Prepares this process's share of the training.
 
         Raises:
             UserError: parameters that do not fit the shards, the device or the number of processes.
         """
-        self.params, self.shards = params, shards
+        self.params, self.runtime, self.shards = params, runtime, shards
         self.inputs, self.upstream = shards.inputs, shards.upstream
         self.device = loop.set_up(params.device, params.seed)
         self.reader = Reader(shards, "train", rank=processes.rank(), ranks=processes.ranks())
@@ -105,14 +103,14 @@ class Pretraining(loop.Task):
         weights = list(self.model.query.parameters())
         self.optimizer = torch.optim.SGD(weights, params.lr, params.momentum, weight_decay=params.weight_decay, fused=True)
         self.probe = _probe(shards, backbones.width(self.model.query.backbone)) if params.probe_epochs else None
-        self.batch_size, self.patience = params.batch_size, params.collapse_epochs
+        self.batch_size, self.patience = params.batch_size, runtime.collapse_epochs
         self.steps_per_epoch = len(self.reader) // params.batch_size
         self.step = 0
 
     def start(self) -> None:
         """Makes all processes begin with the same weights, whatever their processors make of the seed."""
         processes.copy_from_main(list(self.model.state_dict().values()))
-        if self.params.compile:
+        if self.runtime.compile:
             self.model.query.compile()
             self.model.key.compile()
 
@@ -177,11 +175,11 @@ class Pretraining(loop.Task):
 
     def doubt(self, row: dict[str, float]) -> str | None:
         """Whether the projections have collapsed."""
-        if row["feature_std"] >= self.params.collapse_std:
+        if row["feature_std"] >= self.runtime.collapse_std:
             return None
         return (
-            f"the projections have collapsed to a point: feature_std is {row['feature_std']:.2g}, below pretrain.collapse_std for "
-            f"{self.patience} epochs; raise pretrain.key_momentum or lower pretrain.lr, or go on with pretrain.collapse_std=0"
+            f"the projections have collapsed to a point: feature_std is {row['feature_std']:.2g}, below runtime.collapse_std for "
+            f"{self.patience} epochs; raise pretrain.key_momentum or lower pretrain.lr, or go on with runtime.collapse_std=0"
         )
 
     def state(self) -> dict[str, Any]:
@@ -194,7 +192,7 @@ class Pretraining(loop.Task):
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
-    def export(self, job: Job) -> None:
+    def export(self, job: StageRun) -> None:
         """Writes the query encoder's backbone and what a user of it must know."""
         description = {
             "arch": self.params.arch,
@@ -205,7 +203,7 @@ class Pretraining(loop.Task):
             "normalisation": {"mean": self.mean, "std": self.std},
             "inputs": job.inputs,
         }
-        backbones.export(self.model.query.backbone, job.work, description)
+        backbones.export(self.model.query.backbone, job.folder, description)
 
     def _order(self) -> torch.Tensor:
         """How the keys of the global batch are shuffled; a function of seed and step."""
@@ -236,7 +234,7 @@ class Pretraining(loop.Task):
         return ready[0], ready[1], Geometry(query.warp, key.warp, (image.shape[-2], image.shape[-1]))
 
 
-def _check(params: PretrainParams, images: int, device: torch.device) -> None:
+def _check(params: Pretrain, images: int, device: torch.device) -> None:
     """Raises UserError for what only shows here: the number of images, of processes, and the device."""
     ranks = processes.ranks()
     if images < params.batch_size:

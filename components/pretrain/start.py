@@ -25,7 +25,7 @@ from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.job import upstream_run_id
+from components.common.runs.inputs import upstream_run_id
 from components.common.training import backbones
 from components.pretrain.moco import Encoder, MoCo
 

@@ -28,9 +28,10 @@ from kubeflow.trainer.options import (
 )
 
 from components.common.errors import UserError
-from components.common.runs.lineage import KFP_VARIABLE
-from components.common.runs.params import Params
+from components.common.runs.params import Runtime
+from components.common.runs.provenance import KFP_VARIABLE
 from components.pretrain.launch import command
+from components.pretrain.params import Pretrain
 
 POLL_SECONDS = 10.0
 RUN_LABEL = "cxr/pipeline-run"
@@ -44,19 +45,20 @@ WITH_SECRETS = f'for file in "${SECRETS_VARIABLE}"/*; do [ -f "$file" ] && expor
 log = logging.getLogger(__name__)
 
 
-def run_on_nodes(shards: list[str], out: str, params: Params, cluster: str) -> None:
+def run_on_nodes(shards: list[str], out: str, params: Pretrain, runtime: Runtime, cluster: str) -> None:
     """Pretrains on several nodes, showing the log of the first; an attempt that was preempted goes on from its checkpoint.
 
     Args:
         shards: output folders of preprocess.
         out: output folder, named by a hash.
-        params: its section `pretrain` is used.
+        params: the section `pretrain`.
+        runtime: the section `runtime`.
         cluster: JSON of image, nodes, sizes and what else the settings say, made by pipelines.resources.describe_nodes.
 
     Raises:
         UserError: the cluster refuses, or the TrainJob fails.
     """
-    follow(TrainerClient(), f"pretrain-{out.rpartition('/')[2]}", command(shards, out, params), json.loads(cluster))
+    follow(TrainerClient(), f"pretrain-{out.rpartition('/')[2]}", command(shards, out, params, runtime), json.loads(cluster))
 
 
 def follow(client: TrainerClient, name: str, command: list[str], cluster: dict[str, Any]) -> None:

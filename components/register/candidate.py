@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
+from components.common.formats.documents import METRICS, RUN_RECORD
 from components.common.runs import storage
-from components.common.runs.job import METRICS_FILE, RUN_FILE, flat, read_input, upstream_run_id
+from components.common.runs.inputs import read_document, upstream_run_id
+from components.common.runs.params import flatten
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
@@ -50,7 +52,7 @@ class Candidate:
     def tags(self, metric: str) -> dict[str, str]:
         """The task, a metric and its interval, and all that it takes to train the model again, for the registry."""
         wanted = ("fingerprint", "params", "inputs", "git", "packages", "python", "threads", "upstream_mlflow_run_ids")
-        training = flat({name: self.record[name] for name in wanted if name in self.record}, "train.")
+        training = flatten({name: self.record[name] for name in wanted if name in self.record}, "train.")
         results = {name: self.metrics.get(name) for name in (metric, f"{metric}_low", f"{metric}_high")}
         numbers = {name: f"{value:.6g}" for name, value in results.items() if value is not None}
         return {"task": self.task, **{name: str(value) for name, value in training.items()}, **numbers}
@@ -85,20 +87,20 @@ def read_candidate(model: str, evaluation: str, tasks: dict[str, tuple[str, tupl
     Raises:
         UserError: a folder is not what it should be, or the evaluation is of other predictions than the model's.
     """
-    description, model_digest = read_input(model, DESCRIPTION, HEADS)
+    description, model_digest = read_document(model, DESCRIPTION, HEADS)
     task = check_description(description, storage.join(model, DESCRIPTION), {name: needed for name, (_, needed) in tasks.items()})
-    metrics, metrics_digest = read_input(evaluation, METRICS_FILE, "evaluate")
+    metrics, metrics_digest = read_document(evaluation, METRICS, "evaluate")
     if (metric := tasks[task][0]) not in metrics:
-        path = storage.join(evaluation, METRICS_FILE)
+        path = storage.join(evaluation, METRICS)
         raise UserError(f"{path}: has no {metric}; give --evaluation an output folder of evaluate that had {model} among its --predictions")
-    evaluated, trained = (json.loads(storage.read(storage.join(folder, RUN_FILE))) for folder in (evaluation, model))
+    evaluated, trained = (json.loads(storage.read(storage.join(folder, RUN_RECORD))) for folder in (evaluation, model))
     predictions_digest = storage.digest(storage.read(storage.join(model, PREDICTIONS)))
     if not _is_evaluated(predictions_digest, evaluated["inputs"], any(name.startswith(f"{task}_2_") for name in metrics)):
         path = storage.join(model, PREDICTIONS)
         raise UserError(f"{evaluation}: evaluates other predictions than {path}; run evaluate with {model} as the first of --predictions")
     inputs = {"model": model_digest, "predictions": predictions_digest, "evaluation": metrics_digest}
     upstream = {name: run_id for name, uri in (("model", model), ("evaluation", evaluation)) if (run_id := upstream_run_id(uri))}
-    training = storage.join(model, METRICS_FILE)
+    training = storage.join(model, METRICS)
     counts = json.loads(storage.read(training)) if storage.exists(training) else {}
     return Candidate(model, evaluation, description, metrics, trained, counts, evaluated["params"]["min_positives"], inputs, upstream)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from components.heads import TASKS
 from components.register.candidate import Candidate
 from components.register.markdown import listing, table
 from components.register.packing import MODEL_URI
+from components.register.task import TASKS
 
 TEMPLATES = Path(__file__).parents[1]
 REST = "register/card.md"

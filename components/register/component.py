@@ -21,12 +21,13 @@ def register(
     Returns:
         The folder of the registration.
     """
+    from components.common.runs.params import Register
     from components.common.runs.step import step
     from components.register.run import run
 
     inputs = {"model": model, "evaluation": evaluation}
     overrides = [f"register.min_auroc={min_auroc}", *([] if takes_name else ["register.name=null"])]
-    with step("register", root, {"register": params}, inputs, overrides) as this:
+    with step("register", root, Register, params, inputs, overrides=overrides) as this:
         run(model=model, evaluation=evaluation, out=this.out, params=this.params)
     this.show("registration.json", registration.path)
     return this.out

@@ -1,4 +1,4 @@
-"""What a file needs to run: this repository's modules that it imports, directly or not, and the packages that those import."""
+"""The import tracer: which modules of this repository a module needs, directly or not, and which packages those import."""
 
 import ast
 import sys
@@ -10,28 +10,37 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "components"
 
 
-def modules(*names: str) -> list[Path]:
-    """Files of this repository that run when modules of these names are imported, packages' __init__ included; relative to the root."""
+def modules(*names: str, everywhere: bool = False) -> list[Path]:
+    """Lists the files of this repository that run when modules of these names are imported, `__init__.py` of packages included.
+
+    Args:
+        names: dotted names of modules.
+        everywhere: whether imports within functions and `if TYPE_CHECKING` count.
+
+    Returns:
+        Paths relative to the root, sorted.
+    """
     found: set[Path] = set()
     waiting = list(names)
     while waiting:
         new = [path for path in _files(waiting.pop()) if path not in found]
         found |= set(new)
-        waiting += [name for path in new for name in imported(ROOT / path)]
+        waiting += [name for path in new for name in imported(ROOT / path, everywhere)]
     return sorted(found)
 
 
 def distributions(files: list[Path]) -> list[str]:
-    """Names of the installed packages that files import."""
+    """Returns the names of the installed packages that files import."""
     known = metadata.packages_distributions()
     names = {name.partition(".")[0] for path in files for name in imported(path)} - sys.stdlib_module_names - {PACKAGE}
     return sorted({_provider(name, known[name]) for name in names})
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names that a file imports as it begins to run; not within functions or `if TYPE_CHECKING`."""
+def imported(path: Path, everywhere: bool = False) -> set[str]:
+    """Returns the dotted names that a file imports at its top; with `everywhere`, also within functions and `if TYPE_CHECKING`."""
     names: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -40,7 +49,7 @@ def imported(path: Path) -> set[str]:
 
 
 def _files(name: str) -> Iterator[Path]:
-    """The files of a module of ours and of the packages around it, if there is such a module."""
+    """Yields the files of one of our modules and of its parent packages."""
     if name.partition(".")[0] != PACKAGE:
         return
     parts = name.split(".")
@@ -50,5 +59,5 @@ def _files(name: str) -> Iterator[Path]:
 
 
 def _provider(name: str, candidates: list[str]) -> str:
-    """Of several packages that bring a module (mlflow and mlflow-skinny), the one of that name, else the first."""
+    """Chooses among several packages that provide a module (mlflow and mlflow-skinny): the one of that name, else the first."""
     return name if name in candidates else sorted(candidates)[0]

@@ -18,9 +18,9 @@ import torch
 
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels
-from components.common.runs.job import write_json
-from components.heads import TASKS
+from components.common.runs.storage import write_json
 from components.register import imports
+from components.register.task import TASKS
 
 ENTRY = Path(__file__).with_name("model.py")
 CARD = "README.md"

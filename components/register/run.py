@@ -7,16 +7,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from components.common.runs import storage, tracking
-from components.common.runs.job import Job, open_job, write_json
+from components.common.runs import storage
 from components.common.runs.lineage import tags as lineage
-from components.common.runs.params import Params, Register
-from components.heads import TASKS
+from components.common.runs.params import Register
+from components.common.runs.stage_run import StageRun, stage_run
+from components.common.runs.storage import write_json
 from components.register import card, gate
 from components.register.candidate import REPORT, Candidate, read_candidate
 from components.register.packing import pack
 from components.register.registry import PREDICTIONS, WITHDRAWN, Registry, Version
-from components.register.task import Champion
+from components.register.task import TASKS, Champion
 
 REGISTRATION = "registration.json"
 EXPORT = "model"
@@ -25,7 +25,7 @@ EXPORT = "model"
 log = logging.getLogger(__name__)
 
 
-def run(*, model: str, evaluation: str, out: str, params: Params) -> None:
+def run(*, model: str, evaluation: str, out: str, params: Register) -> None:
     """Packs and registers a model, decides on its alias, and writes registration.json.
 
     A model that is registered already, with the same predictions and evaluation, keeps its version; its alias is
@@ -35,32 +35,28 @@ def run(*, model: str, evaluation: str, out: str, params: Params) -> None:
         model: output folder of classify, detect or invert.
         evaluation: output folder of evaluate, which read that model's predictions.
         out: output folder.
-        params: all parameters; the section register is used.
+        params: the section `register`.
 
     Raises:
         UserError: inputs that are not what they should be or do not belong together; MLflow cannot be reached.
     """
-    settings = params.register_
     candidate = read_candidate(model, evaluation, {name: (task.METRIC, task.NEEDED) for name, task in TASKS.items()})
-    job = open_job("register", out, settings, inputs=candidate.inputs, upstream=candidate.upstream)
-    with tracking.run(job) as tracker:
-        registry = Registry(name_of(settings, candidate.task))
+    with stage_run("register", out, params, candidate.inputs, upstream=candidate.upstream) as job:
+        registry = Registry(name_of(params, candidate.task))
         registry.check_task(candidate.task)
         known = registry.find(_identity(job))
-        version = known or _add(registry, candidate, job, tracker)
-        registry.download(version, job.work / EXPORT)
-        decision, champion = _settle(registry, candidate, version, settings)
-        registration = _registration(version, candidate, settings, champion, decision) | {"reused": known is not None}
+        version = known or _add(registry, candidate, job)
+        registry.download(version, job.folder / EXPORT)
+        decision, champion = _settle(registry, candidate, version, params)
+        registration = _registration(version, candidate, params, champion, decision) | {"reused": known is not None}
         _tell(registration)
-        write_json(job.work / REGISTRATION, registration)
-        tracker.attach(job.work / REGISTRATION)
-        tracker.tag({f"registered.{name}": str(registration[name]) for name in ("name", "version", "alias")})
-        metrics = _metrics(version, candidate, decision)
-        tracker.log(metrics)
-        job.publish(metrics, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
+        write_json(job.folder / REGISTRATION, registration)
+        job.attach(REGISTRATION)
+        job.tracker.tag({f"registered.{name}": str(registration[name]) for name in ("name", "version", "alias")})
+        job.publish(_metrics(version, candidate, decision))
 
 
-def rollback(*, params: Params, out: str | None = None) -> None:
+def rollback(*, params: Register, out: str | None = None) -> None:
     """Makes the version that was champion before the present one the champion again.
 
     Args:
@@ -70,13 +66,13 @@ def rollback(*, params: Params, out: str | None = None) -> None:
     Raises:
         UserError: there is no champion, or none before it; MLflow cannot be reached.
     """
-    registry = Registry(name_of(params.register_))
+    registry = Registry(name_of(params))
     was, now = registry.rollback()
     log.info("register: %s version %s is the champion again, version %s a challenger", registry.name, now, was)
-    _record(out, params.register_, Version(registry.name, now), "champion", was)
+    _record(out, params, Version(registry.name, now), "champion", was)
 
 
-def demote(*, params: Params, out: str | None = None) -> None:
+def demote(*, params: Register, out: str | None = None) -> None:
     """Makes the champion a challenger; until a model passes the gate there is no champion.
 
     Args:
@@ -86,10 +82,10 @@ def demote(*, params: Params, out: str | None = None) -> None:
     Raises:
         UserError: there is no champion; MLflow cannot be reached.
     """
-    registry = Registry(name_of(params.register_))
+    registry = Registry(name_of(params))
     was = registry.demote()
     log.info("register: %s version %s is no longer the champion", registry.name, was)
-    _record(out, params.register_, Version(registry.name, was), "challenger", was)
+    _record(out, params, Version(registry.name, was), "challenger", was)
 
 
 def name_of(settings: Register, task: str = "classify") -> str:
@@ -100,18 +96,18 @@ def name_of(settings: Register, task: str = "classify") -> str:
 def _record(out: str | None, settings: Register, version: Version, alias: str, champion_before: str) -> None:
     """What was done by hand, as an output."""
     if out:
-        job = open_job("register", out, settings, {}, extra={"version": version, "alias": alias})
-        content = {"name": version.name, "version": version.number, "model_uri": version.uri, "alias": alias}
-        write_json(job.work / REGISTRATION, content | {"reason": "by hand", "champion_before": champion_before})
-        job.publish({"version": float(version.number), "champion": float(alias == "champion")})
+        with stage_run("register", out, settings, {}, depends={"version": version, "alias": alias}, connect=False) as job:
+            content = {"name": version.name, "version": version.number, "model_uri": version.uri, "alias": alias}
+            write_json(job.folder / REGISTRATION, content | {"reason": "by hand", "champion_before": champion_before})
+            job.publish({"version": float(version.number), "champion": float(alias == "champion")})
 
 
-def _identity(job: Job) -> dict[str, str]:
+def _identity(job: StageRun) -> dict[str, str]:
     """Tags that make a version the same: of model, predictions and evaluation; not of when, where or with which floor."""
     return {f"input.{name}.sha256": value for name, value in job.inputs.items()}
 
 
-def _add(registry: Registry, candidate: Candidate, job: Job, tracker: tracking.Tracker) -> Version:
+def _add(registry: Registry, candidate: Candidate, job: StageRun) -> Version:
     """A new version. What later ones are compared with is attached first: without it a version could not be judged."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -120,11 +116,11 @@ def _add(registry: Registry, candidate: Candidate, job: Job, tracker: tracking.T
         pack(candidate.copy_weights(folder), candidate.description, text, folder / "packed")
         pq.write_table(candidate.test_predictions, folder / PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
-        tracker.attach(folder / PREDICTIONS)
-        tracker.attach(folder / REPORT)
-        tracker.flush()
+        job.tracker.attach(folder / PREDICTIONS)
+        job.tracker.attach(folder / REPORT)
+        job.tracker.flush()
         tags = lineage(job) | candidate.tags(task.METRIC)
-        return registry.add(folder / "packed", tracker.run_id, tags, _summary(candidate), task.KIND)
+        return registry.add(folder / "packed", job.tracker.run_id, tags, _summary(candidate), task.KIND)
 
 
 def _summary(candidate: Candidate) -> str:

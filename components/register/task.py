@@ -1,5 +1,6 @@
 """The contract between what registers any model and classify.py, detect.py and invert.py."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ from mlflow.models import ModelSignature
 
 from components.common.runs.params import Register
 from components.common.statistics.intervals import Interval
+from components.heads import HEADS
 from components.register.candidate import Candidate
 from components.register.gate import Floor
 
@@ -61,3 +63,6 @@ class Task(Protocol):
 
     def slots(self, candidate: Candidate) -> dict[str, Any]:
         """What the card's template (cards/TASK.md) asks for, and `data`, `results` and `subgroups` of cards/rest.md."""
+
+
+TASKS: dict[str, Any] = {name: import_module(f"components.{name}.registration") for name in HEADS}

@@ -1,4 +1,4 @@
-"""The pipeline step of simulate."""
+"""simulate as a step of a pipeline."""
 
 from kfp import dsl
 
@@ -15,8 +15,9 @@ def simulate(root: str, params: str) -> str:
         The folder of the cohort.
     """
     from components.common.runs.step import step
+    from components.simulate.params import Simulate
     from components.simulate.run import run
 
-    with step("simulate", root, {"simulate": params}, {}) as this:
+    with step("simulate", root, Simulate, params, {}) as this:
         run(out=this.out, params=this.params)
     return this.out

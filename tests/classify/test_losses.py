@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from components.classify.losses import focal, make, masked_bce, prior_logits
-from components.common.runs.params import Classify
+from components.classify.params import Classify
 
 NAN = float("nan")
 

@@ -12,8 +12,8 @@ import pytest
 from sklearn import metrics as sklearn
 
 from components.classify.metrics import correct
-from components.common.runs.params import Params
 from components.evaluate.run import run
+from components.params import Params
 from tests.evaluate.conftest import MakePredictions, Table
 
 KEYS = {"Effusion": "Effusion", "Nodule <small>": "Nodule _small_"}
@@ -30,7 +30,7 @@ def attributes(columns: Table) -> None:
 
 def evaluated(folder: str, out: Path, **params: object) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
     """metrics.json, and the rows of val and test."""
-    run(predictions=[folder], out=str(out), params=Params.model_validate({"evaluate": {"resamples": 200, **params}}))
+    run(predictions=[folder], out=str(out), **Params.model_validate({"evaluate": {"resamples": 200, **params}}).arguments("evaluate"))
     table = pq.read_table(Path(folder, "predictions.parquet")).to_pandas()
     return json.loads((out / "metrics.json").read_text()), table.query("split == 'val'"), table.query("split == 'test'")
 
@@ -97,7 +97,7 @@ def test_a_group_without_enough_positives_is_marked_and_warned_of(
     assert found["classify_test_auroc_macro_sex_F"] is not None
     assert found["classify_test_auroc_macro_sex_unknown"] is None  # one image, which keeps nobody from comparing the others
     html = (tmp_path / "out" / "report.html").read_text()
-    assert "Warnings" in html and re.search(r"By sex: F 0\.\d+, M 0\.\d+ \(macro AUROC of 2 findings\)", html)
+    assert "Too few to judge" in html and re.search(r"By sex: F 0\.\d+, M 0\.\d+ \(macro AUROC of 2 findings\)", html)
     assert "A &amp; B" in html
 
 

@@ -16,9 +16,9 @@ from components.classify import training
 from components.common.errors import UserError
 from components.common.formats.shards import decode, open_shards, square
 from components.common.runs import signals
-from components.common.runs.params import Params
 from components.common.training import backbones, loop
 from components.evaluate import run as evaluate
+from components.params import Params
 from tests.conftest import FINDINGS, MakeShards
 
 
@@ -28,7 +28,7 @@ def changed(params: Params, **update: object) -> Params:
 
 def test_learns_what_can_be_seen(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    classify.run(shards=[make_shards(images=200)], out=str(out), params=changed(tiny, epochs=5))
+    classify.run(shards=[make_shards(images=200)], out=str(out), **changed(tiny, epochs=5).arguments("classify"))
 
     table = pq.read_table(out / "predictions.parquet").to_pandas()
     assert table.columns.tolist()[:8] == ["image_id", "patient_id", "split", "task", "view", "sex", "age", "manufacturer"]
@@ -42,7 +42,7 @@ def test_learns_what_can_be_seen(make_shards: MakeShards, tiny: Params, tmp_path
 
 def test_scores_are_the_saved_models(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
     shards = make_shards()
-    classify.run(shards=[shards], out=str(tmp_path / "out"), params=tiny, backbone=pretrained)
+    classify.run(shards=[shards], out=str(tmp_path / "out"), **tiny.arguments("classify"), backbone=pretrained)
 
     described = json.loads((tmp_path / "out" / "model.json").read_text())
     assert described["findings"] == FINDINGS
@@ -62,7 +62,7 @@ def test_scores_are_the_saved_models(make_shards: MakeShards, tiny: Params, tmp_
 
 
 def test_lineage_names_the_inputs(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
-    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=changed(tiny, epochs=1), backbone=pretrained)
+    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), **changed(tiny, epochs=1).arguments("classify"), backbone=pretrained)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert sorted(record["inputs"]) == ["backbone", "shards"]
     assert record["upstream_mlflow_run_ids"] == {"shards": "upstream-run", "backbone": "pretrain-run"}
@@ -88,7 +88,7 @@ def test_a_stopped_run_continues_to_the_same_model(
     shards, params = make_shards(), changed(tiny, **MODES[mode])
     if mode == "finetune with patience":
         monkeypatch.setattr(training, "macro_auroc", lambda targets, scores: 0.6)  # the first epoch stays the best
-    classify.run(shards=[shards], out=str(tmp_path / "whole"), params=params, backbone=pretrained)
+    classify.run(shards=[shards], out=str(tmp_path / "whole"), **params.arguments("classify"), backbone=pretrained)
     epochs = len((tmp_path / "whole" / "history.csv").read_text().splitlines()) - 1
     assert (epochs < params.classify.epochs) is ("patience" in mode)
     steps, stops = 0, {2, 6, 8}  # within epochs, and after the last step of one
@@ -104,11 +104,11 @@ def test_a_stopped_run_continues_to_the_same_model(
     monkeypatch.setattr(training.Classification, "train_step", counted)
     for _ in stops:
         try:
-            classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=params, backbone=pretrained)
+            classify.run(shards=[shards], out=str(tmp_path / "stopped"), **params.arguments("classify"), backbone=pretrained)
         except signals.Interrupted:
             signals._stop.clear()
     if not (tmp_path / "stopped").exists():
-        classify.run(shards=[shards], out=str(tmp_path / "stopped"), params=params, backbone=pretrained)
+        classify.run(shards=[shards], out=str(tmp_path / "stopped"), **params.arguments("classify"), backbone=pretrained)
 
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["resumed"]
     for name in ("model.safetensors", "predictions.parquet", "model.json"):
@@ -116,7 +116,11 @@ def test_a_stopped_run_continues_to_the_same_model(
 
 
 def test_early_stopping_waits_for_its_patience(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=changed(tiny, mode="linear", epochs=40, patience=3, lr=0.05))
+    classify.run(
+        shards=[make_shards()],
+        out=str(tmp_path / "out"),
+        **changed(tiny, mode="linear", epochs=40, patience=3, lr=0.05).arguments("classify"),
+    )
     aurocs = pd.read_csv(tmp_path / "out" / "history.csv")["val_auroc_macro"].to_numpy()
     best = json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"]
     assert best == 1 + aurocs.argmax()  # the first of equals
@@ -126,7 +130,7 @@ def test_early_stopping_waits_for_its_patience(make_shards: MakeShards, tiny: Pa
 def test_linear_probe_leaves_the_backbone_alone(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
     """Its weights and its batch statistics are, bit for bit, what they were."""
     params = changed(tiny, mode="linear", epochs=20, lr=0.02)
-    classify.run(shards=[make_shards(images=200)], out=str(tmp_path / "out"), params=params, backbone=pretrained)
+    classify.run(shards=[make_shards(images=200)], out=str(tmp_path / "out"), **params.arguments("classify"), backbone=pretrained)
     before, after = load_file(Path(pretrained, "backbone.safetensors")), load_file(tmp_path / "out" / "model.safetensors")
     assert set(after) - set(before) == {"fc.weight", "fc.bias"}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -156,7 +160,7 @@ def test_mirror_images_count_half(make_shards: MakeShards, tiny: Params, tmp_pat
 
 def test_scores_are_calibrated_on_val(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """By hand: the saved head times T gives the logits before; no temperature near T has a lower likelihood on val."""
-    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=tiny)
+    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), **tiny.arguments("classify"))
     temperature = json.loads((tmp_path / "out" / "model.json").read_text())["temperature"]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["temperature"] == temperature != 1
@@ -190,8 +194,8 @@ def test_poisoned_test_labels_change_nothing_that_is_chosen(mode: str, make_shar
     params = changed(tiny, mode=mode, epochs=3, patience=2, label_fraction=0.5, positive_rate={"Left": 0.4}, loss="weighted_bce")
     measured = []
     for name, shards in (("a", clean), ("b", poisoned)):
-        classify.run(shards=[shards], out=str(tmp_path / name), params=params)
-        evaluate.run(predictions=[str(tmp_path / name)], out=str(tmp_path / f"evaluation-{name}"), params=params)
+        classify.run(shards=[shards], out=str(tmp_path / name), **params.arguments("classify"))
+        evaluate.run(predictions=[str(tmp_path / name)], out=str(tmp_path / f"evaluation-{name}"), **params.arguments("evaluate"))
         measured.append(json.loads((tmp_path / f"evaluation-{name}" / "metrics.json").read_text()))
     a, b = (predicted(tmp_path / name) for name in "ab")
     assert a["target_Right"].tolist() != b["target_Right"].tolist()
@@ -204,14 +208,16 @@ def test_poisoned_test_labels_change_nothing_that_is_chosen(mode: str, make_shar
 
 
 def test_few_labels_make_smaller_batches(make_shards: MakeShards, tiny: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=changed(tiny, label_fraction=0.1))
+    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), **changed(tiny, label_fraction=0.1).arguments("classify"))
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train_images"] == 4  # two patients of eighteen
     assert "batches of 4 images" in caplog.text
 
 
 def test_an_unknown_finding_in_positive_rate_is_refused(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classify\.positive_rate: Middle is not a finding"):
-        classify.run(shards=[make_shards()], out=str(tmp_path / "out"), params=changed(tiny, positive_rate={"Middle": 0.1}))
+        classify.run(
+            shards=[make_shards()], out=str(tmp_path / "out"), **changed(tiny, positive_rate={"Middle": 0.1}).arguments("classify")
+        )
 
 
 def test_shards_without_findings_are_refused(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -219,4 +225,4 @@ def test_shards_without_findings_are_refused(make_shards: MakeShards, tiny: Para
     manifest = Path(shards) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "findings": []}))
     with pytest.raises(UserError, match="no findings; put a"):
-        classify.run(shards=[shards], out=str(tmp_path / "out"), params=tiny)
+        classify.run(shards=[shards], out=str(tmp_path / "out"), **tiny.arguments("classify"))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.common.formats.shards import SCHEMA
-from components.common.runs.params import Params
+from components.params import Params
 from tests.conftest import FINDINGS, MakeShards
 
 SPOTS = {"Left": (2.0, 8.0, 7.0, 12.0), "Right": (14.0, 8.0, 7.0, 12.0)}
@@ -43,5 +43,5 @@ def make_boxed(make_shards: MakeShards) -> Callable[..., str]:
 @pytest.fixture
 def small() -> Params:
     """Parameters for a few seconds of training on the shards above."""
-    section = {"arch": "resnet18", "channels": 64, "epochs": 2, "batch_size": 8, "lr": 0.002, "checkpoint_minutes": 0}
+    section = {"arch": "resnet18", "channels": 64, "epochs": 2, "batch_size": 8, "lr": 0.002}
     return Params.model_validate({"detect": section})

@@ -15,8 +15,8 @@ from pycocotools.cocoeval import COCOeval
 from sklearn.metrics import roc_auc_score
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
 from components.evaluate.run import run
+from components.params import Params
 
 CLASSES = ["Nodule <small>", "Effusion", "Rare"]
 PARAMS = Params.model_validate({"evaluate": {"resamples": 200}})
@@ -73,7 +73,7 @@ def _box(rng: np.random.Generator, label: str) -> dict[str, Any]:
 
 
 def evaluate(*folders: str, out: Path, baseline: str | None = None) -> dict[str, float]:
-    run(predictions=list(folders), out=str(out), params=PARAMS, baseline=[baseline] if baseline else None)
+    run(predictions=list(folders), out=str(out), **PARAMS.arguments("evaluate"), baseline=[baseline] if baseline else None)
     content: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return content
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, retinanet_resnet50_fpn_v2
 
-from components.common.runs.params import Detect
 from components.common.training import backbones
 from components.detect import network
+from components.detect.params import Detect
 
 BOXES = [torch.tensor([[4.0, 4, 20, 30]]), torch.zeros(0, 4)]
 LABELS = [torch.tensor([1]), torch.zeros(0, dtype=torch.int64)]

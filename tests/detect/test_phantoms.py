@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
-from tests.imports import ROOT
+from tests import ROOT
 
 
 @pytest.mark.slow

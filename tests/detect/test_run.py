@@ -13,10 +13,10 @@ from torchvision.ops import box_iou
 from components.common.errors import UserError
 from components.common.formats.shards import decode, square
 from components.common.runs import signals
-from components.common.runs.params import Params
 from components.common.training import backbones
 from components.detect import network
 from components.detect import run as detect
+from components.params import Params
 from tests.detect.conftest import SPOTS, box
 
 DETECTORS = pytest.mark.parametrize("detector", ["retinanet", pytest.param("fasterrcnn", marks=pytest.mark.slow)])
@@ -34,7 +34,7 @@ def corners(boxes: list[dict[str, Any]]) -> torch.Tensor:
 @DETECTORS
 def test_learns_what_can_be_seen(make_boxed: Callable[..., str], small: Params, tmp_path: Path, detector: str) -> None:
     out = tmp_path / "out"
-    detect.run(shards=[make_boxed(images=200)], out=str(out), params=changed(small, epochs=7, detector=detector))
+    detect.run(shards=[make_boxed(images=200)], out=str(out), **changed(small, epochs=7, detector=detector).arguments("detect"))
 
     table = pq.read_table(out / "predictions.parquet")
     assert table.column_names[:8] == ["image_id", "patient_id", "split", "task", "view", "sex", "age", "manufacturer"]
@@ -53,7 +53,7 @@ def test_learns_what_can_be_seen(make_boxed: Callable[..., str], small: Params, 
 
 def test_predictions_are_the_saved_models(make_boxed: Callable[..., str], small: Params, tmp_path: Path, pretrained: str) -> None:
     shards, out = make_boxed(images=30), tmp_path / "out"
-    detect.run(shards=[shards], out=str(out), params=changed(small, epochs=1), backbone=pretrained)
+    detect.run(shards=[shards], out=str(out), **changed(small, epochs=1).arguments("detect"), backbone=pretrained)
 
     described = json.loads((out / "model.json").read_text())
     assert described["task"] == "detect" and described["detector"] == "retinanet" and described["classes"] == ["Left", "Right"]
@@ -74,7 +74,9 @@ def test_predictions_are_the_saved_models(make_boxed: Callable[..., str], small:
 
 
 def test_lineage_names_the_inputs(make_boxed: Callable[..., str], small: Params, tmp_path: Path, pretrained: str) -> None:
-    detect.run(shards=[make_boxed(images=30)], out=str(tmp_path / "out"), params=changed(small, epochs=1), backbone=pretrained)
+    detect.run(
+        shards=[make_boxed(images=30)], out=str(tmp_path / "out"), **changed(small, epochs=1).arguments("detect"), backbone=pretrained
+    )
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert sorted(record["inputs"]) == ["backbone", "shards"]
     assert record["upstream_mlflow_run_ids"] == {"shards": "upstream-run", "backbone": "pretrain-run"}
@@ -85,7 +87,7 @@ def test_a_stopped_run_continues_to_the_same_model(
     make_boxed: Callable[..., str], small: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
 ) -> None:
     shards, params = make_boxed(images=30), changed(small, detector=detector)
-    detect.run(shards=[shards], out=str(tmp_path / "whole"), params=params)
+    detect.run(shards=[shards], out=str(tmp_path / "whole"), **params.arguments("detect"))
     steps = 0
     train_step = detect.Detection.train_step
 
@@ -98,9 +100,9 @@ def test_a_stopped_run_continues_to_the_same_model(
 
     monkeypatch.setattr(detect.Detection, "train_step", counted)
     with pytest.raises(signals.Interrupted):
-        detect.run(shards=[shards], out=str(tmp_path / "stopped"), params=params)
+        detect.run(shards=[shards], out=str(tmp_path / "stopped"), **params.arguments("detect"))
     signals._stop.clear()
-    detect.run(shards=[shards], out=str(tmp_path / "stopped"), params=params)
+    detect.run(shards=[shards], out=str(tmp_path / "stopped"), **params.arguments("detect"))
 
     for name in ("model.safetensors", "predictions.parquet"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -114,7 +116,7 @@ def test_test_boxes_change_nothing_but_the_targets(make_boxed: Callable[..., str
             row.update(labels=[1.0, 1.0], boxes=[box("Right", *SPOTS["Left"]), box("Left", 0, 0, 3, 3), box("New", 1, 1, 5, 5)])
 
     for name, shards in (("a", make_boxed("clean", images=30)), ("b", make_boxed("poisoned", poison, images=30))):
-        detect.run(shards=[shards], out=str(tmp_path / name), params=small)
+        detect.run(shards=[shards], out=str(tmp_path / name), **small.arguments("detect"))
     a, b = (pq.read_table(tmp_path / name / "predictions.parquet") for name in "ab")
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     thresholds = [json.loads((tmp_path / name / "model.json").read_text())["threshold"] for name in "ab"]
@@ -125,7 +127,7 @@ def test_test_boxes_change_nothing_but_the_targets(make_boxed: Callable[..., str
 
 def test_images_that_are_not_known_are_neither_trained_on_nor_judged(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
     shards, out = make_boxed(change=lambda row: row.update(boxes=row["boxes"][:1])), tmp_path / "out"
-    detect.run(shards=[shards], out=str(out), params=changed(small, epochs=1))
+    detect.run(shards=[shards], out=str(out), **changed(small, epochs=1).arguments("detect"))
     rows = [row for path in Path(shards).glob("part-*") for row in pq.read_table(path).to_pylist()]
     half_boxed = {
         row["image_id"] for row in rows if sum(label == 1 for label in row["labels"]) == 2 or (row["labels"][0] != 0 and not row["boxes"])
@@ -142,7 +144,7 @@ def test_images_that_are_not_known_are_neither_trained_on_nor_judged(make_boxed:
 
 def test_without_boxes_in_val_the_last_epoch_is_taken(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
     shards = make_boxed(images=30, change=lambda row: row.update(boxes=[], labels=[0.0, 0.0]) if row["split"] == "val" else None)
-    detect.run(shards=[shards], out=str(tmp_path / "out"), params=small)
+    detect.run(shards=[shards], out=str(tmp_path / "out"), **small.arguments("detect"))
     assert json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"] == 2
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["val_map_50"] is None
 
@@ -164,7 +166,7 @@ def test_parameters_that_cannot_work_are_refused(
             row.update(boxes=[], labels=[float("nan"), 0.0])
 
     with pytest.raises(UserError, match=message):
-        detect.run(shards=[make_boxed(change=change)], out=str(tmp_path / "out"), params=changed(small, **update))
+        detect.run(shards=[make_boxed(change=change)], out=str(tmp_path / "out"), **changed(small, **update).arguments("detect"))
 
 
 def test_label_fractions_are_nested(make_boxed: Callable[..., str], small: Params) -> None:

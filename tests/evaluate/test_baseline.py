@@ -10,16 +10,16 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
 from components.common.statistics.ranking import paired_auroc_difference
 from components.evaluate.run import run
+from components.params import Params
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table
 
 PARAMS = Params.model_validate({"evaluate": {"resamples": 400}})
 
 
 def compare(model: str, baseline: str, out: Path) -> dict[str, float]:
-    run(predictions=[model], baseline=[baseline], out=str(out), params=PARAMS)
+    run(predictions=[model], baseline=[baseline], out=str(out), **PARAMS.arguments("evaluate"))
     found: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return found
 
@@ -57,7 +57,7 @@ def test_p_values_agree_with_intervals_and_are_adjusted_over_findings(found: dic
 
 def test_report_and_record_name_the_baseline(found: dict[str, float], tmp_path: Path) -> None:
     html = (tmp_path / "out" / "report.html").read_text()
-    assert "Comparison with the baseline" in html and f"{found['classify_difference_auroc_macro']:+.3f}" in html
+    assert "Beside the baseline" in html and f"{found['classify_difference_auroc_macro']:+.3f}" in html
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert sorted(record["inputs"]) == ["baseline", "baseline_model", "model", "predictions"]
     assert record["upstream_mlflow_run_ids"] == {"predictions": "run-of-classify", "baseline": "run-of-classify"}
@@ -90,4 +90,4 @@ def test_refuses_to_compare(change: Callable[[Table], object], message: str, mak
 def test_one_baseline_a_task(make_predictions: MakePredictions, tmp_path: Path) -> None:
     folders = [make_predictions(name) for name in ("one", "two", "three")]
     with pytest.raises(UserError, match=r"--baseline: .*two and .*three are both of the task classify; name one"):
-        run(predictions=folders[:1], baseline=folders[1:], out=str(tmp_path / "out"), params=PARAMS)
+        run(predictions=folders[:1], baseline=folders[1:], out=str(tmp_path / "out"), **PARAMS.arguments("evaluate"))

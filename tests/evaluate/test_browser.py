@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from components.common.runs.params import Params
 from components.evaluate.run import run
+from components.params import Params
 from tests.evaluate.conftest import MakePredictions, Table
 
 CHROMIUM = shutil.which("chromium")
@@ -70,7 +70,7 @@ def page(make_predictions: MakePredictions, tmp_path: Path) -> Path:
 
     params = Params.model_validate({"evaluate": {"resamples": 100}})
     good, poor = make_predictions("good", attributes, skill=1.5), make_predictions("poor", attributes, skill=0.5, seed=1)
-    run(predictions=[good], baseline=[poor], out=str(tmp_path / "out"), params=params)
+    run(predictions=[good], baseline=[poor], out=str(tmp_path / "out"), **params.arguments("evaluate"))
     return tmp_path / "out" / "report.html"
 
 

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from sklearn import metrics as sklearn
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
 from components.evaluate.run import run
+from components.params import Params
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table
 
 PARAMS = Params.model_validate({"evaluate": {"resamples": 200}})
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 
 def evaluate(*folders: str, out: Path) -> dict[str, float | None]:
-    run(predictions=list(folders), out=str(out), params=PARAMS)
+    run(predictions=list(folders), out=str(out), **PARAMS.arguments("evaluate"))
     content: dict[str, float | None] = json.loads((out / "metrics.json").read_text())
     return content
 
@@ -132,7 +132,7 @@ def test_report_holds_the_numbers(make_predictions: MakePredictions, tmp_path: P
             assert f"{value:.3f}" in page.text, name
     assert "Nodule <small>" in page.text
     assert "Rare (3 positives)" in page.text and "Absent (0 positives)" in page.text
-    assert "Included: Effusion and Nodule <small>." in page.text
+    assert "In: Effusion and Nodule <small>." in page.text
     assert "git commit " + "c0ffee" * 6 in page.text
     assert "lr=0.0003" in page.text
     assert "Epoch 2 was chosen" in page.text
@@ -179,9 +179,9 @@ def test_two_models_side_by_side(make_predictions: MakePredictions, tmp_path: Pa
 
 def test_no_finding_counts(make_predictions: MakePredictions, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     params = Params.model_validate({"evaluate": {"resamples": 100, "min_positives": 1000}})
-    run(predictions=[make_predictions()], out=str(tmp_path / "out"), params=params)
+    run(predictions=[make_predictions()], out=str(tmp_path / "out"), **params.arguments("evaluate"))
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["classify_test_auroc_macro"] is None
-    assert "No finding is included." in report(tmp_path / "out").text
+    assert "None is in." in report(tmp_path / "out").text
     assert "no finding has 1000 positives" in caplog.text
 
 
@@ -260,7 +260,7 @@ def test_refuses(change: Callable[[Table], object], message: str, make_predictio
         ("predictions.parquet", b"no parquet", r"predictions\.parquet: not a Parquet file"),
         ("history.csv", b"epoch,loss\n1,low\n", r"history\.csv: line 2 is not numbers"),
         ("figures/x.png", b"no picture", r"figures/x\.png: not a PNG"),
-        ("model.json", b"{", r"model\.json: not valid JSON"),
+        ("model.json", b"{", r"model\.json: not a JSON object"),
     ],
 )
 def test_refuses_broken_files(name: str, content: bytes, message: str, make_predictions: MakePredictions, tmp_path: Path) -> None:

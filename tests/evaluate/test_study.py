@@ -9,9 +9,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
 from components.evaluate.run import study
 from components.evaluate.study import Cell, find_cells
+from components.params import Params
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table
 
 ARMS = {"moco": 1.0, "ifa": 3.0, "scratch": 0.1, "aligned": 1.0}
@@ -34,7 +34,7 @@ def cells(make_predictions: MakePredictions, tmp_path: Path) -> str:
 
 
 def finish(cells: str, tmp_path: Path, params: Params) -> dict[str, Any]:
-    study(cells=cells, out=str(tmp_path / "page"), params=params)
+    study(cells=cells, out=str(tmp_path / "page"), **params.arguments("evaluate study"))
     found: dict[str, Any] = json.loads((tmp_path / "page" / "metrics.json").read_text())
     return found
 
@@ -103,7 +103,7 @@ def test_models_of_other_test_images_are_refused(cells: str, tmp_path: Path, par
 
 def test_a_folder_without_cells_is_refused(tmp_path: Path, make_predictions: MakePredictions) -> None:
     make_predictions("cells/other/0.1/ifa/0")
-    with pytest.raises(UserError, match="contains no cell of a study"):
+    with pytest.raises(UserError, match="holds no cell of a study"):
         find_cells(str(tmp_path / "cells"))
 
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
 from components.evaluate.run import run
+from components.params import Params
 
 Table = dict[str, Any]
 MakeInverted = Callable[..., str]
@@ -62,7 +62,7 @@ def _columns(better: float) -> Table:
 
 
 def evaluate(*folders: str, out: Path, baseline: list[str] | None = None) -> dict[str, float]:
-    run(predictions=list(folders), out=str(out), params=PARAMS, baseline=baseline)
+    run(predictions=list(folders), out=str(out), **PARAMS.arguments("evaluate"), baseline=baseline)
     metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return metrics
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from components.common.formats.shards import open_shards
-from components.common.runs.params import Invert
 from components.common.training import backbones
 from components.common.training.reader import Reader
 from components.invert.features import FeatureSpace, maps_distance, pretrained, random
+from components.invert.params import Invert
 from tests.conftest import MakeShards
 
 CPU = torch.device("cpu")

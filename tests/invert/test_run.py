@@ -14,12 +14,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels, decode, square
 from components.common.runs import signals
-from components.common.runs.params import Params
 from components.common.training import backbones
 from components.invert import gan, inversion, run
 from components.invert.encoder import Encoder
 from components.invert.gan import start_generator
 from components.invert.inverter import rebuild
+from components.params import Params
 from tests.conftest import MakeShards
 
 SMALL = {
@@ -35,13 +35,12 @@ SMALL = {
     "epochs": 2,
     "batch_size": 8,
     "perceptual": "none",
-    "checkpoint_minutes": 60,
 }
 ERRORS = ["mse", "psnr", "ssim", "ms_ssim", "feature_distance"]
 
 
 def params(**update: object) -> Params:
-    return Params.model_validate({"invert": {**SMALL, **update}})
+    return Params.model_validate({"invert": {**SMALL, **update}, "runtime": {"checkpoint_minutes": 60}})
 
 
 def make_backbone(folder: Path, seed: int = 5, method: str = "ifa") -> str:
@@ -65,7 +64,9 @@ def finished(trained: dict[str, Path], make_shards: MakeShards, tmp_path: Path) 
     if not trained:
         folder = make_backbone(tmp_path / "backbone")
         trained |= {"shards": Path(make_shards()), "backbone": Path(folder), "out": tmp_path / "out"}
-        run.run(shards=[str(trained["shards"])], backbone=folder, out=str(tmp_path / "out"), params=params(perceptual="backbone"))
+        run.run(
+            shards=[str(trained["shards"])], backbone=folder, out=str(tmp_path / "out"), **params(perceptual="backbone").arguments("invert")
+        )
     return trained
 
 
@@ -142,7 +143,13 @@ def test_a_generator_can_be_given_and_is_not_changed(finished: dict[str, Path], 
     """The study's arms share one, and differ in the perceptual loss alone."""
     shards, earlier = str(finished["shards"]), finished["out"]
     other = make_backbone(tmp_path / "other", seed=6, method="moco")
-    run.run(shards=[shards], generator=str(earlier), perceptual=other, out=str(tmp_path / "out"), params=params(perceptual="backbone"))
+    run.run(
+        shards=[shards],
+        generator=str(earlier),
+        perceptual=other,
+        out=str(tmp_path / "out"),
+        **params(perceptual="backbone").arguments("invert"),
+    )
     before, after = (load_file(folder / "model.safetensors") for folder in (earlier, tmp_path / "out"))
     kept = [name for name in after if name.startswith("generator.")]
     assert len(kept) > 20
@@ -158,7 +165,7 @@ def test_what_cannot_be_used_is_named(finished: dict[str, Path], tmp_path: Path)
 
     def refused(match: str, update: dict[str, object] | None = None, **folders: str) -> None:
         with pytest.raises(UserError, match=match):
-            run.run(shards=[shards], out=str(tmp_path / "out"), params=params(**(update or {})), **folders)  # type: ignore[arg-type]
+            run.run(shards=[shards], out=str(tmp_path / "out"), **params(**(update or {})).arguments("invert"), **folders)  # type: ignore[arg-type]
 
     refused(r"invert\.size: 64, but the shards hold images of 32 pixels; make it smaller", {"size": 64})
     refused(r"invert\.gan_batch_size: 64, but the train split has 36 images", {"gan_batch_size": 64})
@@ -213,7 +220,7 @@ def test_test_images_change_nothing_but_their_own_errors(make_shards: MakeShards
         changed = [{**row, "pixels": donor["pixels"]} if row["split"] == "test" else row for row in rows]
         pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), path, row_group_size=7)
     for name, shards in (("a", clean), ("b", poisoned)):
-        run.run(shards=[shards], out=str(tmp_path / name), params=params(gan_epochs=1, epochs=1))
+        run.run(shards=[shards], out=str(tmp_path / name), **params(gan_epochs=1, epochs=1).arguments("invert"))
     a, b = (pq.read_table(tmp_path / name / "predictions.parquet").to_pandas() for name in "ab")
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     assert a[a["split"] == "val"].equals(b[b["split"] == "val"])
@@ -225,7 +232,9 @@ def test_refining_brings_reconstructions_closer(finished: dict[str, Path], tmp_p
     mean = []
     for steps in (0, 40):
         out = tmp_path / f"refined{steps}"
-        run.run(shards=[shards], generator=earlier, out=str(out), params=params(epochs=1, lambda_latent=0.0, refine_steps=steps))
+        run.run(
+            shards=[shards], generator=earlier, out=str(out), **params(epochs=1, lambda_latent=0.0, refine_steps=steps).arguments("invert")
+        )
         mean.append(pq.read_table(out / "predictions.parquet").to_pandas()["psnr"].mean())
     assert mean[1] > mean[0] + 0.5
 
@@ -243,7 +252,7 @@ def test_refined_latents_do_not_depend_on_the_batch(finished: dict[str, Path]) -
 
 def test_without_any_backbone_the_perceptual_one_is_random(make_shards: MakeShards, tmp_path: Path) -> None:
     small = params(perceptual="backbone", gan_epochs=1, epochs=1)
-    run.run(shards=[make_shards()], out=str(tmp_path / "out"), params=small)
+    run.run(shards=[make_shards()], out=str(tmp_path / "out"), **small.arguments("invert"))
     described = json.loads((tmp_path / "out" / "model.json").read_text())
     assert "random weights" in described["perceptual"]
     assert described["perceptual"] != described["judge"]

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from components.common.runs.params import Params, load
+from components.params import Params, load
 from components.simulate.run import run as simulate
 from pipelines.settings import StepName
 
@@ -20,19 +20,19 @@ SETTINGS: dict[str, Any] = {
 }
 PARAMS: dict[str, Any] = {
     "simulate": {"patients": 30, "size": 64},
-    "preprocess": {"size": 32, "parts": 2, "workers": 1},
+    "preprocess": {"size": 32, "parts": 2},
     "pretrain": {
         **{"arch": "resnet18", "epochs": 3, "batch_size": 8, "queue_size": 16, "shuffle_groups": 2, "dim": 16},
-        "checkpoint_minutes": 0,
     },
-    "classify": {"arch": "resnet18", "epochs": 1, "batch_size": 8, "checkpoint_minutes": 10},
-    "detect": {"arch": "resnet18", "epochs": 1, "batch_size": 8, "channels": 64, "checkpoint_minutes": 10},
+    "classify": {"arch": "resnet18", "epochs": 1, "batch_size": 8},
+    "detect": {"arch": "resnet18", "epochs": 1, "batch_size": 8, "channels": 64},
     "invert": {
         **{"arch": "resnet18", "size": 16, "latent_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 16},
-        **{"gan_epochs": 1, "gan_batch_size": 8, "epochs": 1, "batch_size": 8, "refine_steps": 1, "checkpoint_minutes": 10},
+        **{"gan_epochs": 1, "gan_batch_size": 8, "epochs": 1, "batch_size": 8, "refine_steps": 1},
     },
     "evaluate": {"resamples": 100, "min_positives": 1},
     "register": {"min_auroc": 0.0, "resamples": 100},
+    "runtime": {"workers": 1, "checkpoint_minutes": 0},
 }
 
 
@@ -42,7 +42,7 @@ class Workplace:
     def __init__(self, folder: Path):
         self.folder, self.raw, self.out = folder, folder / "raw", folder / "out"
         (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-        simulate(out=str(self.raw), params=self.params)
+        simulate(out=str(self.raw), **self.params.arguments("simulate"))
 
     @property
     def params(self) -> Params:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipelines import settings
-from tests.imports import ROOT
+from tests import ROOT
 
 MANIFESTS: list[tuple[Path, dict[str, Any]]] = [
     (path, manifest) for path in sorted((ROOT / "deploy").glob("*.yaml")) for manifest in yaml.safe_load_all(path.read_text())

@@ -8,8 +8,9 @@ from mlflow import MlflowClient
 
 from components.common.errors import UserError
 from components.common.runs import storage, tracking
-from components.common.runs.step import complain, step
-from pipelines.pipeline_run import begin, digest_listing, end, parent_run
+from components.common.runs.step import exit_codes, step
+from components.pretrain.params import Pretrain
+from pipelines.pipeline_run import begin, digest_listing, end
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
 def start(raw: str) -> tuple[str, str]:
     """Begins a pipeline; returns the id of its MLflow run, and of one of a stage below it, which is running."""
     begin(name="training", raw=raw, root=str(Path(raw).parent / "out"), tags={"data.dvc.md5": "1234"})
-    parent = parent_run()
+    parent = tracking.pipeline_run_id()
     assert parent
     client = MlflowClient(tracking.uri())
     tags = {"kfp.run_id": client.get_run(parent).data.tags["kfp.run_id"]}
@@ -37,7 +38,7 @@ def statuses(*runs: str) -> list[str]:
 def test_an_attempt_after_the_first_finds_the_run(raw: str) -> None:
     parent, _ = start(raw)
     begin(name="training", raw=raw, root=str(Path(raw).parent / "out"), tags={})
-    assert parent_run() == parent
+    assert tracking.pipeline_run_id() == parent
     tags = MlflowClient(tracking.uri()).get_run(parent).data.tags
     assert (tags["raw"], tags["data.dvc.md5"]) == (raw, "1234")
 
@@ -88,12 +89,12 @@ def test_the_folder_follows_from_all_that_decides_the_output(tmp_path: Path, mon
     monkeypatch.delenv("KFP_RUN_ID", raising=False)
     monkeypatch.setenv("GIT_COMMIT", "one")
 
-    def folder(shards: str = "a", **changes: object) -> str:
-        with step("pretrain", "root", {"pretrain": json.dumps(changes)}, {"shards": shards}) as this:
+    def folder(shards: str = "a", runtime: str = "{}", **changes: object) -> str:
+        with step("pretrain", "root", Pretrain, json.dumps(changes), {"shards": shards}, runtime) as this:
             return this.out
 
     assert folder() == folder() == folder(epochs=200), "the default"
-    assert folder(checkpoint_minutes=3) == folder(), "how, not what"
+    assert folder(runtime='{"checkpoint_minutes": 3}') == folder(), "how, not what"
     others = {folder(), folder(epochs=3), folder("b")}
     monkeypatch.setenv("GIT_COMMIT", "two")
     assert len({*others, folder()}) == 4
@@ -102,7 +103,7 @@ def test_the_folder_follows_from_all_that_decides_the_output(tmp_path: Path, mon
 
 def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KFP_RUN_ID", raising=False)
-    with pytest.raises(SystemExit) as stop, complain("pretrain"):
+    with pytest.raises(SystemExit) as stop, exit_codes("pretrain"):
         raise UserError("shards: not there")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "pretrain: shards: not there\n"

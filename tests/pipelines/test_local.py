@@ -69,11 +69,11 @@ def by_hand(workplace: Workplace, *heads: str) -> Path:
     """The same stages, one after the other in this process and without partitions."""
     folder, params = workplace.folder / "hand", workplace.params
     shards, backbone = str(folder / "shards"), str(folder / "pretrain")
-    preprocess(raw=str(workplace.raw), out=shards, params=params)
-    pretrain(shards=[shards], out=backbone, params=params)
+    preprocess(raw=str(workplace.raw), out=shards, **params.arguments("preprocess"))
+    pretrain(shards=[shards], out=backbone, **params.arguments("pretrain"))
     for name in heads:
-        HEADS[name](shards=[shards], backbone=backbone, out=str(folder / name), params=params)
-    evaluate(predictions=[str(folder / name) for name in heads], out=str(folder / "evaluate"), params=params)
+        HEADS[name](shards=[shards], backbone=backbone, out=str(folder / name), **params.arguments(name))
+    evaluate(predictions=[str(folder / name) for name in heads], out=str(folder / "evaluate"), **params.arguments("evaluate"))
     return folder
 
 

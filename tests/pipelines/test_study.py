@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 import yaml
 
-from components.common.runs.params import Params, load
 from components.evaluate.study import CLAIMS
+from components.params import Params, load
 from pipelines.study_plan import plan
-from tests.imports import ROOT
+from tests import ROOT
 from tests.pipelines.conftest import Workplace
 from tests.pipelines.test_local import pipeline_status, run
 

@@ -8,7 +8,7 @@ import yaml
 
 from pipelines import packages, server, submission
 from pipelines.__main__ import main
-from tests.imports import ROOT
+from tests import ROOT
 from tests.pipelines import double
 
 RAW = "s3://bucket/raw"

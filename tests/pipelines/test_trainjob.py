@@ -16,17 +16,17 @@ from kubeflow.trainer import TrainerClient
 from kubernetes import client
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
+from components.params import Params
 from components.pretrain import trainjob
 from components.pretrain.launch import command
 from pipelines import resources, settings, submission
+from tests import ROOT
 from tests.conftest import MakeShards
-from tests.imports import ROOT
 from tests.pipelines import kubernetes_double
 
 NAME = "pretrain-0123456789abcdef"
 CLUSTER = resources.describe_nodes(settings.load(), 2)
-COMMAND = command(["s3://b/shards"], "s3://b/pretrain/0123456789abcdef", Params())
+COMMAND = command(["s3://b/shards"], "s3://b/pretrain/0123456789abcdef", **Params().arguments("pretrain"))
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_secrets_become_variables(tmp_path: Path) -> None:
 def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """The very command of the request, with the variables that Kubeflow Trainer sets for torchrun."""
     out = tmp_path / "backbone"
-    option = trainjob.options(NAME, command([make_shards()], str(out), tiny), CLUSTER)[3]
+    option = trainjob.options(NAME, command([make_shards()], str(out), **tiny.arguments("pretrain")), CLUSTER)[3]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -22,8 +22,10 @@ def predicted(heads: Heads, tmp_path_factory: pytest.TempPathFactory, mlflow_dat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
         for task in ("detect", "invert"):
-            predict.run(model=str(heads.model(task)), raw=str(heads.raw), out=str(folder / task), params=other)
-        evaluate.run(predictions=[str(folder / "detect"), str(folder / "invert")], out=str(folder / "evaluation"), params=PARAMS)
+            predict.run(model=str(heads.model(task)), raw=str(heads.raw), out=str(folder / task), **other.arguments("predict"))
+        evaluate.run(
+            predictions=[str(folder / "detect"), str(folder / "invert")], out=str(folder / "evaluation"), **PARAMS.arguments("evaluate")
+        )
     return folder
 
 
@@ -61,6 +63,6 @@ def test_what_cannot_be_judged_is_said(heads: Heads, tmp_path: Path, caplog: pyt
     (tmp_path / "raw").mkdir()
     for path in sorted(heads.raw.rglob("*.dcm"))[:3]:
         (tmp_path / "raw" / path.name).write_bytes(path.read_bytes())
-    predict.run(model=str(heads.detect), raw=str(tmp_path / "raw"), out=str(tmp_path / "out"), params=PARAMS)
+    predict.run(model=str(heads.detect), raw=str(tmp_path / "raw"), out=str(tmp_path / "out"), **PARAMS.arguments("predict"))
     assert re.search(r"3 images are scored, but not to be evaluated: which of the classes they show is not known", caplog.text)
     assert pd.read_parquet(tmp_path / "out" / "predictions.parquet")["targets"].isna().all()

@@ -10,8 +10,8 @@ import pytest
 from components.__main__ import main
 from components.common.errors import UserError
 from components.common.formats.shards import decode
-from components.common.runs.params import Params
 from components.evaluate import run as evaluate
+from components.params import Params
 from components.predict import run as predict
 from components.preprocess import run as preprocess
 from components.register import run as register
@@ -24,8 +24,9 @@ NAME = "predict-test"
 @pytest.fixture(scope="module")
 def params() -> Params:
     content: dict[str, Any] = {
+        "runtime": {"workers": 1},
         "simulate": {"patients": 12, "size": 80},
-        "preprocess": {"size": 96, "parts": 2, "workers": 1},  # not the model's size
+        "preprocess": {"size": 96, "parts": 2},  # not the model's size
         "evaluate": {"resamples": 100, "min_positives": 1},
         "register": {"name": NAME, "min_auroc": 0},
     }
@@ -36,7 +37,7 @@ def params() -> Params:
 def raw(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
     """Phantoms, some files that are none, and labels of one of the model's two findings."""
     folder = tmp_path_factory.mktemp("raw") / "cohort"
-    simulate.run(out=str(folder), params=params)
+    simulate.run(out=str(folder), **params.arguments("simulate"))
     (folder / "notes.txt").write_text("no radiograph")
     labels = pd.read_csv(folder / "labels.csv")
     labels["Effusion"] = np.arange(len(labels)) % 2
@@ -50,16 +51,21 @@ def model(tmp_path: Path) -> str:
 
 
 def test_a_cohort_from_elsewhere_is_scored_and_evaluated(model: str, raw: Path, params: Params, tmp_path: Path) -> None:
-    register.run(model=model, evaluation=folders.write_evaluation(tmp_path / "evaluation", model), out=str(tmp_path / "r"), params=params)
+    register.run(
+        model=model,
+        evaluation=folders.write_evaluation(tmp_path / "evaluation", model),
+        out=str(tmp_path / "r"),
+        **params.arguments("register"),
+    )
 
     for name, source in (("registry", f"models:/{NAME}@champion"), ("folder", model), ("export", str(tmp_path / "r"))):
-        predict.run(model=source, raw=str(raw), out=str(tmp_path / name), params=params)
+        predict.run(model=source, raw=str(raw), out=str(tmp_path / name), **params.arguments("predict"))
 
     table = pd.read_parquet(tmp_path / "registry" / "predictions.parquet").set_index("image_id")
     same = Params.model_validate(
         {**params.model_dump(by_alias=True), "preprocess": {**params.preprocess.model_dump(), "size": folders.SIZE}}
     )
-    preprocess.run(raw=str(raw), out=str(tmp_path / "shards"), params=same)
+    preprocess.run(raw=str(raw), out=str(tmp_path / "shards"), **same.arguments("preprocess"))
     rows = pd.concat(map(pd.read_parquet, (tmp_path / "shards").glob("part-*.parquet"))).set_index("image_id")
     assert sorted(table.index) == sorted(rows.index)
     network = folders.network(1)
@@ -71,14 +77,14 @@ def test_a_cohort_from_elsewhere_is_scored_and_evaluated(model: str, raw: Path, 
     for name in ("folder", "export"):
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / name / "predictions.parquet").set_index("image_id"), table)
 
-    evaluate.run(predictions=[str(tmp_path / "registry")], out=str(tmp_path / "e"), params=params)
+    evaluate.run(predictions=[str(tmp_path / "registry")], out=str(tmp_path / "e"), **params.arguments("evaluate"))
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert metrics["classify_test_images"] == len(table)
     assert 0 <= metrics["classify_test_auroc_Effusion"] <= 1
 
 
 def test_nothing_is_dropped_silently(model: str, raw: Path, params: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    predict.run(model=model, raw=str(raw), out=str(tmp_path / "out"), params=params)
+    predict.run(model=model, raw=str(raw), out=str(tmp_path / "out"), **params.arguments("predict"))
     quarantine = pd.read_parquet(tmp_path / "out" / "quarantine.parquet")
     assert quarantine[["path", "reason"]].values.tolist() == [["notes.txt", "not_dicom"]]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -94,7 +100,7 @@ def test_nothing_is_dropped_silently(model: str, raw: Path, params: Params, tmp_
 def test_models_that_cannot_be_used(model: str, raw: Path, params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(source: str) -> str:
         with pytest.raises(UserError) as error:
-            predict.run(model=source, raw=str(raw), out=str(tmp_path / "out"), params=params)
+            predict.run(model=source, raw=str(raw), out=str(tmp_path / "out"), **params.arguments("predict"))
         return str(error.value)
 
     assert "has no model.json" in refused(str(raw))
@@ -114,8 +120,8 @@ def test_pseudonyms_are_under_the_key_of_the_environment(
     model: str, raw: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXR_PSEUDONYM_KEY", "k" * 32)
-    predict.run(model=model, raw=str(raw), out=str(tmp_path / "keyed"), params=params)
+    predict.run(model=model, raw=str(raw), out=str(tmp_path / "keyed"), **params.arguments("predict"))
     monkeypatch.delenv("CXR_PSEUDONYM_KEY")
-    predict.run(model=model, raw=str(raw), out=str(tmp_path / "public"), params=params)
+    predict.run(model=model, raw=str(raw), out=str(tmp_path / "public"), **params.arguments("predict"))
     keyed, public = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("keyed", "public"))
     assert not set(keyed["patient_id"]) & set(public["patient_id"])

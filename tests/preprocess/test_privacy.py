@@ -20,8 +20,8 @@ from components.common.dicom.views import accepts, canonical_view, read_manufact
 from components.common.formats import shards
 from components.preprocess import relink
 from components.preprocess.deidentify import ALLOW_LIST, ENVIRONMENT_VARIABLE, PSEUDONYMS, Pseudonyms, describe
+from tests import ROOT
 from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
-from tests.imports import ROOT
 from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
 
 PRIVACY = (ROOT / "docs" / "privacy.md").read_text()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from components.common.dicom import dicom_file
-from components.common.runs.params import Preprocess
 from components.preprocess import part_writer, rows
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import File, Index
 from components.preprocess.labels import Table
+from components.preprocess.params import Preprocess
 from components.preprocess.rows import Context, process_file, process_files
 from tests.common.dicom.phantoms import dataset, picture, to_bytes
 

@@ -19,6 +19,7 @@ from pydicom.uid import JPEGLSLossless
 
 from components.__main__ import main
 from components.common.formats import shards
+from components.common.runs.params import Runtime
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.merge import Ledger, input_digest
 from components.preprocess.rows import Note
@@ -37,10 +38,14 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
+def section_of(override: str) -> str:
+    return "runtime" if override.partition("=")[0] in Runtime.model_fields else "preprocess"
+
+
 def arguments(tmp_path: Path, *overrides: str, out: str = "shards") -> list[str]:
     params = tmp_path / "params.yaml"
-    params.write_text("preprocess: {size: 32, parts: 4, workers: 1, max_quarantined: 0.9}\n")
-    options = [item for override in overrides for item in ("--set", f"preprocess.{override}")]
+    params.write_text("preprocess: {size: 32, parts: 4}\nruntime: {workers: 1, max_quarantined: 0.9}\n")
+    options = [item for override in overrides for item in ("--set", f"{section_of(override)}.{override}")]
     return ["preprocess", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / out), "--params", str(params), *options]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from components.common.runs.params import Params
 from components.common.training.progress import VOLATILE
+from components.params import Params
 
 
 def command(shards: str, out: Path, params: Params, ranks: int = 1, *settings: str) -> list[str]:

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from components.common.runs.params import Pretrain
 from components.pretrain.align import Geometry
 from components.pretrain.augment import Warp, untouched
 from components.pretrain.moco import Views
 from components.pretrain.objective import PRESETS, Objective
+from components.pretrain.params import Pretrain
 
 SHAPES = {"layer1": (6, 8), "layer2": (8, 4), "layer3": (8, 2), "layer4": (10, 1)}
 

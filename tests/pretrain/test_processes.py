@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from components.common.runs.params import Params
+from components.params import Params
 from components.pretrain import run as pretrain
 from tests.conftest import MakeShards
 from tests.pretrain.commands import call, command, history
@@ -24,7 +24,7 @@ def assert_alike(one: Path, other: Path, tolerance: float, but: tuple[str, ...] 
 def test_two_processes_do_what_one_does(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
     frozen = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"batch_norm": "frozen"})})
-    pretrain.run(shards=[shards], out=str(tmp_path / "one"), params=frozen)
+    pretrain.run(shards=[shards], out=str(tmp_path / "one"), **frozen.arguments("pretrain"))
     said = call(command(shards, tmp_path / "two", frozen, 2))
 
     assert_alike(tmp_path / "one", tmp_path / "two", 1e-4)

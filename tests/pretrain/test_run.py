@@ -9,15 +9,16 @@ from safetensors.torch import load_file
 from components.common.errors import UserError
 from components.common.formats.shards import open_shards
 from components.common.runs import signals
-from components.common.runs.params import Params
+from components.common.runs.params import Runtime
 from components.common.training import backbones
+from components.params import Params
 from components.pretrain import run as pretrain
 from tests.conftest import MakeShards
 from tests.pretrain.commands import history
 
 
 def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "backbone"), params=tiny)
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "backbone"), **tiny.arguments("pretrain"))
 
     weights = load_file(tmp_path / "backbone" / "backbone.safetensors")
     from torchvision.models import resnet18
@@ -43,7 +44,7 @@ def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny:
 
 
 def test_history_holds_a_row_an_epoch(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=tiny)
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **tiny.arguments("pretrain"))
 
     rows = history(tmp_path / "out")
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -61,7 +62,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
     make_shards: MakeShards, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
     shards = make_shards()
-    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), params=tiny)
+    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **tiny.arguments("pretrain"))
 
     steps = 0
     train_step = pretrain.Pretraining.train_step
@@ -75,11 +76,11 @@ def test_a_stopped_run_continues_to_the_same_weights(
 
     monkeypatch.setattr(pretrain.Pretraining, "train_step", counted)
     with pytest.raises(signals.Interrupted):
-        pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), params=tiny)
+        pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), **tiny.arguments("pretrain"))
     assert steps == stop_after
     assert not (tmp_path / "stopped").exists()
     signals._stop.clear()
-    pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), params=tiny)
+    pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), **tiny.arguments("pretrain"))
 
     assert steps == 8  # four steps an epoch, none of them twice
     whole = (tmp_path / "whole" / "backbone.safetensors").read_bytes()
@@ -89,7 +90,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
 
 def test_the_moco_preset_has_no_ifa(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"preset": "moco", "epochs": 1})})
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **params.arguments("pretrain"))
 
     row = history(tmp_path / "out")[0]
     assert "loss_ifa_layer1" not in row
@@ -100,18 +101,21 @@ def test_the_moco_preset_has_no_ifa(make_shards: MakeShards, tiny: Params, tmp_p
 def test_too_few_images_are_named(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"batch_size": 64, "queue_size": 64})})
     with pytest.raises(UserError, match=r"pretrain\.batch_size: 64, but the train split has 36 images"):
-        pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
+        pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **params.arguments("pretrain"))
 
 
 def with_pretrain(params: Params, **changes: object) -> Params:
-    return Params.model_validate({"pretrain": {**params.pretrain.model_dump(), **changes}})
+    runtime = {name: value for name, value in changes.items() if name in Runtime.model_fields}
+    section = {name: value for name, value in changes.items() if name not in runtime}
+    sections = {"pretrain": {**params.pretrain.model_dump(), **section}, "runtime": {**params.runtime.model_dump(), **runtime}}
+    return Params.model_validate(sections)
 
 
 def test_parts_of_a_batch_add_up_to_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """With statistics that do not depend on the batch, to rounding."""
     shards, frozen = make_shards(), with_pretrain(tiny, batch_norm="frozen", epochs=1, preset="ifa")
-    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), params=frozen)
-    pretrain.run(shards=[shards], out=str(tmp_path / "parts"), params=with_pretrain(frozen, accumulate=4))
+    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **frozen.arguments("pretrain"))
+    pretrain.run(shards=[shards], out=str(tmp_path / "parts"), **with_pretrain(frozen, accumulate=4).arguments("pretrain"))
 
     whole, parts = (history(tmp_path / name)[0] for name in ("whole", "parts"))
     assert parts == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in whole.items()}
@@ -119,7 +123,9 @@ def test_parts_of_a_batch_add_up_to_it(make_shards: MakeShards, tiny: Params, tm
 
 
 def test_frozen_statistics_stay(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=with_pretrain(tiny, batch_norm="frozen", epochs=1))
+    pretrain.run(
+        shards=[make_shards()], out=str(tmp_path / "out"), **with_pretrain(tiny, batch_norm="frozen", epochs=1).arguments("pretrain")
+    )
     weights = load_file(tmp_path / "out" / "backbone.safetensors")
     assert (weights["bn1.running_mean"] == 0).all()
     assert (weights["bn1.running_var"] == 1).all()
@@ -129,7 +135,9 @@ def test_frozen_statistics_stay(make_shards: MakeShards, tiny: Params, tmp_path:
 def test_half_precision_gives_other_but_like_numbers(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
     for precision in ("fp32", "bf16"):
-        pretrain.run(shards=[shards], out=str(tmp_path / precision), params=with_pretrain(tiny, precision=precision, epochs=1))
+        pretrain.run(
+            shards=[shards], out=str(tmp_path / precision), **with_pretrain(tiny, precision=precision, epochs=1).arguments("pretrain")
+        )
     full, half = (history(tmp_path / precision)[0]["loss_nce"] for precision in ("fp32", "bf16"))
     assert full != half
     assert full == pytest.approx(half, rel=0.1)
@@ -137,7 +145,7 @@ def test_half_precision_gives_other_but_like_numbers(make_shards: MakeShards, ti
 
 def test_a_probe_every_few_epochs_and_at_the_end(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     params = with_pretrain(tiny, epochs=3, probe_epochs=2)
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **params.arguments("pretrain"))
     known = [row["knn_auroc_macro"] == row["knn_auroc_macro"] for row in history(tmp_path / "out")]
     assert known == [False, True, True]
 
@@ -145,17 +153,19 @@ def test_a_probe_every_few_epochs_and_at_the_end(make_shards: MakeShards, tiny: 
 def test_a_collapse_stops_the_run_and_keeps_the_last_good_checkpoint(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
     params = with_pretrain(tiny, epochs=9, collapse_std=2.0, collapse_epochs=3)  # what nothing can reach
-    with pytest.raises(UserError, match=r"collapsed to a point: feature_std is .* below pretrain\.collapse_std for 3 epochs"):
-        pretrain.run(shards=[shards], out=str(tmp_path / "out"), params=params)
+    with pytest.raises(UserError, match=r"collapsed to a point: feature_std is .* below runtime\.collapse_std for 3 epochs"):
+        pretrain.run(shards=[shards], out=str(tmp_path / "out"), **params.arguments("pretrain"))
     assert not (tmp_path / "out").exists()
     # The threshold is no part of the fingerprint: the same run goes on without it.
-    pretrain.run(shards=[shards], out=str(tmp_path / "out"), params=with_pretrain(params, collapse_std=0))
+    pretrain.run(shards=[shards], out=str(tmp_path / "out"), **with_pretrain(params, collapse_std=0).arguments("pretrain"))
     assert len(history(tmp_path / "out")) == 9
 
 
 def test_synchronised_statistics_need_gpus(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pretrain\.batch_norm: sync needs GPUs"):
-        pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=with_pretrain(tiny, batch_norm="sync", device="cpu"))
+        pretrain.run(
+            shards=[make_shards()], out=str(tmp_path / "out"), **with_pretrain(tiny, batch_norm="sync", device="cpu").arguments("pretrain")
+        )
 
 
 def test_groups_that_do_not_divide_among_processes_are_named(
@@ -163,14 +173,14 @@ def test_groups_that_do_not_divide_among_processes_are_named(
 ) -> None:
     monkeypatch.setattr("components.common.training.processes.ranks", lambda: 4)
     with pytest.raises(UserError, match=r"pretrain\.shuffle_groups: 2 is no multiple of 4 processes"):
-        pretrain.Pretraining(tiny.pretrain, open_shards(make_shards()))
+        pretrain.Pretraining(tiny.pretrain, tiny.runtime, open_shards(make_shards()))
 
 
 @pytest.mark.slow
 def test_compiled_encoders_do_the_same(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards, short = make_shards(), with_pretrain(tiny, epochs=1, lr=1e-4)
-    pretrain.run(shards=[shards], out=str(tmp_path / "plain"), params=short)
-    pretrain.run(shards=[shards], out=str(tmp_path / "compiled"), params=with_pretrain(short, compile=True))
+    pretrain.run(shards=[shards], out=str(tmp_path / "plain"), **short.arguments("pretrain"))
+    pretrain.run(shards=[shards], out=str(tmp_path / "compiled"), **with_pretrain(short, compile=True).arguments("pretrain"))
     plain, compiled = (history(tmp_path / name)[0] for name in ("plain", "compiled"))
     for name in ("loss", "loss_nce", "similarity_layer1", "feature_std"):
         assert compiled[name] == pytest.approx(plain[name], rel=1e-2)
@@ -179,14 +189,14 @@ def test_compiled_encoders_do_the_same(make_shards: MakeShards, tiny: Params, tm
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", [{}, {"batch_norm": "sync"}, {"accumulate": 2, "compile": True}])
 def test_on_a_gpu(make_shards: MakeShards, tiny: Params, tmp_path: Path, changes: dict[str, object]) -> None:
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=with_pretrain(tiny, device="cuda", **changes))
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **with_pretrain(tiny, device="cuda", **changes).arguments("pretrain"))
     assert len(history(tmp_path / "out")) == 2
 
 
 def test_scratch_is_the_starting_point_as_it_is(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """The arm that a study compares with: the weights with which a training of the same seed begins."""
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"preset": "scratch", "seed": 3})})
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), params=params)
+    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **params.arguments("pretrain"))
     weights = load_file(tmp_path / "out" / "backbone.safetensors")
     torch.manual_seed(3)
     expected = backbones.build("resnet18").state_dict()

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
 from components.common.training import backbones
+from components.params import Params
 from components.pretrain import start
 from components.pretrain.moco import MoCo
 from components.pretrain.run import run
@@ -199,7 +199,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
 def test_a_run_goes_on_from_its_start_and_records_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     state = published(tmp_path / "moco.pth", dim=16)
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"epochs": 1, "lr": 1e-9, "weight_decay": 0.0})})
-    run(shards=[make_shards()], start=str(tmp_path / "moco.pth"), out=str(tmp_path / "out"), params=params)
+    run(shards=[make_shards()], start=str(tmp_path / "moco.pth"), out=str(tmp_path / "out"), **params.arguments("pretrain"))
     weights = load_file(tmp_path / "out" / "backbone.safetensors")
     torch.testing.assert_close(weights["layer3.1.conv2.weight"], state["module.encoder_q.layer3.1.conv2.weight"])
     record = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.common.runs.params import Params
+from components.params import Params
 from components.pretrain import run as pretrain
 from tests.conftest import MakeShards
 from tests.pretrain.commands import call, command, environment, history
@@ -42,7 +42,7 @@ def params(tiny: Params) -> Params:
 
 def test_stopped_and_killed_it_ends_with_the_same_weights(make_shards: MakeShards, params: Params, tmp_path: Path) -> None:
     shards = make_shards()
-    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), params=params)
+    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **params.arguments("pretrain"))
 
     arguments, out = command(shards, tmp_path / "stopped", params), tmp_path / "stopped"
     rng = np.random.default_rng(0)

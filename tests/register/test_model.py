@@ -14,7 +14,7 @@ import pytest
 
 from components.common.formats.shards import decode
 from components.common.runs import tracking  # noqa: F401 - quiets MLflow
-from components.common.runs.params import Params
+from components.params import Params
 from components.preprocess import run as preprocess
 from components.register.packing import example, pack
 from components.simulate import run as simulate
@@ -49,12 +49,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> P
     """A few phantoms in every encoding, and in `rows` what preprocess makes of them at the model's size, by path."""
     folder = tmp_path_factory.mktemp("cohort")
     params = Params.model_validate(
-        {"simulate": {"patients": 5, "size": 80}, "preprocess": {"size": folders.SIZE, "parts": 1, "workers": 1}}
+        {"runtime": {"workers": 1}, "simulate": {"patients": 5, "size": 80}, "preprocess": {"size": folders.SIZE, "parts": 1}}
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
-        simulate.run(out=str(folder / "raw"), params=params)
-        preprocess.run(raw=str(folder / "raw"), out=str(folder / "shards"), params=params)
+        simulate.run(out=str(folder / "raw"), **params.arguments("simulate"))
+        preprocess.run(raw=str(folder / "raw"), out=str(folder / "shards"), **params.arguments("preprocess"))
     return folder
 
 

@@ -18,8 +18,8 @@ import pytest
 from components.__main__ import main
 from components.common.errors import UserError
 from components.common.runs import tracking
-from components.common.runs.params import Params
 from components.evaluate import run as evaluate
+from components.params import Params
 from components.register import packing
 from components.register import run as register
 from tests.heads import PARAMS, Heads
@@ -80,13 +80,13 @@ def variant(heads: Heads, task: str, folder: Path, change: Change) -> tuple[Path
     for row in rows:
         change(row)
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), model / "predictions.parquet")
-    evaluate.run(predictions=[str(model)], out=str(evaluation), params=PARAMS)
+    evaluate.run(predictions=[str(model)], out=str(evaluation), **PARAMS.arguments("evaluate"))
     return model, evaluation
 
 
 def registration_of(name: str | None, model: Path, evaluation: Path, out: Path) -> dict[str, Any]:
     params = Params.model_validate({"register": {"name": name, "resamples": 300}})
-    register.run(model=str(model), evaluation=str(evaluation), out=str(out), params=params)
+    register.run(model=str(model), evaluation=str(evaluation), out=str(out), **params.arguments("register"))
     content: dict[str, Any] = json.loads((out / "registration.json").read_text())
     return content
 
@@ -214,8 +214,8 @@ def test_what_an_earlier_version_wrote_is_refused_in_one_sentence(
 
 def test_of_several_models_of_a_task_the_first_is_the_one_that_counts(heads: Heads, tmp_path: Path, name: str) -> None:
     model, _ = variant(heads, "invert", tmp_path / "one", closer_by(1.0))
-    evaluate.run(predictions=[str(heads.detect), str(model), str(heads.invert)], out=str(tmp_path / "both"), params=PARAMS)
+    evaluate.run(predictions=[str(heads.detect), str(model), str(heads.invert)], out=str(tmp_path / "both"), **PARAMS.arguments("evaluate"))
     with pytest.raises(UserError, match=r"run evaluate with .* as the first of --predictions"):
         registration_of(name, heads.invert, tmp_path / "both", tmp_path / "out")
-    evaluate.run(predictions=[str(model), str(heads.invert)], out=str(tmp_path / "first"), params=PARAMS)
+    evaluate.run(predictions=[str(model), str(heads.invert)], out=str(tmp_path / "first"), **PARAMS.arguments("evaluate"))
     assert registration_of(name, model, tmp_path / "first", tmp_path / "out")["alias"] == "champion"

@@ -17,8 +17,8 @@ from sklearn.metrics import roc_auc_score
 from components.__main__ import main
 from components.common.errors import UserError
 from components.common.runs import tracking
-from components.common.runs.params import Params
 from components.common.runs.signals import Interrupted
+from components.params import Params
 from components.register import packing
 from components.register import run as register
 from components.register.registry import Registry
@@ -44,7 +44,7 @@ def registered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Re
         if not model.exists():
             folders.write_evaluation(evaluation, folders.write_model(model, seed, targets, first_image))
         params = Params.model_validate({"register": {"name": name, "min_auroc": min_auroc, "resamples": 200}})
-        register.run(model=str(model), evaluation=str(evaluation), out=str(tmp_path / "out"), params=params)
+        register.run(model=str(model), evaluation=str(evaluation), out=str(tmp_path / "out"), **params.arguments("register"))
         content: dict[str, Any] = json.loads((tmp_path / "out" / "registration.json").read_text())
         return content
 
@@ -101,7 +101,7 @@ def test_a_model_that_could_not_be_evaluated_is_a_challenger(tmp_path: Path, nam
     model = folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
     evaluation = folders.write_evaluation(tmp_path / "evaluation", model, classify_test_auroc_macro=None)
     params = Params.model_validate({"register": {"name": name, "min_auroc": 0}})
-    register.run(model=model, evaluation=evaluation, out=str(tmp_path / "out"), params=params)
+    register.run(model=model, evaluation=evaluation, out=str(tmp_path / "out"), **params.arguments("register"))
     assert "macro test AUROC is not known" in json.loads((tmp_path / "out" / "registration.json").read_text())["reason"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["classify_test_auroc_macro"] is None
     assert versions(name) == {"1": ["challenger"]}
@@ -269,7 +269,7 @@ def test_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
 
     def refused(model: str, evaluation: str) -> str:
         with pytest.raises(UserError) as error:
-            register.run(model=model, evaluation=evaluation, out=str(tmp_path / "out"), params=Params())
+            register.run(model=model, evaluation=evaluation, out=str(tmp_path / "out"), **Params().arguments("register"))
         assert not (tmp_path / "out").exists()
         return str(error.value)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from components.common.runs import tracking  # noqa: F401 - quiets MLflow
-from components.common.runs.params import Params
+from components.params import Params
 from components.register.packing import pack
 from components.simulate import run as simulate
 from tests.register import folders
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.services
 def test_it_answers_dicom_by_curl(tmp_path: Path) -> None:
     model = Path(folders.write_model(tmp_path / "model", seed=1, targets=folders.targets_of(1)))
     pack(model / "model.safetensors", json.loads((model / "model.json").read_text()), "# A card\n", tmp_path / "packed")
-    simulate.run(out=str(tmp_path / "raw"), params=Params.model_validate({"simulate": {"patients": 1, "size": 80}}))
+    simulate.run(out=str(tmp_path / "raw"), **Params.model_validate({"simulate": {"patients": 1, "size": 80}}).arguments("simulate"))
     file = min((tmp_path / "raw").rglob("*.dcm"))
     request = {"dataframe_split": {"columns": ["dicom"], "data": [[base64.b64encode(file.read_bytes()).decode()]]}}
     (tmp_path / "request.json").write_text(json.dumps(request))

@@ -15,7 +15,7 @@ from pydicom import dcmread
 from components.__main__ import main
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.params import Params
+from components.params import Params
 from components.simulate.run import run
 from tests import seaweed
 
@@ -35,7 +35,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight patients at 64 pixels; not to be written to."""
     out = tmp_path_factory.mktemp("simulate") / "data"
-    run(out=str(out), params=_params())
+    run(out=str(out), **_params().arguments("simulate"))
     return out
 
 
@@ -48,7 +48,7 @@ def copy(cohort: Path, tmp_path: Path) -> Path:
 
 
 def test_same_bytes_every_time(cohort, tmp_path):
-    run(out=str(tmp_path / "again"), params=_params())
+    run(out=str(tmp_path / "again"), **_params().arguments("simulate"))
     assert _tree(tmp_path / "again") == _tree(cohort)
 
 
@@ -60,7 +60,7 @@ def test_same_bytes_everywhere(cohort):
 
 
 def test_larger_cohort_begins_with_the_smaller(cohort, tmp_path):
-    run(out=str(tmp_path / "more"), params=_params(patients=9))
+    run(out=str(tmp_path / "more"), **_params(patients=9).arguments("simulate"))
     small, large = _tree(cohort), _tree(tmp_path / "more")
     assert {name: large[name] for name in small if name.endswith(".dcm")} == {n: c for n, c in small.items() if n.endswith(".dcm")}
     assert large["labels.csv"].startswith(small["labels.csv"])
@@ -91,14 +91,14 @@ def test_leaves_nothing_beside_the_output(cohort):
 
 def test_fills_an_empty_folder(cohort, tmp_path):
     (tmp_path / "empty").mkdir()
-    run(out=str(tmp_path / "empty"), params=_params())
+    run(out=str(tmp_path / "empty"), **_params().arguments("simulate"))
     assert _tree(tmp_path / "empty") == _tree(cohort)
 
 
 def test_same_cohort_is_left_alone(copy, caplog):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     with caplog.at_level(logging.INFO):
-        run(out=str(copy), params=_params())
+        run(out=str(copy), **_params().arguments("simulate"))
     assert "already" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
 
@@ -119,7 +119,7 @@ def test_anything_else_is_refused_and_kept(copy, difference):
         "edited": "patient-00003/image-1.dcm differs",
     }
     with pytest.raises(UserError, match=expected.get(difference, "holds something else")) as error:
-        run(out=str(copy), params=_params(seed=int(difference == "seed")))
+        run(out=str(copy), **_params(seed=int(difference == "seed")).arguments("simulate"))
     assert str(copy) in str(error.value) and "choose another --out" in str(error.value)
     assert _tree(copy) == before
 
@@ -163,11 +163,11 @@ def test_on_s3_it_continues_an_upload_and_refuses_the_rest(cohort, s3):
     out, first = f"{s3}/cohort", "patient-00000/image-1.dcm"
     storage.write(f"{out}/{first}", (cohort / first).read_bytes())
     for _ in range(2):
-        run(out=out, params=_params())
+        run(out=out, **_params().arguments("simulate"))
         assert {entry.path: storage.read(f"{out}/{entry.path}") for entry in storage.listing(out)} == _tree(cohort)
     storage.delete(f"{out}/{first}")
     with pytest.raises(UserError, match="is missing"):
-        run(out=out, params=_params())
+        run(out=out, **_params().arguments("simulate"))
     storage.write(f"{s3}/other/mine.dcm", b"precious")
     with pytest.raises(UserError, match="is not part of it"):
-        run(out=f"{s3}/other", params=_params())
+        run(out=f"{s3}/other", **_params().arguments("simulate"))

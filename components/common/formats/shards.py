@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from components.common.errors import UserError
 from components.common.runs import cache, storage
-from components.common.runs.job import read_input, upstream_run_id
+from components.common.runs.inputs import read_document, upstream_run_id
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -259,7 +259,7 @@ def open_shards(folders: list[str] | str) -> Shards:
         UserError: a folder is not there, is incomplete, of another schema version, or has other bits a pixel.
     """
     folders = [folders] if isinstance(folders, str) else folders
-    read = [read_input(folder, MANIFEST, "preprocess") for folder in folders]
+    read = [read_document(folder, MANIFEST, "preprocess") for folder in folders]
     for folder, (manifest, _) in zip(folders, read, strict=True):
         version = manifest.get("schema_version")
         if version != SCHEMA_VERSION:

@@ -1,85 +1,101 @@
-"""A stage as a step of a pipeline: its parameters, where its output goes, and the small files that the UI shows.
+"""A stage as a step of a pipeline: its parameters, the folder of its output, and the small files that the UI shows.
 
-An output's folder is named by a hash of the stage, its parameters, its inputs (whose names are such hashes themselves) and
-the commit of the code. So two runs never write different things to one place, a cached step's output is still there, and a
-step that is tried again, or submitted again, finds its unfinished work.
+The folder of an output is named by a hash of the stage, its parameters, its inputs (whose names are such hashes themselves) and
+the commit of the code. So two runs never write different things to the same place, the output of a cached step still exists, and
+a step that is retried or submitted again finds its unfinished work.
 """
 
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import Field, create_model
+
 from components.common.errors import UserError
-from components.common.runs import signals, storage
-from components.common.runs.job import METRICS_FILE, git_state
-from components.common.runs.lineage import KFP_VARIABLE
-from components.common.runs.params import Params, parse
+from components.common.formats.documents import METRICS
+from components.common.runs import provenance, signals, storage
+from components.common.runs.params import Runtime, Section, validate
 
 KEY_DIGITS = 16
-PARENT_VARIABLE = "MLFLOW_RUN_ID"
 
 
 class Step(NamedTuple):
-    """What a stage's `run` is called with, and what becomes of its output."""
+    """What the `run` of a stage is called with."""
 
-    params: Params
+    params: Any
+    """The section of the stage."""
+    runtime: Runtime
     out: str
     """Folder of the output."""
 
-    def metrics(self, *endings: str) -> dict[str, float]:
-        """The numbers of metrics.json that are known; with `endings`, those whose names end so."""
-        content = json.loads(storage.read(storage.join(self.out, METRICS_FILE)))
-        return {name: value for name, value in content.items() if value is not None and name.endswith(endings or ("",))}
+    def metrics(self, *suffixes: str) -> dict[str, float]:
+        """Returns the numbers of metrics.json that are defined; with `suffixes`, those whose names end with one of them."""
+        content = json.loads(storage.read(storage.join(self.out, METRICS)))
+        return {name: value for name, value in content.items() if value is not None and name.endswith(suffixes or ("",))}
 
     def show(self, name: str, target: str) -> None:
-        """Copies a small file of the output to where the pipeline's UI finds it."""
+        """Copies a small file of the output to where the UI of the pipeline finds it."""
         Path(target).write_bytes(storage.read(storage.join(self.out, name)))
 
 
 @contextmanager
-def step(stage: str, root: str, sections: dict[str, str], inputs: dict[str, Any], overrides: list[str] | None = None) -> Iterator[Step]:
-    """The frame around a stage's `run` in a pipeline.
+def step(
+    name: str,
+    root: str,
+    section: type[Section],
+    params: str,
+    inputs: Mapping[str, Any],
+    runtime: str = "{}",
+    overrides: list[str] | None = None,
+) -> Iterator[Step]:
+    """Surrounds the `run` of a stage in a pipeline.
 
     Args:
-        stage: its name, which becomes the folder's.
-        root: below which all outputs lie, a local path or an s3:// URI.
-        sections: JSON by name of the section.
-        inputs: whatever else decides what comes out, as values that JSON can hold.
-        overrides: `section.key=value`.
+        name: name of the folder of its outputs.
+        root: parent folder of all outputs, a local path or an s3:// URI.
+        section: class of the stage's parameters.
+        params: JSON of the section.
+        inputs: everything else that the output depends on, as JSON values.
+        runtime: JSON of the section `runtime`.
+        overrides: items `section.key=value`.
     """
-    with complain(stage):
-        params = parse(sections, overrides)
-        yield Step(params, storage.join(root, stage, _key(stage, params, sections, inputs)))
+    with exit_codes(name):
+        key = section.__name__.lower()
+        fields: dict[str, Any] = {"section": (section, Field(default=section(), alias=key)), "runtime": (Runtime, Runtime())}
+        schema = create_model("StepParams", __base__=Section, **fields)
+        raw = {key: json.loads(params), "runtime": json.loads(runtime)}
+        found: Any = validate(schema, raw, overrides, "the parameters of the pipeline")
+        yield Step(found.section, found.runtime, storage.join(root, name, _folder_key(name, {key: found.section}, inputs)))
 
 
 @contextmanager
-def complain(name: str) -> Iterator[None]:
-    """Within it, signals are handled, and a mistake of the user's ends the process with one line and exit code 2."""
+def exit_codes(name: str) -> Iterator[None]:
+    """Handles signals, and turns a UserError into one line on stderr and exit code 2."""
     signals.install()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        _name_parent()
+        _set_parent_run()
         yield
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the last line of the pod's log
         raise SystemExit(2) from None
 
 
-def _name_parent() -> None:
-    """Lets the stage's MLflow run appear below the pipeline's. Its id is no parameter, which would spoil the cache."""
-    if os.environ.get(KFP_VARIABLE):
-        from pipelines.pipeline_run import parent_run
+def _set_parent_run() -> None:
+    """Makes the MLflow run of the stage a child of the pipeline's. The id is no parameter, since that would defeat the cache."""
+    if os.environ.get(provenance.KFP_VARIABLE):
+        from components.common.runs import tracking  # takes seconds
 
-        if parent := parent_run():
-            os.environ[PARENT_VARIABLE] = parent
+        if parent := tracking.pipeline_run_id():
+            os.environ[tracking.RUN_ID_VARIABLE] = parent
 
 
-def _key(stage: str, params: Params, sections: dict[str, str], inputs: dict[str, Any]) -> str:
-    defining = {name: getattr(params, "register_" if name == "register" else name).defining() for name in sections}
-    depends = {"stage": stage, "params": defining, "inputs": inputs, "commit": git_state()["commit"]}
+def _folder_key(name: str, sections: Mapping[str, Section], inputs: Mapping[str, Any]) -> str:
+    params = {key: section.values() for key, section in sections.items()}
+    depends = {"stage": name, "params": params, "inputs": inputs, "commit": provenance.git_state()["commit"]}
     return storage.digest(json.dumps(depends, sort_keys=True).encode())[:KEY_DIGITS]

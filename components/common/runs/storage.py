@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from components.common.errors import UserError
+from components.common.formats.documents import to_json
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -120,6 +121,11 @@ def write(uri: str, content: bytes) -> None:
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON document, whole or not at all."""
+    write(str(path), to_json(content))
 
 
 def copy(source: str, target: str) -> None:

@@ -1,4 +1,4 @@
-"""The state of the machine, measured by a thread of its own while a stage runs: processor, memory, disk, network, GPU."""
+"""System metrics, sampled by a background thread while a stage runs: processor, memory, disk, network, GPU."""
 
 import os
 import threading
@@ -7,29 +7,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 PREFIX = "system/"
-"""Under which MLflow shows such metrics on a page of their own."""
+"""MLflow shows metrics with this prefix on a separate page."""
 SECONDS_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"
-"""MLflow's own setting: seconds between measurements."""
+"""MLflow's setting: seconds between samples."""
 SECONDS = 10.0
 
 
-class Gauges:
-    """Measures as long as the context lasts, and once at its end, so that short runs have a value too.
+class SystemMetrics:
+    """Samples while the context lasts, and once at its end, so that short runs have a value too.
 
     Args:
-        monitors: of mlflow.system_metrics.metrics.
-        report: takes the measured values and the step.
-        began: when the run began, in seconds since 1970; steps are whole seconds since then, also after a resume.
+        monitors: instances of the classes in mlflow.system_metrics.metrics.
+        report: called with the values and the step.
+        began: start of the run, in seconds since 1970; steps are whole seconds since then, also after a resume.
     """
 
     def __init__(self, monitors: list[Any], report: Callable[[Mapping[str, float], int], None], began: float):
         self._monitors, self._report, self._began = monitors, report, began
         self._seconds = float(os.environ.get(SECONDS_VARIABLE) or SECONDS)
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="gauges", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="system-metrics", daemon=True)
 
     def __enter__(self) -> None:
-        self._measure()  # processor and network count from here
+        self._measure()  # the baseline of the processor and network counters
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:

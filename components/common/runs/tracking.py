@@ -1,11 +1,12 @@
 """MLflow: one run per stage run, in an experiment named after the stage, with parameters, metrics and lineage tags.
 
-Stages reach MLflow through this module alone (register's registry and packed model excepted). The server comes from
-MLFLOW_TRACKING_URI; without it, mlflow.db in the current folder. Artifacts of a SQLite store lie in mlruns/ beside it.
+Stages use MLflow only through this module (except the registry and the packed model of `register`). The address of the server is
+MLFLOW_TRACKING_URI; the default is mlflow.db in the current folder. Artifacts of a SQLite store lie in mlruns/ beside it.
 
-A server must be there when a stage begins. If it is lost later the stage goes on: what it misses waits in an outbox, is sent
-once the server is back, and lies in OUT.partial/RUN.unsent if it was not back in time; the next stage beside OUT sends that. A
-process that was killed leaves no such file: when it is resumed, what MLflow lacks of history.csv is sent.
+The server must be reachable when a stage begins. If the connection is lost later, the stage continues: messages wait in an outbox
+and are sent when the server is back. Messages that are still unsent at the end are written to OUT.partial/RUN.unsent, and the next
+stage with an output beside OUT sends them. A killed process leaves no such file; when it is resumed, the epochs of history.csv
+that MLflow lacks are sent.
 """
 
 import csv
@@ -16,24 +17,26 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from components.common.errors import UserError
-from components.common.runs import storage
+from components.common.runs import provenance, storage
 from components.common.runs.delivery import Message, copy, deliver, reason
-from components.common.runs.job import Job, flat, write_json
 from components.common.runs.lineage import run_name, tags
 from components.common.runs.outbox import Outbox
+from components.common.runs.params import flatten
 from components.common.runs.signals import Interrupted
-from components.common.runs.system_metrics import PREFIX, Gauges
+from components.common.runs.system_metrics import PREFIX, SystemMetrics
+from components.common.runs.work import RUN_ID_FILE, Work
 
-# One attempt and a few seconds are enough to say that a server is not there.
+# A few seconds are enough to find out that a server cannot be reached.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# Nothing about a hospital's runs is reported to MLflow's makers.
+# No telemetry about the runs of a hospital.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
@@ -47,39 +50,40 @@ from sqlalchemy.exc import SQLAlchemyError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
-RUN_ID_FILE = "mlflow_run_id"
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
-"""Names a run that the orchestrator has opened."""
+"""Environment variable with the id of a run that the orchestrator has opened."""
 HISTORY = "history.csv"
-"""Of the training stages: a row an epoch."""
+"""Written by the training stages: one row per epoch."""
+PIPELINE = "pipeline"
+"""Experiment of the runs that a pipeline opens, whose child runs are those of its stages."""
 UNSENT = ".unsent"
 WAIT_SECONDS = 60.0
-"""For a lost server, at the end of a stage."""
+"""How long the end of a stage waits for a lost server."""
 WAIT_SECONDS_STOPPED = 5.0
-"""The same for a stage that was stopped or failed: Kubernetes kills 30 s after its signal."""
+"""The same after a signal or a failure: Kubernetes kills a pod 30 s after SIGTERM."""
 
 log = logging.getLogger(__name__)
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line a retry; what becomes of them is said once
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs every retry; the outbox reports the outcome once
 
 
 class Tracker:
-    """Writes to one MLflow run, and never waits for it but in `flush`."""
+    """Writes to one MLflow run. Only `flush` waits for the server."""
 
-    def __init__(self, job: Job, run_id: str, client: MlflowClient):
+    def __init__(self, work: Work, run_id: str, client: MlflowClient):
         self.run_id = run_id
-        self._points = _logged_points(client, run_id) if job.resumed else {}
-        # Where the output goes to S3 the work folder ends with the stage, perhaps before the server has taken its files.
-        self._copies = tempfile.TemporaryDirectory() if storage.is_s3(job.out) else None
-        work, out = job.work, job.out  # the outbox's thread must not keep the job, whose lock ends with it
-        self._outbox: Outbox[Message] = Outbox(lambda message: deliver(client, run_id, message, work, out), f"MLflow at {uri()}")
+        self._points = _logged_points(client, run_id) if work.resumed else {}
+        # If the output goes to S3, the work folder is removed at the end, perhaps before its files are uploaded to MLflow.
+        self._copies = tempfile.TemporaryDirectory() if storage.is_s3(work.out) else None
+        send = partial(deliver, client, run_id, work=work.folder, out=work.out)
+        self._outbox: Outbox[Message] = Outbox(send, f"MLflow at {uri()}")
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Logs numbers at a step (an epoch); NaN is left out, since charts cannot show it.
 
-        An epoch that is repeated, since the last checkpoint was older, is not logged twice.
+        An epoch that a resumed run repeats is not logged twice.
         """
         now = int(time.time() * 1000)
         new = {name: float(value) for name, value in metrics.items() if value == value and not self._is_known(name, step, float(value))}
@@ -95,29 +99,29 @@ class Tracker:
         """Uploads a file, or the files of a folder, as artifacts of the run.
 
         Args:
-            path: in the job's work folder, from where it is read later; elsewhere it must stay until `flush`.
-            folder: where to.
+            path: in the work folder; a path elsewhere must exist until `flush` returns.
+            folder: target folder among the artifacts.
         """
         if self._copies:
             path = copy(path, Path(self._copies.name, str(time.monotonic_ns())))
         self._outbox.put(Message(file=str(path.absolute()), folder=folder))
 
     def flush(self) -> None:
-        """Waits until all is sent.
+        """Waits until everything is sent.
 
         Raises:
-            UserError: the server is lost.
+            UserError: the connection to the server is lost.
         """
         if not self._outbox.flush(WAIT_SECONDS):
             raise UserError(f"MLflow at {uri()} is lost; start it again and repeat the command")
 
-    def gauge(self, metrics: Mapping[str, float], step: int) -> None:
-        """Logs the state of the machine; not while the server is lost."""
+    def log_system_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs the state of the machine, unless the server is lost."""
         if not self._outbox.lost:
             self.log(metrics, step)
 
     def end(self, status: str, seconds: float) -> list[Message]:
-        """Marks how the run ended (nothing, if that is not ours to say) and returns what could not be sent in time."""
+        """Sets the status of the run (if not empty) and returns the messages that could not be sent in time."""
         if status:
             self._outbox.put(Message(status=status))
         return self._outbox.close(seconds)
@@ -127,37 +131,37 @@ class Tracker:
 
 
 @contextmanager
-def run(job: Job) -> Iterator[Tracker]:
-    """The MLflow run of a job: a resumed job continues the run that it began, and one that the orchestrator opened is used.
+def begin(work: Work) -> Iterator[Tracker]:
+    """Opens the MLflow run of a stage's run: a resumed one continues its run, and one that the orchestrator opened is used.
 
     Raises:
         UserError: the tracking server cannot be reached.
     """
     server = client()
     with reachable():
-        _deliver_leftovers(server, job)
-        run_id, ours = _begin(server, job)
+        _deliver_leftovers(server, work)
+        run_id, ours = _find_or_create(server, work)
         began = server.get_run(run_id).info.start_time / 1000
-        tracker = Tracker(job, run_id, server)
-    _send_history(tracker, job.work / HISTORY)
+        tracker = Tracker(work, run_id, server)
+    _send_history(tracker, work.folder / HISTORY)
     try:
-        with Gauges(_monitors(), tracker.gauge, began):
+        with SystemMetrics(_monitors(), tracker.log_system_metrics, began):
             yield tracker
     except BaseException as error:
         status = RunStatus.KILLED if isinstance(error, Interrupted) else RunStatus.FAILED
-        _end(tracker, job, RunStatus.to_string(status) if ours else "", WAIT_SECONDS_STOPPED)
+        _end(tracker, work, RunStatus.to_string(status) if ours else "", WAIT_SECONDS_STOPPED)
         raise
-    _end(tracker, job, RunStatus.to_string(RunStatus.FINISHED) if ours else "", WAIT_SECONDS)
+    _end(tracker, work, RunStatus.to_string(RunStatus.FINISHED) if ours else "", WAIT_SECONDS)
 
 
 def uri() -> str:
-    """Address of the tracking server. A relative SQLite path is made absolute: MLflow keeps connections by address."""
+    """Returns the address of the tracking server. A relative SQLite path is made absolute, since MLflow caches connections by address."""
     address = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     return f"{SQLITE}{Path(address.removeprefix(SQLITE)).absolute()}" if address.startswith(SQLITE) else address
 
 
 def client() -> MlflowClient:
-    """A client of the tracking server, which has answered once.
+    """Returns a client of the tracking server after one successful request.
 
     Raises:
         UserError: it cannot be reached.
@@ -170,43 +174,44 @@ def client() -> MlflowClient:
 
 @contextmanager
 def reachable() -> Iterator[None]:
-    """Turns what MLflow raises when its server, database or artifact store fails into a UserError."""
+    """Turns failures of the MLflow server, its database or its artifact store into a UserError."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no driver for this database
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no database driver
         raise UserError(f"MLflow at {uri()} cannot be used ({reason(error)}); start it or set MLFLOW_TRACKING_URI") from None
 
 
-def _begin(client: MlflowClient, job: Job) -> tuple[str, bool]:
-    """Finds or creates the run of a job; whether it is ours, and not one that the orchestrator opened and will close."""
+def _find_or_create(client: MlflowClient, work: Work) -> tuple[str, bool]:
+    """Returns the id of the run, and whether it is ours to close (rather than the orchestrator's)."""
     given = os.environ.get(RUN_ID_VARIABLE)
-    if given and client.get_run(given).data.tags.get("stage", job.stage) == job.stage:
-        _describe(client, given, job)
+    if given and client.get_run(given).data.tags.get("stage", work.stage) == work.stage:
+        _describe(client, given, work)
         return given, False
-    # Several stages in one pipeline run: each gets a run of its own below it.
-    return _find(client, job) or _create(client, job, given), True
+    # Several stages in one pipeline run: each gets a child run.
+    return _find(client, work) or _create(client, work, given), True
 
 
-def _create(client: MlflowClient, job: Job, parent: str | None) -> str:
-    """Begins a run and notes its id in the work folder, for a resumed job."""
+def _create(client: MlflowClient, work: Work, parent: str | None) -> str:
+    """Creates a run and notes its id in the work folder, for a resumed run."""
     above = {"mlflow.parentRunId": parent} if parent else {}
-    run_id: str = client.create_run(experiment(client, job.stage), run_name=run_name(job), tags=above).info.run_id
-    _describe(client, run_id, job)
-    (job.work / RUN_ID_FILE).write_text(run_id)
+    run_id: str = client.create_run(experiment(client, work.stage), run_name=run_name(work), tags=above).info.run_id
+    _describe(client, run_id, work)
+    (work.folder / RUN_ID_FILE).write_text(run_id)
     return run_id
 
 
-def _describe(client: MlflowClient, run_id: str, job: Job) -> None:
-    """Parameters, lineage and inputs of a run."""
-    params = [Param(name, str(value)) for name, value in flat(job.params).items()]
-    client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags(job).items()])
-    # No address: it could name a hospital's server or folder. The digest says which data, the run id where they come from.
-    _log_inputs(client, run_id, [_dataset(name, value, job) for name, value in job.inputs.items()])
+def _describe(client: MlflowClient, run_id: str, work: Work) -> None:
+    """Logs parameters, lineage and inputs."""
+    values = work.params | ({"runtime": work.runtime} if work.runtime else {})
+    params = [Param(name, str(value)) for name, value in flatten(values).items()]
+    client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags(work).items()])
+    # No addresses: they could name a server or folder of a hospital. The digest identifies the data, the run id their origin.
+    _log_inputs(client, run_id, [_dataset(name, value, work) for name, value in work.inputs.items()])
 
 
 def _log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -> None:
-    """Logs inputs. Of two runs that begin at once with an input that the server does not know, it refuses one; then it knows it."""
-    for _ in inputs:  # each can be refused once
+    """Logs inputs. If two runs log the same new input at the same time, the server refuses one of them, which then tries again."""
+    for _ in inputs:  # each may be refused once
         try:
             return client.log_inputs(run_id, inputs)
         except MlflowException as error:
@@ -215,32 +220,32 @@ def _log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -
     client.log_inputs(run_id, inputs)
 
 
-def _dataset(name: str, sha256: str, job: Job) -> DatasetInput:
-    """An input as MLflow shows it; its digests have at most 36 characters."""
-    source = json.dumps({"sha256": sha256, "mlflow_run_id": job.upstream.get(name)})
-    return DatasetInput(Dataset(name, sha256[:36], "sha256", source), [InputTag("mlflow.data.context", job.stage)])
+def _dataset(name: str, sha256: str, work: Work) -> DatasetInput:
+    """Describes an input for MLflow, which allows digests of at most 36 characters."""
+    source = json.dumps({"sha256": sha256, "mlflow_run_id": work.upstream.get(name)})
+    return DatasetInput(Dataset(name, sha256[:36], "sha256", source), [InputTag("mlflow.data.context", work.stage)])
 
 
-def _find(client: MlflowClient, job: Job) -> str | None:
-    note = job.work / RUN_ID_FILE
+def _find(client: MlflowClient, work: Work) -> str | None:
+    note = work.folder / RUN_ID_FILE
     if not note.is_file():
         return None
     run_id = note.read_text()
     try:
         client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
     except MlflowException:
-        return None  # another server, or the run was deleted: a new one is begun
+        return None  # another server, or the run was deleted: create a new one
     return run_id
 
 
 def experiment(client: MlflowClient, name: str) -> str:
-    """Id of the experiment, made if it is not there."""
+    """Returns the id of an experiment, which is created if it does not exist."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_location=_artifacts(name)))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another process was quicker
+            found = client.get_experiment_by_name(name)  # created by another process meanwhile
             if found is None:
                 raise
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
@@ -249,20 +254,37 @@ def experiment(client: MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
+def pipeline_run_id() -> str | None:
+    """Returns the id of the run that the first step of this pipeline run opened, or None."""
+    return next((run_id for run_id, experiment_name, _ in pipeline_runs() if experiment_name == PIPELINE), None)
+
+
+def pipeline_runs() -> list[tuple[str, str, str]]:
+    """Lists the MLflow runs of this pipeline run: id, name of the experiment, status."""
+    identity = os.environ.get(provenance.KFP_VARIABLE)
+    if not identity:
+        return []
+    server = client()
+    with reachable():
+        names = {found.experiment_id: found.name for found in server.search_experiments()}
+        runs = server.search_runs(list(names), f"tags.`kfp.run_id` = '{identity}'")
+    return [(run.info.run_id, names[run.info.experiment_id], run.info.status) for run in runs]
+
+
 def _artifacts(experiment: str) -> str | None:
-    """Beside the database, where MLflow would take the current folder; a server decides for itself."""
+    """Returns the artifact folder beside a SQLite database; MLflow would take the current folder. A server decides for itself."""
     address = uri()
     return str(Path(address.removeprefix(SQLITE)).parent / "mlruns" / experiment) if address.startswith(SQLITE) else None
 
 
 def _logged_points(client: MlflowClient, run_id: str) -> dict[tuple[str, int], float]:
-    """Value by metric and step, of what a run holds already."""
+    """Returns the values that a run holds already, by metric and step."""
     names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(PREFIX)]
     return {(name, point.step): point.value for name in names for point in client.get_metric_history(run_id, name)}
 
 
 def _send_history(tracker: Tracker, path: Path) -> None:
-    """Sends the epochs that a killed process could not."""
+    """Sends the epochs that a killed process could not send."""
     if path.is_file():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
@@ -270,22 +292,21 @@ def _send_history(tracker: Tracker, path: Path) -> None:
                 tracker.log({name: float(value or "nan") for name, value in row.items()}, epoch)
 
 
-def _end(tracker: Tracker, job: Job, status: str, seconds: float) -> None:
-    """Closes the run. The stage's own outcome counts: that MLflow has gone away must not hide it."""
+def _end(tracker: Tracker, work: Work, status: str, seconds: float) -> None:
+    """Closes the run. A lost server must not hide the outcome of the stage, so that this does not raise."""
     rest = tracker.end(status, seconds)
     if not rest:
         return
-    note = job.work.with_name(tracker.run_id + UNSENT)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    content = {"uri": uri(), "run_id": tracker.run_id, "work": str(job.work), "out": job.out}
-    write_json(note, content | {"messages": [list(message) for message in rest]})
-    log.warning("MLflow run %s could not be completed; the next stage beside %s sends the rest", tracker.run_id, job.out)
+    note = work.folder.with_name(tracker.run_id + UNSENT)
+    content = {"uri": uri(), "run_id": tracker.run_id, "work": str(work.folder), "out": work.out}
+    storage.write_json(note, content | {"messages": [list(message) for message in rest]})
+    log.warning("MLflow run %s could not be completed; the next stage beside %s sends the rest", tracker.run_id, work.out)
 
 
-def _deliver_leftovers(client: MlflowClient, job: Job) -> None:
-    """Sends what earlier stages beside this one could not."""
-    folders = "*.partial" if job.work.parent.name.endswith(".partial") else "*"
-    for path in sorted(job.work.parents[1].glob(f"{folders}/*{UNSENT}")):
+def _deliver_leftovers(client: MlflowClient, work: Work) -> None:
+    """Sends the messages that earlier stages beside this one could not send."""
+    folders = "*.partial" if work.folder.parent.name.endswith(".partial") else "*"
+    for path in sorted(work.folder.parents[1].glob(f"{folders}/*{UNSENT}")):
         left = json.loads(path.read_text())
         if left["uri"] != uri():
             continue
@@ -296,7 +317,7 @@ def _deliver_leftovers(client: MlflowClient, job: Job) -> None:
 
 
 def _monitors() -> list[Any]:
-    """What can be measured here; the GPU's needs nvidia-ml-py."""
+    """Returns the monitors that work on this machine; that of the GPU needs nvidia-ml-py."""
     kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]
     monitors = [kind() for kind in kinds]
     with suppress(Exception):  # no NVML, no driver, or no GPU

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.job import read_input, write_json
+from components.common.runs.inputs import read_document
 from components.common.runs.params import Arch
+from components.common.runs.storage import write_json
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 DESCRIPTION = "backbone.json"
@@ -72,7 +73,7 @@ def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, dict[str, A
     Raises:
         UserError: not a backbone, another architecture, or weights that do not match backbone.json.
     """
-    description, digest = read_input(folder, DESCRIPTION, "pretrain")
+    description, digest = read_document(folder, DESCRIPTION, "pretrain")
     if description["arch"] != arch:
         raise UserError(f"{folder}: the backbone is a {description['arch']}, the parameters ask for {arch}; set arch to match")
     content = storage.read(storage.join(folder, WEIGHTS))

@@ -13,14 +13,13 @@ import torch
 
 from components.common.errors import UserError
 
-KEPT = 2
 FOLDER = "checkpoints"
 DOUBTFUL = ".doubtful.pt"
 
 log = logging.getLogger(__name__)
 
 
-def save(work: Path, step: int, state: dict[str, Any], keep: int = KEPT, doubtful: bool = False) -> None:
+def save(work: Path, step: int, state: dict[str, Any], keep: int, doubtful: bool = False) -> None:
     """Writes the state at a global step and removes all but the last few, and the last one that is not doubtful.
 
     Args:

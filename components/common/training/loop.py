@@ -14,7 +14,8 @@ from torch import Tensor
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels
 from components.common.runs import signals
-from components.common.runs.job import Job, threads
+from components.common.runs.params import Runtime
+from components.common.runs.provenance import threads
 from components.common.training import checkpoints, processes
 from components.common.training.progress import Progress, Timer
 from components.common.training.reader import Batch, prefetch
@@ -72,21 +73,20 @@ class Task(ABC):
 
 
 class Fit:
-    """Trains a task to its last epoch, or until it is finished, from the job's checkpoint if it has one."""
+    """Trains a task to its last epoch, or until it is finished, from the checkpoint in the work folder if there is one."""
 
-    def __init__(self, task: Task, job: Job | None, epochs: int, checkpoint_minutes: float, keep: int = checkpoints.KEPT):
+    def __init__(self, task: Task, stage: str, folder: Path | None, epochs: int, runtime: Runtime):
         """Prepares a training.
 
         Args:
             task: what is trained.
-            job: where checkpoints and the history go; None in the processes that do not write.
-            epochs: when it is done.
-            checkpoint_minutes: between checkpoints.
-            keep: how many checkpoints stay.
+            stage: name of the stage, for messages.
+            folder: work folder for checkpoints and the history; None in processes that do not write.
+            epochs: number of epochs.
+            runtime: how often checkpoints are written, and how many are kept.
         """
-        self._task, self._job, self._epochs, self._keep = task, job, epochs, keep
-        self._stage = job.stage if job else "this stage"
-        self._timer = Timer(60 * checkpoint_minutes)
+        self._task, self._stage, self._folder, self._epochs, self._runtime = task, stage, folder, epochs, runtime
+        self._timer = Timer(60 * runtime.checkpoint_minutes)
         self._step = 0
         self._sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -104,8 +104,8 @@ class Fit:
             while len(self.history) < self._epochs and not self._task.finished:
                 row = self._epoch()
                 self.history.append(row)
-                if self._job:
-                    write_history(self._job.work / HISTORY, self.history)
+                if self._folder:
+                    write_history(self._folder / HISTORY, self.history)
                 if on_epoch:
                     on_epoch({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
                 self._give_up_if_hopeless()
@@ -146,17 +146,17 @@ class Fit:
         stop, due = processes.any_of(signals.requested(), processes.is_main() and self._timer.due())
         if stop or due:
             with processes.together():
-                if self._job:
-                    self._save(self._job)
+                if self._folder:
+                    self._save(self._folder)
         if stop:
             raise signals.Interrupted
 
-    def _save(self, job: Job) -> None:
+    def _save(self, folder: Path) -> None:
         state = {"task": self._task.state(), "step": self._step, "sums": self._sums, "history": self.history}
         self._check_weights(state)
         done = self._step % self._task.steps_per_epoch
         present = {name: value / done for name, value in self._sums.items()} if done else self.history[-1]
-        checkpoints.save(job.work, self._step, state, self._keep, doubtful=self._task.doubt(present) is not None)
+        checkpoints.save(folder, self._step, state, self._runtime.keep_checkpoints, doubtful=self._task.doubt(present) is not None)
 
     def _check_weights(self, state: dict[str, Any]) -> None:
         """Whatever is not finite is not saved: the checkpoints before it stay.
@@ -175,12 +175,12 @@ class Fit:
 
     def _last_good(self) -> str:
         """The end of a message that says from where one could go on."""
-        path = checkpoints.latest_sound(self._job.work) if self._job else None
+        path = checkpoints.latest_sound(self._folder) if self._folder else None
         return f"; the last sound checkpoint is {path}" if path else ""
 
     def _restore(self) -> None:
         """Continues from the newest checkpoint; the main process reads it, and no other needs its disk."""
-        state = checkpoints.load_latest(self._job.work) if self._job else None
+        state = checkpoints.load_latest(self._folder) if self._folder else None
         if processes.ranks() > 1:
             content = processes.bytes_from_main(None if state is None else checkpoints.to_bytes(state))
             state = None if content is None else checkpoints.from_bytes(content)
@@ -188,7 +188,7 @@ class Fit:
             return
         self._task.restore(state["task"])
         self._step, self._sums, self.history = state["step"], state["sums"], state["history"]
-        if self._job:
+        if self._folder:
             log.info("%s: continues at step %d of %d", self._stage, self._step, self._epochs * self._task.steps_per_epoch)
 
 

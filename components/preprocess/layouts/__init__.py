@@ -11,11 +11,11 @@ comes from. Rules that hold for all public sets:
 from collections.abc import Callable
 
 from components.common.errors import UserError
-from components.common.runs.params import Preprocess
 from components.preprocess import labels
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
 from components.preprocess.layouts import chexpert, folders, nih, rsna, vindr
+from components.preprocess.params import Preprocess
 
 
 def _read_table(raw: str, params: Preprocess, index: Index | None) -> Table:

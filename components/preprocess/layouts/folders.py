@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, base_name, is_leftover
+from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -10,10 +10,10 @@ from collections.abc import MutableMapping
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.params import Preprocess
 from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, add_box, base_name, parse_box, storage_of
+from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 
 ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")

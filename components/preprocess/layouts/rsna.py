@@ -6,10 +6,10 @@ not say which images share a patient. Officially `stage_2_test_images/` is for t
 """
 
 from components.common.errors import UserError
-from components.common.runs.params import Preprocess
 from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, add_box, parse_box, stem, storage_of
+from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 
 CLASSES = "stage_2_detailed_class_info.csv"

@@ -18,10 +18,10 @@ import numpy as np
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.params import Preprocess
 from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, parse_box, stem, storage_of
+from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 
 FOLDER_SPLITS = {"train": UNDIVIDED, "test": "test"}

@@ -7,10 +7,10 @@ import pytest
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 
 from components.common.dicom.refusal import Reason
-from components.common.runs.params import Preprocess
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table
+from components.preprocess.params import Preprocess
 from components.preprocess.rows import Context, Note, process_file
 from tests.common.dicom.phantoms import dataset, picture, to_bytes
 

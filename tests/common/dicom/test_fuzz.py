@@ -16,10 +16,10 @@ import pytest
 
 from components.common.dicom.refusal import Reason
 from components.common.formats import shards
-from components.common.runs.params import Preprocess
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
+from components.preprocess.params import Preprocess
 from components.preprocess.rows import Context, process_files
 from tests.common.dicom.mutations import bombs, mutated, whole_files
 

@@ -2,17 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from components.common.runs import lineage
-from components.common.runs.job import open_job
-from components.common.runs.params import Pretrain
-from tests.imports import ROOT
+from components.common.runs import lineage, provenance
+from components.common.runs.work import Work, open_work
+from components.pretrain.params import Pretrain
+from tests import ROOT
 
 
 def test_surroundings_are_tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("GIT_COMMIT", "c0ffee"), ("IMAGE_DIGEST", "sha256:1"), ("KFP_RUN_ID", "kfp-1"), ("DVC_EXP_NAME", "bumpy-eyes")):
         monkeypatch.setenv(name, value)
-    job = open_job("pretrain", str(tmp_path / "out"), Pretrain(), {"shards": "5ha"}, upstream={"shards": "run-0"})
-    tags = lineage.tags(job)
+    with open_work(Work, "pretrain", str(tmp_path / "out"), Pretrain(), {"shards": "5ha"}, upstream={"shards": "run-0"}) as work:
+        tags = lineage.tags(work)
     expected = {
         "mlflow.source.git.commit": "c0ffee",
         "image.digest": "sha256:1",
@@ -24,12 +24,13 @@ def test_surroundings_are_tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert expected.items() <= tags.items()
     (line,) = [line for line in (ROOT / "data.dvc").read_text().splitlines() if "md5:" in line]
     assert tags["data.dvc.md5"] == line.split()[-1]
-    assert lineage.run_name(job) == f"pretrain-bumpy-eyes-ifa-resnet50-{job.fingerprint[:6]}"
+    assert lineage.run_name(work) == f"pretrain-bumpy-eyes-ifa-resnet50-{work.fingerprint[:6]}"
 
 
 def test_nothing_is_claimed_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (lineage.IMAGE_VARIABLE, lineage.KFP_VARIABLE, lineage.DVC_VARIABLE):
+    for name in (provenance.IMAGE_VARIABLE, provenance.KFP_VARIABLE, provenance.DVC_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(lineage, "ROOT", tmp_path)
-    tags = lineage.tags(open_job("pretrain", str(tmp_path / "out"), Pretrain(), {}))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    with open_work(Work, "pretrain", str(tmp_path / "out"), Pretrain(), {}) as work:
+        tags = lineage.tags(work)
     assert not {"image.digest", "kfp.run_id", "dvc.experiment", "data.dvc.md5"} & set(tags)

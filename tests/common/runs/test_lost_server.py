@@ -12,10 +12,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from components.common.runs.params import Params
 from components.common.runs.tracking import UNSENT
+from components.params import Params
+from tests import ROOT
 from tests.conftest import MakeShards
-from tests.imports import ROOT
 from tests.mlflow_server import Server, serve
 
 pytestmark = pytest.mark.services

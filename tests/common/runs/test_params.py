@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from components.common.errors import UserError
-from components.common.runs.params import Params, load
+from components.params import Params, load
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_bad_values_are_named(refused: Refused, text: str, part: str) -> None:
 
 @pytest.mark.parametrize("override", ["epochs=3", "pretrain.epochs", "=3", ".a=3", "pretrain.=3"])
 def test_bad_overrides_show_the_form(refused: Refused, override: str) -> None:
-    assert refused("", override) == f"--set {override}: must read section.key=value"
+    assert refused("", override) == f"--set {override}: must have the form section.key=value"
 
 
 def test_bad_override_values(refused: Refused) -> None:

@@ -73,7 +73,7 @@ def test_except_exception_does_not_swallow_it() -> None:
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    start = "import os, signal; from components.common import interrupt; interrupt.install()\n"
+    start = "import os, signal; from components.common.runs import signals; signals.install()\n"
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
 
 
@@ -83,5 +83,5 @@ def test_uncaught_it_exits_with_its_code_and_no_traceback() -> None:
 
 
 def test_ignored_when_all_is_done() -> None:
-    done = run("interrupt.ignore(); os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)")
+    done = run("signals.ignore(); os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)")
     assert (done.returncode, done.stderr) == (0, "")

@@ -14,17 +14,23 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from components.common.errors import UserError
 from components.common.runs import outbox, tracking
-from components.common.runs.job import Job, open_job
 from components.common.runs.params import Register
 from components.common.runs.signals import Interrupted
+from components.common.runs.work import RUN_ID_FILE, Work, open_work
 
 PARAMS = Register(min_auroc=0.6, licence="none")
 
 
+def opened(stage: str, out: str, inputs: dict[str, str], **options: Any) -> Work:
+    """Work in progress whose lock nobody holds."""
+    with open_work(Work, stage, out, PARAMS, inputs, **options) as work:
+        return work
+
+
 @pytest.fixture
-def job(tmp_path: Path, request: pytest.FixtureRequest) -> Job:
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> Work:
     """A job whose stage, and so whose experiment, is this test's own."""
-    return open_job(request.node.name, str(tmp_path / "out"), PARAMS, {"model": "abc"}, upstream={"model": "run0"})
+    return opened(request.node.name, str(tmp_path / "out"), {"model": "abc"}, upstream={"model": "run0"})
 
 
 @pytest.fixture
@@ -32,9 +38,9 @@ def client() -> MlflowClient:
     return tracking.client()
 
 
-def test_a_run_holds_parameters_metrics_and_lineage(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_holds_parameters_metrics_and_lineage(job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_COMMIT", "f00")
-    with tracking.run(job) as tracker:
+    with tracking.begin(job) as tracker:
         tracker.log({"loss": 2.0, "unknown": float("nan")}, 1)
         tracker.log({"loss": 1.0}, 2)
         tracker.tag({"more": "yes"})
@@ -82,10 +88,10 @@ def switch(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 
 def test_what_a_lost_server_misses_is_sent_when_it_is_back(
-    job: Job, client: MlflowClient, switch: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+    job: Work, client: MlflowClient, switch: Callable[[bool], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    with tracking.run(job) as tracker:
+    with tracking.begin(job) as tracker:
         tracker.log({"loss": 3.0}, 1)
         tracker.flush()
         switch(False)
@@ -101,19 +107,19 @@ def test_what_a_lost_server_misses_is_sent_when_it_is_back(
 
 
 def test_what_it_missed_to_the_end_is_sent_by_the_next_stage(
-    job: Job, client: MlflowClient, switch: Callable[[bool], None], tmp_path: Path
+    job: Work, client: MlflowClient, switch: Callable[[bool], None], tmp_path: Path
 ) -> None:
-    with tracking.run(job) as tracker:
-        (job.work / "report.html").write_text("report")
+    with tracking.begin(job) as tracker:
+        (job.folder / "report.html").write_text("report")
         switch(False)
         tracker.log({"loss": 1.0}, 1)
         tracker.tag({"more": "yes"})
-        tracker.attach(job.work / "report.html", "reports")
-        job.publish({}, tracker.run_id, drop=(tracking.RUN_ID_FILE,))
+        tracker.attach(job.folder / "report.html", "reports")
+        job.finish({}, tracker.run_id, drop=(RUN_ID_FILE,))
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
     switch(True)
 
-    with tracking.run(open_job(f"{job.stage}_next", str(tmp_path / "next"), PARAMS, {})):
+    with tracking.begin(opened(f"{job.stage}_next", str(tmp_path / "next"), {})):
         pass
 
     run = client.get_run(tracker.run_id)
@@ -123,14 +129,13 @@ def test_what_it_missed_to_the_end_is_sent_by_the_next_stage(
     assert list(tmp_path.rglob(f"*{tracking.UNSENT}")) == []
 
 
-def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Job, client: MlflowClient) -> None:
-    with pytest.raises(Interrupted), tracking.run(job) as tracker:
+def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Work, client: MlflowClient) -> None:
+    with pytest.raises(Interrupted), tracking.begin(job) as tracker:
         tracker.log({"loss": 3.0, "images_per_second": 10.0}, 1)
         raise Interrupted
-    (job.work / tracking.HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # 2 was lost with the process
+    (job.folder / tracking.HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # 2 was lost with the process
 
-    job.lock.close()
-    with tracking.run(open_job(job.stage, job.out, PARAMS, job.inputs)) as tracker:
+    with tracking.begin(opened(job.stage, job.out, job.inputs)) as tracker:
         tracker.log({"loss": 2.0, "images_per_second": 12.0}, 2)  # repeated from an older checkpoint
         tracker.log({"loss": 1.0, "images_per_second": 12.0}, 3)
 
@@ -138,33 +143,33 @@ def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Job, client
     assert [step for step, _ in points(client, tracker.run_id, "images_per_second")] == [1, 2, 3]
 
 
-def test_what_the_server_refuses_does_not_hold_up_the_rest(job: Job, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
-    with tracking.run(job) as tracker:
+def test_what_the_server_refuses_does_not_hold_up_the_rest(job: Work, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+    with tracking.begin(job) as tracker:
         tracker.log({"not*a*name": 1.0}, 1)
         tracker.log({"loss": 1.0}, 1)
     assert points(client, tracker.run_id) == [(1, 1.0)]
     assert "refuses a part of run" in caplog.text
 
 
-def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = client.create_run(client.create_experiment(f"{job.stage}_theirs")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
     monkeypatch.setenv("KFP_RUN_ID", "kfp-7")
-    with tracking.run(job) as tracker:
+    with tracking.begin(job) as tracker:
         tracker.log({"loss": 1.0})
     run = client.get_run(theirs)
     assert (tracker.run_id, run.info.status, run.data.metrics["loss"], run.data.tags["kfp.run_id"]) == (theirs, "RUNNING", 1.0, "kfp-7")
 
-    with tracking.run(open_job(f"{job.stage}_second", f"{job.out}2", PARAMS, {})) as second:  # one pipeline run, several stages
+    with tracking.begin(opened(f"{job.stage}_second", f"{job.out}2", {})) as second:  # one pipeline run, several stages
         pass
     assert second.run_id != theirs
     assert client.get_run(second.run_id).data.tags["mlflow.parentRunId"] == theirs
 
 
-def test_artifacts_lie_beside_the_database(job: Job, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_lie_beside_the_database(job: Work, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where MLflow would put them
     (tmp_path / "report.html").write_text("report")
-    with tracking.run(job) as tracker:
+    with tracking.begin(job) as tracker:
         tracker.attach(tmp_path / "report.html")
     expected = mlflow_database.parent / "mlruns" / job.stage / tracker.run_id / "artifacts" / "report.html"
     assert expected.read_text() == "report"
@@ -181,54 +186,56 @@ def test_the_default_is_mlflow_db_here(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("error", "status"), [(Interrupted, "KILLED"), (ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "FAILED")])
-def test_a_run_that_stops_says_how_and_is_continued(error: type[BaseException], status: str, job: Job, client: MlflowClient) -> None:
-    with pytest.raises(error), tracking.run(job) as tracker:
+def test_a_run_that_stops_says_how_and_is_continued(error: type[BaseException], status: str, job: Work, client: MlflowClient) -> None:
+    with pytest.raises(error), tracking.begin(job) as tracker:
         tracker.log({"loss": 1.0}, 1)
         raise error
     assert client.get_run(tracker.run_id).info.status == status
 
-    with tracking.run(job) as again:
+    with tracking.begin(job) as again:
         again.log({"loss": 0.5}, 2)
     assert again.run_id == tracker.run_id
     assert client.get_run(again.run_id).info.status == "FINISHED"
     assert len(client.get_metric_history(again.run_id, "loss")) == 2
 
 
-def test_a_run_that_is_gone_is_begun_anew(job: Job, client: MlflowClient) -> None:
-    with pytest.raises(Interrupted), tracking.run(job) as tracker:
+def test_a_run_that_is_gone_is_begun_anew(job: Work, client: MlflowClient) -> None:
+    with pytest.raises(Interrupted), tracking.begin(job) as tracker:
         raise Interrupted
     client.delete_run(tracker.run_id)
-    with tracking.run(job) as second:
+    with tracking.begin(job) as second:
         assert second.run_id != tracker.run_id
-    (job.work / tracking.RUN_ID_FILE).write_text("of-another-server")
-    with tracking.run(job) as third:
+    (job.folder / RUN_ID_FILE).write_text("of-another-server")
+    with tracking.begin(job) as third:
         assert third.run_id not in (second.run_id, "of-another-server")
 
 
-def test_a_deleted_experiment_is_named(job: Job, client: MlflowClient) -> None:
-    with tracking.run(job) as tracker:
+def test_a_deleted_experiment_is_named(job: Work, client: MlflowClient) -> None:
+    with tracking.begin(job) as tracker:
         pass
-    (job.work / tracking.RUN_ID_FILE).unlink()
+    (job.folder / RUN_ID_FILE).unlink()
     experiment = client.get_run(tracker.run_id).info.experiment_id
     client.delete_experiment(experiment)
-    with pytest.raises(UserError, match=f"restore --experiment-id {experiment}"), tracking.run(job):
+    with pytest.raises(UserError, match=f"restore --experiment-id {experiment}"), tracking.begin(job):
         pass
     client.restore_experiment(experiment)
 
 
-def test_an_experiment_that_another_process_makes_at_the_same_time(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_that_another_process_makes_at_the_same_time(
+    job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def slow(self: MlflowClient, name: str, artifact_location: str | None = None) -> str:
         original(client, name, artifact_location)
         return original(self, name, artifact_location)  # the second one fails
 
     original = MlflowClient.create_experiment
     monkeypatch.setattr(MlflowClient, "create_experiment", slow)
-    with tracking.run(job) as tracker:
+    with tracking.begin(job) as tracker:
         pass
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_an_input_that_another_run_logs_at_the_same_time(job: Job, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_another_run_logs_at_the_same_time(job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL refuses the second of two equal datasets; tests/test_servers.py has two such writers."""
     refusals = [MlflowException("duplicate key value violates unique constraint", error_code=BAD_REQUEST)]
 
@@ -239,7 +246,7 @@ def test_an_input_that_another_run_logs_at_the_same_time(job: Job, client: Mlflo
 
     original = MlflowClient.log_inputs
     monkeypatch.setattr(MlflowClient, "log_inputs", slow)
-    with tracking.run(job) as tracker:
+    with tracking.begin(job) as tracker:
         pass
     assert {each.dataset.name for each in client.get_run(tracker.run_id).inputs.dataset_inputs} == set(job.inputs)
     assert job.inputs and not refusals
@@ -249,11 +256,11 @@ def test_an_input_that_another_run_logs_at_the_same_time(job: Job, client: Mlflo
     "address",
     ["http://127.0.0.1:9", "sqlite:///{folder}/text.db", "{folder}/mlruns", "postgresql+psycopg2://u:p@127.0.0.1:9/mlflow", "foo://bar"],
 )
-def test_a_server_that_cannot_be_used_is_named(address: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_used_is_named(address: str, job: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.db").write_text("this is no database, whatever its name may say")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(folder=tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError) as error, tracking.run(job):
+    with pytest.raises(UserError) as error, tracking.begin(job):
         pass
     message = str(error.value)
     assert message.startswith(f"MLflow at {address.format(folder=tmp_path)} cannot be used (")
@@ -261,11 +268,11 @@ def test_a_server_that_cannot_be_used_is_named(address: str, job: Job, tmp_path:
     assert "\n" not in message
 
 
-def test_a_server_that_goes_away_hides_nothing(job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_goes_away_hides_nothing(job: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def gone(*_: object, **__: object) -> None:
         raise ConnectionError("gone")
 
-    with pytest.raises(ZeroDivisionError), tracking.run(job) as tracker:
+    with pytest.raises(ZeroDivisionError), tracking.begin(job) as tracker:
         monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.1)
         monkeypatch.setattr(tracking, "WAIT_SECONDS_STOPPED", 0.1)
         monkeypatch.setattr(MlflowClient, "log_batch", gone)
@@ -278,7 +285,7 @@ def test_a_server_that_goes_away_hides_nothing(job: Job, monkeypatch: pytest.Mon
 
 
 def test_importing_it_turns_telemetry_off() -> None:
-    code = "from components.common import tracking; from mlflow.telemetry import get_telemetry_client as get; print(get())"
+    code = "from components.common.runs import tracking; from mlflow.telemetry import get_telemetry_client as get; print(get())"
     environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name and name not in ("CI", "DO_NOT_TRACK")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"

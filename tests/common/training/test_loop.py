@@ -8,11 +8,12 @@ import torch
 
 from components.common.errors import UserError
 from components.common.runs import signals
-from components.common.runs.job import Job, open_job
-from components.common.runs.params import Params
+from components.common.runs.params import Runtime
 from components.common.training import loop
 from components.common.training.progress import VOLATILE
 from components.common.training.reader import Batch
+
+RUNTIME = Runtime(checkpoint_minutes=60)
 
 
 class Counting(loop.Task):
@@ -42,32 +43,33 @@ class Counting(loop.Task):
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return open_job("pretrain", str(tmp_path / "out"), Params().pretrain, {})
+def folder(tmp_path: Path) -> Path:
+    """A work folder."""
+    return tmp_path
 
 
-def fit(task: Counting, job: Job) -> list[dict[str, float]]:
-    rows = loop.Fit(task, job, epochs=3, checkpoint_minutes=60).run(lambda metrics, step: None)
+def fit(task: Counting, folder: Path) -> list[dict[str, float]]:
+    rows = loop.Fit(task, "pretrain", folder, 3, RUNTIME).run(lambda metrics, step: None)
     return [{name: value for name, value in row.items() if name not in VOLATILE} for row in rows]
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 6, 10, 14])
-def test_a_stop_at_any_step_changes_neither_steps_nor_averages(job: Job, stop_at: int) -> None:
+def test_a_stop_at_any_step_changes_neither_steps_nor_averages(folder: Path, stop_at: int) -> None:
     whole = [10 * epoch + step for epoch in range(3) for step in range(5)]
     with pytest.raises(signals.Interrupted):
-        fit(Counting(stop_at=stop_at), job)
+        fit(Counting(stop_at=stop_at), folder)
     signals._stop.clear()
     task = Counting()
-    rows = fit(task, job)
+    rows = fit(task, folder)
     assert task.seen == whole
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["loss"] for row in rows] == [np.mean(whole[:5]), np.mean(whole[5:10]), np.mean(whole[10:])]
     assert [row["progress"] for row in rows] == pytest.approx([np.mean(np.arange(5) / 15 + third / 3) for third in range(3)])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_key(job: Job) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_key(folder: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is nan at step 6; lower pretrain\.lr"):
-        fit(Counting(nan_at=7), job)
+        fit(Counting(nan_at=7), folder)
 
 
 def test_learning_rate_rises_and_falls() -> None:
@@ -104,73 +106,73 @@ class Failing(Counting):
         return "it has collapsed" if row["loss"] >= self.doubt_from else None
 
 
-def checkpoints(job: Job) -> list[str]:
-    return sorted(path.name for path in (job.work / "checkpoints").glob("*"))
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("*"))
 
 
-def test_weights_that_are_not_finite_are_never_saved(job: Job) -> None:
+def test_weights_that_are_not_finite_are_never_saved(folder: Path) -> None:
     expected = r"task\.model\.weight is not finite after step 4; lower pretrain\.lr; the last sound checkpoint is .*000000003\.pt"
     with pytest.raises(UserError, match=expected):
-        loop.Fit(Failing(infinite_from=4), job, epochs=3, checkpoint_minutes=0).run()
-    assert checkpoints(job) == ["000000002.pt", "000000003.pt"]
+        loop.Fit(Failing(infinite_from=4), "pretrain", folder, 3, Runtime(checkpoint_minutes=0)).run()
+    assert checkpoints(folder) == ["000000002.pt", "000000003.pt"]
 
 
-def test_weights_are_looked_at_in_the_end_too(job: Job) -> None:
+def test_weights_are_looked_at_in_the_end_too(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.weight is not finite after step 15"):
-        loop.Fit(Failing(infinite_from=15), job, epochs=3, checkpoint_minutes=60).run()
+        loop.Fit(Failing(infinite_from=15), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()
 
 
-def test_doubt_for_long_enough_stops_and_keeps_the_last_sound_checkpoint(job: Job) -> None:
+def test_doubt_for_long_enough_stops_and_keeps_the_last_sound_checkpoint(folder: Path) -> None:
     # Losses are 0 to 4, then 10 to 14, then 20 to 24: from the second epoch on there is doubt.
     with pytest.raises(UserError, match=r"it has collapsed; the last sound checkpoint is .*000000005\.pt"):
-        loop.Fit(Failing(doubt_from=10), job, epochs=9, checkpoint_minutes=0, keep=3).run()
-    assert checkpoints(job) == ["000000005.pt", *(f"0000000{step}.doubtful.pt" for step in (12, 13, 14))]
+        loop.Fit(Failing(doubt_from=10), "pretrain", folder, 9, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
+    assert checkpoints(folder) == ["000000005.pt", *(f"0000000{step}.doubtful.pt" for step in (12, 13, 14))]
 
 
-def test_doubt_that_passes_does_not_stop(job: Job) -> None:
-    assert len(loop.Fit(Failing(doubt_from=20), job, epochs=3, checkpoint_minutes=60).run()) == 3
+def test_doubt_that_passes_does_not_stop(folder: Path) -> None:
+    assert len(loop.Fit(Failing(doubt_from=20), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()) == 3
 
 
-def test_a_number_of_checkpoints_is_kept(job: Job) -> None:
-    loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=0, keep=3).run()
-    assert checkpoints(job) == ["000000003.pt", "000000004.pt", "000000005.pt"]
+def test_a_number_of_checkpoints_is_kept(folder: Path) -> None:
+    loop.Fit(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
+    assert checkpoints(folder) == ["000000003.pt", "000000004.pt", "000000005.pt"]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 700])
-def test_a_torn_checkpoint_is_passed_over(job: Job, kept: int) -> None:
+def test_a_torn_checkpoint_is_passed_over(folder: Path, kept: int) -> None:
     with pytest.raises(signals.Interrupted):
-        loop.Fit(Counting(stop_at=3), job, epochs=1, checkpoint_minutes=0).run()
+        loop.Fit(Counting(stop_at=3), "pretrain", folder, 1, Runtime(checkpoint_minutes=0)).run()
     signals._stop.clear()
-    newest = job.work / "checkpoints" / checkpoints(job)[-1]
+    newest = folder / "checkpoints" / checkpoints(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:kept])
     task = Counting()
-    fit(task, job)
+    fit(task, folder)
     assert task.seen == [10 * epoch + step for epoch in range(3) for step in range(5)]
 
 
-def test_a_disk_without_room_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written \(No space left on device\)"):
-        loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=0).run()
+        loop.Fit(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=0)).run()
 
 
-def test_rates_and_waits_are_in_the_history(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_and_waits_are_in_the_history(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))  # a second passes whenever somebody looks
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    row = loop.Fit(Counting(), job, epochs=1, checkpoint_minutes=60).run()[0]
+    row = loop.Fit(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=60)).run()[0]
     assert 0 < row["data_wait"] < 1
     assert 0 < row["images_per_second"] < 10
 
 
 def test_where_there_is_no_terminal_lines_say_how_far_it_is(
-    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("components.common.training.progress.LINE_SECONDS", 0)
     with caplog.at_level("INFO"):
-        loop.Fit(Counting(), job, epochs=2, checkpoint_minutes=60).run()
+        loop.Fit(Counting(), "pretrain", folder, 2, Runtime(checkpoint_minutes=60)).run()
     assert "pretrain: epoch 2/2, step 3/5, loss 12, 0 min left" in caplog.text
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from components.common.errors import UserError
-from components.common.runs.params import Params
 from components.common.training import processes
+from components.params import Params
 from tests.conftest import MakeShards
 
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from components.__main__ import main
-from components.common.runs.params import Preprocess
 from components.preprocess import deidentify, layouts
 from components.preprocess.labels import Table
+from components.preprocess.params import Preprocess
 from tests.common.dicom.phantoms import picture, write
 
 KEY = "a key that is long enough"
@@ -57,7 +57,9 @@ def run(folder: Path, monkeypatch: Any, layout: str, *overrides: str) -> tuple[R
 
 def arguments(folder: Path, raw: str, layout: str, *overrides: str) -> list[str]:
     """A command line that reads `raw` and writes FOLDER/shards."""
-    (folder / "params.yaml").write_text(f"preprocess: {{layout: {layout}, size: 32, parts: 2, workers: 1, max_quarantined: 0.9}}\n")
+    (folder / "params.yaml").write_text(
+        f"preprocess: {{layout: {layout}, size: 32, parts: 2}}\nruntime: {{workers: 1, max_quarantined: 0.9}}\n"
+    )
     options = [item for override in overrides for item in ("--set", f"preprocess.{override}")]
     return ["preprocess", "--raw", raw, "--out", str(folder / "shards"), "--params", str(folder / "params.yaml"), *options]
 

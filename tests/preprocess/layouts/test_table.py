@@ -33,7 +33,7 @@ def test_pictures_beside_dicom(tmp_path: Path, raw: Path, monkeypatch: pytest.Mo
 
 def test_pictures_need_a_key(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("CXR_PSEUDONYM_KEY", raising=False)
-    assert main(["preprocess", "--raw", str(raw), "--out", str(tmp_path / "out"), "--set", "preprocess.workers=1"]) == 2
+    assert main(["preprocess", "--raw", str(raw), "--out", str(tmp_path / "out"), "--set", "runtime.workers=1"]) == 2
     assert "CXR_PSEUDONYM_KEY is not set" in capsys.readouterr().err
 
 

@@ -1,4 +1,3 @@
-import gc
 import json
 import math
 import multiprocessing
@@ -6,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from components.common.errors import UserError
-from components.common.runs import job, signals, storage
+from components.common.runs import provenance, signals, storage, work
+from components.common.runs.inputs import read_document, upstream_run_id
 from components.common.runs.params import Evaluate, Register
 from tests import seaweed
 
@@ -21,8 +22,14 @@ PARAMS = Evaluate(seed=1)
 INPUTS = {"shards": "abc"}
 
 
-def begin(out: Path | str, params: Evaluate = PARAMS, inputs: dict[str, str] = INPUTS, **extra: Any) -> job.Job:
-    return job.open_job("evaluate", str(out), params, inputs, **extra)
+def begin(out: Path | str, params: Evaluate = PARAMS, inputs: dict[str, str] = INPUTS, **options: Any) -> work.Work:
+    """Work in progress whose lock nobody holds."""
+    with open(out, params, inputs, **options) as begun:
+        return begun
+
+
+def open(out: Path | str, params: Evaluate = PARAMS, inputs: dict[str, str] = INPUTS, **options: Any) -> AbstractContextManager[work.Work]:
+    return work.open_work(work.Work, "evaluate", str(out), params, inputs, **options)
 
 
 def files(folder: Path) -> set[str]:
@@ -32,13 +39,13 @@ def files(folder: Path) -> set[str]:
 def test_output_appears_whole_and_nothing_else_remains(tmp_path: Path) -> None:
     out = tmp_path / "out"
     begun = begin(out, upstream={"shards": "run1"})
-    (begun.work / "report.html").write_text("report")
-    (begun.work / "checkpoint").mkdir()
-    (begun.work / "checkpoint" / "x").write_text("")
-    (begun.work / "note").write_text("")
+    (begun.folder / "report.html").write_text("report")
+    (begun.folder / "checkpoint").mkdir()
+    (begun.folder / "checkpoint" / "x").write_text("")
+    (begun.folder / "note").write_text("")
     assert not out.exists()
 
-    begun.publish({"auroc": 0.5, "unknown": math.nan}, "run2", drop=("checkpoint", "note", "never-written"))
+    begun.finish({"auroc": 0.5, "unknown": math.nan}, "run2", drop=("checkpoint", "note", "never-written"))
 
     assert files(tmp_path) == {"out", "out/report.html", "out/metrics.json", "out/run.json"}
     assert json.loads((out / "metrics.json").read_text()) == {"auroc": 0.5, "unknown": None}
@@ -51,11 +58,10 @@ def test_output_appears_whole_and_nothing_else_remains(tmp_path: Path) -> None:
 
 def test_the_same_fingerprint_continues(tmp_path: Path) -> None:
     first = begin(tmp_path / "out")
-    (first.work / "progress").write_text("half")
-    first.lock.close()
+    (first.folder / "progress").write_text("half")
     again = begin(f"{tmp_path / 'out'}/")
     assert (first.resumed, again.resumed) == (False, True)
-    assert (again.work / "progress").read_text() == "half"
+    assert (again.folder / "progress").read_text() == "half"
 
 
 @pytest.mark.parametrize(
@@ -65,17 +71,17 @@ def test_the_same_fingerprint_continues(tmp_path: Path) -> None:
         ({"inputs": {"shards": "def"}}, "inputs.shards"),
         ({"inputs": {}}, "inputs.shards"),
         ({"inputs": {**INPUTS, "more": "x"}}, "inputs.more"),
-        ({"extra": {"ranks": 2}}, "ranks"),
+        ({"depends": {"ranks": 2}}, "ranks"),
     ],
 )
 def test_another_fingerprint_starts_afresh(change: dict[str, Any], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = begin(tmp_path / "out")
     other = begin(tmp_path / "out", **change)
-    assert other.work != first.work
+    assert other.folder != first.folder
     assert not other.resumed
-    assert caplog.messages == [f"evaluate: starts afresh; unfinished work in {first.work} differs in {named}"]
-    other.publish({})
-    assert first.work.is_dir()  # it can still be continued
+    assert caplog.messages == [f"evaluate: starts afresh; unfinished work in {first.folder} differs in {named}"]
+    other.finish({})
+    assert first.folder.is_dir()  # it can still be continued
 
 
 def test_threads_are_part_of_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,15 +94,15 @@ def test_threads_are_part_of_the_fingerprint(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("asked", ["", "1", "3"])
 def test_threads_are_what_nproc_says(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert job.threads() == int(subprocess.run(["nproc"], capture_output=True, check=True).stdout)
+    assert provenance.threads() == int(subprocess.run(["nproc"], capture_output=True, check=True).stdout)
 
 
 def test_an_output_replaces_an_earlier_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = begin(out)
-    (first.work / "only-in-the-first").write_text("")
-    first.publish({"a": 1})
-    begin(out, inputs={"shards": "def"}).publish({"a": 2})
+    (first.folder / "only-in-the-first").write_text("")
+    first.finish({"a": 1})
+    begin(out, inputs={"shards": "def"}).finish({"a": 2})
     assert files(tmp_path) == {"out", "out/metrics.json", "out/run.json"}
     assert json.loads((out / "metrics.json").read_text()) == {"a": 2}
 
@@ -104,7 +110,7 @@ def test_an_output_replaces_an_earlier_one(tmp_path: Path) -> None:
 def test_what_dvc_leaves_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / ".gitignore").write_text("/report.html")
-    begin(tmp_path).publish({})
+    begin(tmp_path).finish({})
 
 
 @pytest.mark.parametrize("record", [None, "not json", '"text"', '{"stage": "preprocess"}'])
@@ -125,17 +131,13 @@ def test_out_must_be_a_folder_that_can_be_written(tmp_path: Path) -> None:
         begin(tmp_path / "file" / "out")
 
 
-def test_a_failed_job_that_awaits_the_garbage_collector_holds_nobody_up(tmp_path: Path) -> None:
-    gc.disable()
-    try:
-        cycle: list[Any] = [begin(tmp_path / "out")]
-        cycle.append(cycle)
-        with pytest.raises(UserError, match="another process is making this output"):
-            begin(tmp_path / "out")
-        del cycle
-        begin(tmp_path / "out")
-    finally:
-        gc.enable()
+def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), open(tmp_path / "out") as held:
+        with pytest.raises(UserError, match="another process is making this output"), open(tmp_path / "out"):
+            pass
+        raise ZeroDivisionError
+    with open(tmp_path / "out") as again:
+        assert again.folder == held.folder
 
 
 def test_one_process_an_output(tmp_path: Path) -> None:
@@ -146,14 +148,14 @@ def test_one_process_an_output(tmp_path: Path) -> None:
         except UserError as error:
             results.put(str(error))
 
-    held = begin(tmp_path / "out")
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    other = context.Process(target=attempt, args=(results,))
-    other.start()
-    assert "another process is making this output" in results.get(timeout=30)
-    other.join()
-    held.publish({})
+    with open(tmp_path / "out") as held:
+        context = multiprocessing.get_context("fork")
+        results = context.Queue()
+        other = context.Process(target=attempt, args=(results,))
+        other.start()
+        assert "another process is making this output" in results.get(timeout=30)
+        other.join()
+        held.finish({})
 
 
 def test_a_signal_does_not_cut_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +167,10 @@ def test_a_signal_does_not_cut_the_last_step(tmp_path: Path, monkeypatch: pytest
         os.kill(os.getpid(), signal.SIGTERM)
         original(target, source)
 
-    original = job.replace_folder
-    monkeypatch.setattr(job, "replace_folder", signalled)
+    original = work.replace_folder
+    monkeypatch.setattr(work, "replace_folder", signalled)
     try:
-        begin(tmp_path / "out").publish({})
+        begin(tmp_path / "out").finish({})
         assert signals.requested()
     finally:
         signals._stop.clear()
@@ -178,33 +180,33 @@ def test_a_signal_does_not_cut_the_last_step(tmp_path: Path, monkeypatch: pytest
 
 def test_inputs_are_read_with_their_digest(tmp_path: Path) -> None:
     begun = begin(tmp_path / "out")
-    job.write_json(begun.work / "model.json", {"arch": "resnet18"})
-    begun.publish({}, "run1")
-    content, digest = job.read_input(str(tmp_path / "out"), "model.json", "classify")
+    storage.write_json(begun.folder / "model.json", {"arch": "resnet18"})
+    begun.finish({}, "run1")
+    content, digest = read_document(str(tmp_path / "out"), "model.json", "classify")
     assert content == {"arch": "resnet18"}
     assert digest == storage.digest_file(tmp_path / "out" / "model.json")
-    assert job.upstream_run_id(str(tmp_path / "out")) == "run1"
+    assert upstream_run_id(str(tmp_path / "out")) == "run1"
 
 
 def test_inputs_that_are_not_there_or_not_finished(tmp_path: Path) -> None:
     def refused() -> str:
         with pytest.raises(UserError) as error:
-            job.read_input(str(tmp_path), "model.json", "classify")
+            read_document(str(tmp_path), "model.json", "classify")
         return str(error.value)
 
     assert refused() == f"{tmp_path}/model.json: not found; {tmp_path} must be the output folder of classify"
     (tmp_path / "model.json").write_text("{")
     assert refused() == f"{tmp_path}: has no run.json, so classify has not finished; run it again"
     (tmp_path / "run.json").write_text("{}")
-    assert refused() == f"{tmp_path}/model.json: not valid JSON; run classify again"
+    assert refused() == f"{tmp_path}/model.json: not a JSON object; run classify again"
 
 
 def test_git_state_is_gits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GIT_COMMIT", raising=False)
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert job.git_state()["commit"] == (asked.stdout.strip() if asked.returncode == 0 else None)
+    assert provenance.git_state()["commit"] == (asked.stdout.strip() if asked.returncode == 0 else None)
     monkeypatch.setenv("GIT_COMMIT", "f00")
-    assert job.git_state()["commit"] == "f00"
+    assert provenance.git_state()["commit"] == "f00"
 
 
 @pytest.fixture
@@ -221,43 +223,44 @@ def s3(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 def test_output_on_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     begun = begin(s3)
-    job.write_json(begun.work / "model.json", {})
-    (begun.work / "checkpoint").mkdir()
-    (begun.work / "checkpoint" / "x").write_text("")
+    storage.write_json(begun.folder / "model.json", {})
+    (begun.folder / "checkpoint").mkdir()
+    (begun.folder / "checkpoint" / "x").write_text("")
 
     with monkeypatch.context() as broken:  # the credentials run out when all is computed
         broken.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         storage._client_of.cache_clear()
         with pytest.raises(UserError, match="credentials"):
-            begun.publish({}, drop=("checkpoint",))
+            begun.finish({}, drop=("checkpoint",))
     storage._client_of.cache_clear()
-    assert (begun.work / "checkpoint" / "x").exists()
-    begun.lock.close()
+    assert (begun.folder / "checkpoint" / "x").exists()
 
-    begin(s3).publish({"a": 1}, drop=("checkpoint",))
+    begin(s3).finish({"a": 1}, drop=("checkpoint",))
     assert [entry.path for entry in storage.listing(s3)] == ["metrics.json", "model.json", "run.json"]
-    assert job.read_input(s3, "model.json", "classify")[0] == {}
+    assert read_document(s3, "model.json", "classify")[0] == {}
     assert files(tmp_path) == {".partial"}
 
     storage.delete(f"{s3}/run.json")
     with pytest.raises(UserError, match="has not finished"):
-        job.read_input(s3, "model.json", "classify")
+        read_document(s3, "model.json", "classify")
 
 
 def test_work_for_an_output_on_s3_lies_on_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that is tried again on another node has nothing else in common with the first."""
-    monkeypatch.setattr(job, "_refuse_foreign", lambda stage, out: None)  # which would ask the server
-    monkeypatch.setenv(job.WORK_VARIABLE, str(tmp_path / "volume"))
+    monkeypatch.setattr(work, "_refuse_foreign", lambda stage, out: None)  # which would ask the server
+    monkeypatch.setenv(work.WORK_VARIABLE, str(tmp_path / "volume"))
     for pod, resumed in (("first", False), ("second", True)):
         (tmp_path / pod).mkdir()
         monkeypatch.chdir(tmp_path / pod)
         begun = begin("s3://bucket/out")
         assert begun.resumed == resumed
-        assert begun.work.is_relative_to(tmp_path / "volume")
+        assert begun.folder.is_relative_to(tmp_path / "volume")
         assert not list((tmp_path / pod).iterdir())
-        begun.lock.close()
 
 
 def test_sections_of_other_stages_have_other_fingerprints(tmp_path: Path) -> None:
-    one = job.open_job("a", str(tmp_path / "a"), Register(), {}).fingerprint
-    assert job.open_job("b", str(tmp_path / "b"), Register(), {}).fingerprint != one
+    with (
+        work.open_work(work.Work, "a", str(tmp_path / "a"), Register(), {}) as one,
+        work.open_work(work.Work, "b", str(tmp_path / "b"), Register(), {}) as other,
+    ):
+        assert one.fingerprint != other.fingerprint

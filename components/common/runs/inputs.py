@@ -1,0 +1,58 @@
+"""Reading the output folders of earlier stages."""
+
+import json
+from typing import Any
+
+from components.common.errors import UserError
+from components.common.formats.documents import RUN_RECORD, parse_json
+from components.common.runs import storage
+
+
+def require_output(uri: str, name: str, made_by: str) -> None:
+    """Checks that a folder is a finished output of a stage.
+
+    Args:
+        uri: the folder.
+        name: a file that the stage writes, such as manifest.json.
+        made_by: the stage, for the message.
+
+    Raises:
+        UserError: the file is missing, or the output is not complete.
+    """
+    path = storage.join(uri, name)
+    if not storage.exists(path):
+        raise UserError(f"{path}: not found; {uri} must be the output folder of {made_by}")
+    if not storage.exists(storage.join(uri, RUN_RECORD)):
+        raise UserError(f"{uri}: has no {RUN_RECORD}, so {made_by} has not finished; run it again")
+
+
+def read_document(uri: str, name: str, made_by: str) -> tuple[dict[str, Any], str]:
+    """Reads a JSON document of a finished output.
+
+    Args:
+        uri: the output folder.
+        name: the document, such as manifest.json.
+        made_by: the stage, for the message.
+
+    Returns:
+        Its content and its SHA-256.
+
+    Raises:
+        UserError: as for `require_output`, or it is not JSON.
+    """
+    require_output(uri, name, made_by)
+    path = storage.join(uri, name)
+    content = storage.read(path)
+    return parse_json(content, path, made_by), storage.digest(content)
+
+
+def upstream_run_id(uri: str) -> str | None:
+    """Returns the MLflow run id in the run record of an output folder."""
+    value = json.loads(storage.read(storage.join(uri, RUN_RECORD))).get("mlflow_run_id")
+    return str(value) if value else None
+
+
+def upstream_run_ids(folders: dict[str, str]) -> dict[str, str]:
+    """Returns the MLflow run id by name of input, for those output folders whose run record has one."""
+    found = {name: upstream_run_id(uri) for name, uri in folders.items()}
+    return {name: run_id for name, run_id in found.items() if run_id}

@@ -1,0 +1,245 @@
+"""The work folder of a stage's run, and the output that appears whole.
+
+Unfinished work lies in OUT.partial/FINGERPRINT/ and becomes OUT by a rename. If OUT is on S3, it lies in a folder of CXR_WORK_DIR
+(default: .partial), which in a pod is a volume that outlives the pod; run.json is uploaded last, and readers refuse a prefix
+without it. A run with the same fingerprint (parameters, inputs, number of threads and ranks) resumes where a stopped one left off.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from components.common.errors import UserError
+from components.common.formats.documents import METRICS, RUN_RECORD, metrics_to_json
+from components.common.runs import provenance, signals, storage
+from components.common.runs.params import Runtime, Section, flatten
+
+WORK_VARIABLE = "CXR_WORK_DIR"
+"""Environment variable with the folder for unfinished work whose output goes to S3."""
+RUN_ID_FILE = "mlflow_run_id"
+"""File in the work folder with the id of the MLflow run, for a resumed run."""
+UPLOADING = "run.json.uploading"
+"""Name of the note at an S3 prefix while an output is being uploaded."""
+
+W = TypeVar("W", bound="Work")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """The work in progress on one output."""
+
+    stage: str
+    out: str
+    """Where the finished output goes: a local path or an s3:// URI."""
+    params: dict[str, Any]
+    """The section of the stage."""
+    runtime: dict[str, Any]
+    """The section `runtime`; empty for stages that do not read it."""
+    inputs: dict[str, str]
+    """SHA-256 by name of input."""
+    fingerprint: str
+    """Hash of everything that the output depends on."""
+    folder: Path
+    """Local folder of the work in progress."""
+    resumed: bool
+    """Whether `folder` existed already."""
+    upstream: dict[str, str] = field(default_factory=dict)
+    """MLflow run id by name of input, where the run record of the input has one."""
+    started: float = field(default_factory=time.time)
+
+    def finish(self, metrics: Mapping[str, float], mlflow_run_id: str | None = None, drop: tuple[str, ...] = ()) -> None:
+        """Writes metrics.json and run.json and turns the work in progress into the output.
+
+        Args:
+            metrics: flat, name -> number; NaN becomes null.
+            mlflow_run_id: id of the run that holds the same numbers.
+            drop: names in the work folder that are not part of the output, such as checkpoints.
+        """
+        storage.write(str(self.folder / METRICS), metrics_to_json(dict(metrics)))
+        files = storage.files_below(self.folder, (RUN_RECORD, *drop))
+        storage.write_json(self.folder / RUN_RECORD, {**self._record(mlflow_run_id), "files": files})
+        # Checkpoints are dropped as late as possible, so that a run that is stopped before the end still resumes.
+        if storage.is_s3(self.out):
+            self._upload(drop)
+        else:
+            with signals.deferred():
+                _remove(self.folder, drop)
+                replace_folder(Path(self.out), self.folder)
+        self._clean_up()
+        log.info("%s: done in %.0f s, output in %s", self.stage, time.time() - self.started, self.out)
+
+    def _upload(self, drop: tuple[str, ...]) -> None:
+        """Replaces an earlier output on S3. Until it is complete, a note there lists the new files and those to be deleted."""
+        record, note = storage.join(self.out, RUN_RECORD), storage.join(self.out, UPLOADING)
+        earlier = {name for uri in (record, note) for name in _read_record(uri).get("files", [])}
+        files = set(storage.files_below(self.folder, drop))
+        storage.write(note, json.dumps({"stage": self.stage, "files": sorted(files | earlier)}).encode())
+        storage.delete(record)
+        storage.upload_folder(self.folder, self.out, last=RUN_RECORD, skip=drop)
+        for name in sorted(earlier - files):
+            storage.delete(storage.join(self.out, name))
+        storage.delete(note)
+
+    def _clean_up(self) -> None:
+        """Removes the traces of this run from OUT.partial; unfinished work with other fingerprints stays."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for suffix in (".json", ".lock"):
+            self.folder.with_suffix(suffix).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: work with other fingerprints
+            self.folder.parent.rmdir()
+
+    def _record(self, mlflow_run_id: str | None) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "fingerprint": self.fingerprint,
+            "params": self.params,
+            "runtime": self.runtime,
+            "inputs": self.inputs,
+            "git": provenance.git_state(),
+            "packages": provenance.package_versions(),
+            "python": platform.python_version(),
+            "threads": provenance.threads(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "seconds": round(time.time() - self.started, 1),
+            "resumed": self.resumed,
+            "mlflow_run_id": mlflow_run_id,
+            "upstream_mlflow_run_ids": self.upstream,
+        }
+
+
+@contextmanager
+def open_work(
+    kind: type[W],
+    stage: str,
+    out: str,
+    params: Section,
+    inputs: Mapping[str, str],
+    runtime: Runtime | None = None,
+    depends: Mapping[str, Any] | None = None,
+    upstream: Mapping[str, str] | None = None,
+) -> Iterator[W]:
+    """Prepares and locks the work folder of a stage's run; the lock is released at the end of the block.
+
+    Args:
+        kind: the class to return an instance of.
+        stage: its name.
+        out: a local path or an s3:// URI. An existing folder must be an earlier output of the stage, or empty.
+        params: the section of the stage.
+        inputs: SHA-256 by name of input.
+        runtime: the section `runtime`, for the record only.
+        depends: anything else that the output depends on.
+        upstream: MLflow run id by name of input.
+
+    Raises:
+        UserError: `out` is a folder with other content, cannot be written, or another process is working on it.
+    """
+    _refuse_foreign(stage, out)
+    depends = {
+        "stage": stage, "params": params.values(), "inputs": dict(inputs), "threads": provenance.threads(), **(depends or {})
+    }  # fmt: skip
+    fingerprint = storage.digest(json.dumps(depends, sort_keys=True).encode())[:16]
+    partial = partial_folder(out)
+    folder = partial / fingerprint
+    resumed = folder.is_dir()
+    recorded = runtime.values() if runtime else {}
+    work = kind(stage, out, params.values(), recorded, dict(inputs), fingerprint, folder, resumed, dict(upstream or {}))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_suffix(".lock").open("ab")
+    except OSError as error:
+        raise UserError(f"{partial}: cannot be written ({error.strerror}); choose another --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{lock.name}: another process is making this output; wait for it or stop it") from None
+        _remove_scratch(folder)
+        _report_other_work(stage, partial, fingerprint, depends)
+        storage.write_json(folder.with_suffix(".json"), depends)
+        yield work
+
+
+def partial_folder(out: str) -> Path:
+    """Returns the local folder of all unfinished work on an output."""
+    if storage.is_s3(out):
+        return Path(os.environ.get(WORK_VARIABLE) or ".partial", quote(out, safe=""))
+    return Path(f"{out.rstrip('/')}.partial")
+
+
+def replace_folder(target: Path, source: Path) -> None:
+    """Moves the folder `source` to where `target` is, by renames."""
+    old = source.with_suffix(".replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        source.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _refuse_foreign(stage: str, out: str) -> None:
+    """Refuses to replace anything but an earlier output of the stage."""
+    if storage.is_s3(out):
+        ours = any(_read_record(storage.join(out, name)).get("stage") == stage for name in (RUN_RECORD, UPLOADING))
+        if not ours and not storage.is_empty(out):
+            raise UserError(f"{out}: holds objects that {stage} did not make; choose another --out or delete them")
+        return
+    if not Path(out).exists():
+        return
+    if not Path(out).is_dir():
+        raise UserError(f"{out}: is a file; --out must be a folder")
+    # DVC deletes the outputs of a stage one by one before it runs; its .gitignore and the metrics in git may remain.
+    others = [path.name for path in Path(out).iterdir() if path.name not in (METRICS, ".gitignore")]
+    if others and _read_record(str(Path(out, RUN_RECORD))).get("stage") != stage:
+        raise UserError(f"{out}: holds files that {stage} did not make; choose another --out or move them away")
+
+
+def _read_record(uri: str) -> dict[str, Any]:
+    """Returns the content of a run record, or nothing if it is not one."""
+    if not storage.exists(uri):
+        return {}
+    content = storage.read(uri)
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _report_other_work(stage: str, partial: Path, fingerprint: str, depends: Mapping[str, Any]) -> None:
+    """Logs which unfinished work is not resumed, and in what it differs."""
+    for record in sorted(partial.glob("*.json")):
+        if record.stem == fingerprint or not (partial / record.stem).is_dir():
+            continue
+        mine, other = flatten(depends), flatten(json.loads(record.read_text()))
+        names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
+        log.warning("%s: starts afresh; unfinished work in %s differs in %s", stage, partial / record.stem, ", ".join(names))
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Removes files that a killed process was writing; nobody else is writing, since we hold the lock."""
+    for path in folder.glob(".*"):
+        if path.is_file():
+            path.unlink()

@@ -1,0 +1,31 @@
+"""Parameters of `evaluate study`. Those of `evaluate` itself, which the heads read too, are in components/common/runs/params.py."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from components.common.runs.params import Section, Seed
+from components.pretrain.params import Arm
+
+
+class Study(Section):
+    """The paper's claims: which arms are compared under which conditions (study/dvc.yaml, pipelines/study.py)."""
+
+    arms: tuple[Arm, ...] = ("scratch", "moco", "ifa", "ifa-cosine", "aligned")
+    """Values of pretrain.preset."""
+    reference: str = "moco"
+    """The arm that the others are compared with."""
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 1.0)
+    """Values of classify.label_fraction, for the claim about few labels."""
+    imbalanced: str = "Lung Opacity"
+    """Finding whose positives are made rare by classify.positive_rate, for the claim about rare positives."""
+    positive_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.02, 0.05, 0.1)
+    """Fractions of positives of that finding."""
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    """Each seed repeats the whole study, pretraining included."""
+
+    @model_validator(mode="after")
+    def _reference_is_an_arm(self) -> "Study":
+        if self.reference not in self.arms:
+            raise ValueError(f"reference: {self.reference} is none of the arms ({', '.join(self.arms)})")
+        return self

@@ -1,0 +1,91 @@
+"""Parameters of `pretrain`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from components.common.runs.params import Arch, Device, Fraction, NonNegative, Positive, Section, Seed
+
+Arm = Literal["scratch", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse"]
+Stage = Literal["layer1", "layer2", "layer3", "layer4"]
+
+
+class Term(Section):
+    """The term of the loss on the feature map after one stage of the ResNet."""
+
+    target: Annotated[float, Field(ge=-1, le=1)] = 1.0
+    """Cosine similarity that each position is pulled to (the authors' epsilon)."""
+    weight: NonNegative = 1.0
+    """Weight of the term, multiplied by lambda_ifa."""
+
+
+class Pretrain(Section):
+    """MoCo v2 with the IFA loss."""
+
+    arch: Arch = "resnet50"
+    """Backbone, with one input channel."""
+    preset: Arm = "ifa"
+    """Which intermediate maps are pulled to which similarity. moco: none; ifa: as in the authors' code; ifa-cosine: as in the
+    paper's abstract; ifa-layer4: layer4 only; aligned: as ifa, but between positions of the same anatomy; mse: Kaku et al.'s mean
+    squared error (components/pretrain/objective.py); scratch: no training, the starting point itself, as a control in a study."""
+    terms: dict[Stage, Term] | None = None
+    """Terms by stage that replace those of the preset, such as {layer1: {target: 0.3, weight: 0.5}}; null: the preset's."""
+    lambda_nce: NonNegative = 1.0
+    """Weight of InfoNCE."""
+    lambda_ifa: NonNegative = 1.0
+    """Weight of all terms on intermediate maps."""
+    augment_query: bool = True
+    """False: the query is the image without augmentation (as in an earlier version of the authors' code)."""
+    epochs: Positive = 200
+    """Passes over the train split."""
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images per step, over all GPUs."""
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    """Initial learning rate of SGD; it decays to 0 along a cosine."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD."""
+    weight_decay: NonNegative = 1e-4
+    """Weight decay of SGD."""
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    """Temperature T of InfoNCE."""
+    queue_size: Positive = 65536
+    """Keys kept as negatives; a multiple of batch_size."""
+    shuffle_groups: Positive = 8
+    """Number of groups of a batch with batch statistics of their own; keys are shuffled between the groups, as between GPUs in
+    the MoCo paper."""
+    batch_norm: Literal["shuffle", "sync", "frozen"] = "shuffle"
+    """Batch statistics. shuffle: of each group, with keys shuffled between groups and GPUs; sync: of the batch on all GPUs;
+    frozen: the running statistics of the starting point."""
+    key_momentum: Fraction = 0.999
+    """Momentum of the key encoder."""
+    dim: Positive = 128
+    """Dimensions of the projection."""
+    seed: Seed = 0
+    """Seed of the weights, the order of the images and the views."""
+    device: Device = "auto"
+    """auto: a GPU if there is one."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the forward pass; auto: bf16 on a GPU, fp32 on a CPU."""
+    accumulate: Positive = 1
+    """Gradient accumulation: parts of a GPU's share of the batch that are computed one after another to save memory; a divisor of
+    its number of groups."""
+    probe_epochs: Annotated[int, Field(ge=0)] = 10
+    """Epochs between nearest-neighbour probes on the labelled validation split; 0: no probes."""
+
+    @model_validator(mode="after")
+    def _terms_fit_the_preset(self) -> "Pretrain":
+        if self.preset in ("moco", "scratch") and self.terms:
+            raise ValueError(f"terms: the preset {self.preset} has none; choose ifa, aligned or mse")
+        if self.preset == "mse" and any(term.target != Term().target for term in (self.terms or {}).values()):
+            raise ValueError("terms: with the preset mse they have a weight and no target")
+        return self
+
+    @model_validator(mode="after")
+    def _queue_holds_whole_batches(self) -> "Pretrain":
+        if self.queue_size % self.batch_size:
+            raise ValueError("queue_size must be a multiple of batch_size")
+        if self.batch_size % self.shuffle_groups or self.batch_size == self.shuffle_groups:
+            raise ValueError("batch_size must be a multiple of shuffle_groups, with at least two images per group")
+        if (self.shuffle_groups if self.batch_norm == "shuffle" else self.batch_size) % self.accumulate:
+            raise ValueError("accumulate must be a divisor of shuffle_groups, or of batch_size if batch_norm is not shuffle")
+        return self
