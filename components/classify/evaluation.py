@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 
 from components.classify import report, subgroups
 from components.classify.metrics import METRICS, PAIRED, ClassificationSplit, Findings, evaluate
@@ -94,10 +95,9 @@ class Classification:
             "subgroups.csv": subgroups.points(self.subgroups),
         }
 
-    def sections(self) -> list[str]:
-        """The report, but for what it says of every task."""
-        sections = report.sections(self.findings, self.params) + subgroups.sections(self.subgroups, self.params)
-        return [*sections, report.notes(self.findings, self.params)]
+    def sections(self) -> list[Markup]:
+        """Renders the sections of the report on this model."""
+        return report.sections(self.findings, self.subgroups, self.params)
 
     def warnings(self) -> list[str]:
         """Findings and groups too small to be judged."""

@@ -1,4 +1,4 @@
-"""Numbers, intervals and curves of a classifier's findings: everything is chosen on val and measured on test."""
+"""Metrics, intervals and curves of a classifier: everything is chosen on val and measured on test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ import numpy as np
 import numpy.typing as npt
 
 from components.common.runs.params import Evaluate
-from components.common.statistics.arrays import Flags, Floats, Integers, has_both
+from components.common.statistics.arrays import Flags, Floats, Integers, divide, has_both
 from components.common.statistics.bootstrap import bootstrap_mean
 from components.common.statistics.calibration import Reliability, reliability
 from components.common.statistics.curves import Curve, precision_recall_curve, roc_curve, sensitivity_threshold, youden_threshold
-from components.common.statistics.intervals import Interval, percentile_interval
+from components.common.statistics.intervals import UNDEFINED, Interval, percentile_interval
 from components.common.statistics.ranking import auroc, average_precision, bootstrap_ranking
 
 METRICS = ("auroc", "ap", "accuracy", "sensitivity", "specificity", "brier")
 PAIRED = ("auroc", "ap")
-"""Metrics of which the samples are kept, for differences to another model."""
+"""Metrics that models are compared by; their samples are kept."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class ClassificationSplit:
         """P."""
         return len(np.unique(self.patients))
 
+    def each(self, metric: Callable[[Floats, Floats], float]) -> Floats:
+        """A metric of targets and scores for every finding, (F,)."""
+        return np.array([metric(target, score) for target, score in zip(self.targets.T, self.scores.T, strict=True)])
+
+    def counts(self, index: int) -> tuple[int, int, int]:
+        """Positives, negatives and unknown targets of a finding."""
+        target = self.targets[:, index]
+        return int((target == 1).sum()), int((target == 0).sum()), int(np.isnan(target).sum())
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -49,12 +58,12 @@ class Finding:
     """By metric, on the test split."""
     val_auroc: float
     threshold: float
-    """Chosen on the validation split; NaN when that has one class only."""
+    """Chosen on the validation split; NaN if that has one class only."""
     counts: dict[str, tuple[int, int, int]]
     """Positives, negatives and unknown by split."""
     roc: Curve | None
     pr: Curve | None
-    """On the test split; None when that has one class only."""
+    """On the test split, like roc; None if that has one class only."""
     reliability: Reliability
     """On the test split."""
 
@@ -74,7 +83,7 @@ class Findings:
 
     @property
     def counted(self) -> list[Finding]:
-        """Those in the macro averages."""
+        """The findings in the macro averages."""
         return [finding for finding in self.each if finding.counted]
 
     @property
@@ -85,47 +94,58 @@ class Findings:
 
 
 def evaluate(names: list[str], val: ClassificationSplit, test: ClassificationSplit, params: Evaluate) -> Findings:
-    """Evaluates scores of findings.
+    """Evaluates the scores of F findings.
 
     Args:
-        names: of the F findings.
+        names: of the findings.
         val: thresholds are chosen here.
         test: everything else is measured here.
-        params: of the bootstrap, the thresholds and the macro average.
+        params: bootstrap, thresholds and macro average.
     """
-    thresholds = np.array([_threshold(target, score, params) for target, score in zip(val.targets.T, val.scores.T, strict=True)])
+    thresholds = val.each(lambda target, score: _threshold(target, score, params))
     estimates, samples = _measure(test, thresholds, params)
     counted = has_both(test.targets, params.min_positives)
-    intervals = [
-        {metric: percentile_interval(float(estimates[metric][index]), samples[metric][:, index], params.confidence) for metric in METRICS}
-        for index in range(len(names))
-    ]
-    each = [
-        _finding(val, test, index, name, bool(counted[index]), intervals[index], float(thresholds[index]))
-        for index, name in enumerate(names)
-    ]
+    val_auroc = val.each(auroc)
+    each = []
+    for index, name in enumerate(names):
+        target, score = test.targets[:, index], test.scores[:, index]
+        both = bool(has_both(target))
+        finding = Finding(
+            name=name,
+            counted=bool(counted[index]),
+            intervals={
+                metric: percentile_interval(float(estimates[metric][index]), samples[metric][:, index], params.confidence)
+                for metric in METRICS
+            },
+            val_auroc=float(val_auroc[index]),
+            threshold=float(thresholds[index]),
+            counts={"val": val.counts(index), "test": test.counts(index)},
+            roc=roc_curve(target, score) if both else None,
+            pr=precision_recall_curve(target, score) if both else None,
+            reliability=reliability(target, score),
+        )
+        each.append(finding)
     macro = {metric: macro_interval(estimates[metric], samples[metric], counted, params.confidence) for metric in METRICS}
-    return Findings(val, test, each, macro, _macro_val(val, counted), {metric: samples[metric] for metric in PAIRED})
+    known = val_auroc[counted & ~np.isnan(val_auroc)]
+    val_auroc_macro = float(known.mean()) if len(known) else float("nan")
+    return Findings(val, test, each, macro, val_auroc_macro, {metric: samples[metric] for metric in PAIRED})
 
 
 def macro_interval(estimates: Floats, samples: Floats, counted: Flags, confidence: float) -> Interval:
-    """The mean over counted findings; a resample in which one of them is undefined is left out, lest it average something else.
+    """Mean over the counted findings.
+
+    A resample in which one of them is undefined is left out, since it would average other findings than the rest.
 
     Args:
-        estimates: (F,); one that is NaN is left out, such as the accuracy of a finding without a threshold.
+        estimates: (F,); NaN is left out, such as the accuracy of a finding without a threshold.
         samples: (B, F).
         counted: (F,).
         confidence: level.
     """
     chosen = counted & ~np.isnan(estimates)
     if not chosen.any():
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
+        return UNDEFINED
     return percentile_interval(float(estimates[chosen].mean()), samples[:, chosen].mean(axis=1), confidence)
-
-
-def each_of(metric: Callable[[Floats, Floats], float], split: ClassificationSplit) -> Floats:
-    """(F,): a metric of targets and scores, of each finding."""
-    return np.array([metric(target, score) for target, score in zip(split.targets.T, split.scores.T, strict=True)])
 
 
 def correct(targets: Floats, scores: Floats, thresholds: Floats) -> Floats:
@@ -159,51 +179,8 @@ def _measure(test: ClassificationSplit, thresholds: Floats, params: Evaluate) ->
         "brier": (test.scores - test.targets) ** 2,
     }
     resampled = bootstrap_mean(np.concatenate(list(means.values()), axis=1), test.patients, params.resamples, params.seed)
-    samples = dict(zip(means, np.split(resampled, len(means), axis=1), strict=True))
-    estimates = {name: _mean(values) for name, values in means.items()}
     ranking = bootstrap_ranking(test.targets, test.scores, test.patients, params.resamples, params.seed)
+    samples = dict(zip(means, np.split(resampled, len(means), axis=1), strict=True))
     samples |= {"auroc": ranking.auroc, "ap": ranking.average_precision}
-    return estimates | {"auroc": each_of(auroc, test), "ap": each_of(average_precision, test)}, samples
-
-
-def _finding(
-    val: ClassificationSplit,
-    test: ClassificationSplit,
-    index: int,
-    name: str,
-    counted: bool,
-    intervals: dict[str, Interval],
-    threshold: float,
-) -> Finding:
-    target, score = test.targets[:, index], test.scores[:, index]
-    both = bool(has_both(target))
-    return Finding(
-        name=name,
-        counted=counted,
-        intervals=intervals,
-        val_auroc=auroc(val.targets[:, index], val.scores[:, index]),
-        threshold=threshold,
-        counts={"val": _count(val.targets[:, index]), "test": _count(target)},
-        roc=roc_curve(target, score) if both else None,
-        pr=precision_recall_curve(target, score) if both else None,
-        reliability=reliability(target, score),
-    )
-
-
-def _mean(values: Floats) -> Floats:
-    """Column means, NaN left out; NaN for a column without numbers."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis=0)
-    means: Floats = np.divide(np.where(known, values, 0).sum(axis=0), counts, out=np.full(len(counts), np.nan), where=counts > 0)
-    return means
-
-
-def _macro_val(val: ClassificationSplit, counted: Flags) -> float:
-    """Over those of the counted findings that have both classes in val."""
-    values = each_of(auroc, val)[counted]
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _count(targets: Floats) -> tuple[int, int, int]:
-    return int((targets == 1).sum()), int((targets == 0).sum()), int(np.isnan(targets).sum())
+    estimates = {name: divide(np.nansum(values, axis=0), (~np.isnan(values)).sum(axis=0)) for name, values in means.items()}
+    return estimates | {"auroc": test.each(auroc), "ap": test.each(average_precision)}, samples

@@ -6,7 +6,6 @@ Groups are compared at the same threshold, that of all: a model may rank as well
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,7 @@ import pyarrow as pa
 
 from components.classify.metrics import ClassificationSplit, Finding, Findings, macro_interval
 from components.common.head import Points
-from components.common.html import page
-from components.common.html.numbers import cell, number, percent
+from components.common.html.numbers import listing
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import Flags, Floats, has_both
 from components.common.statistics.bootstrap import patient_indices
@@ -97,27 +95,13 @@ def warnings(groups: Sequence[Subgroup], minimum: int) -> list[str]:
     sentences = []
     for attribute in dict.fromkeys(group.attribute for group in groups):
         few = [
-            f"{group.value}: {page.listing(names)}"
+            f"{group.value}: {listing(names)}"
             for group in groups
             if group.attribute == attribute and (names := [member.name for member in group.members if member.few])
         ]
         if few:
             sentences.append(f"by {attribute}, fewer than {minimum} positives or negatives in {'; '.join(few)}")
     return sentences
-
-
-def sections(groups: Sequence[Subgroup], params: Evaluate) -> list[str]:
-    """HTML: a table for each attribute, folded, with the macro averages in sight."""
-    if not groups:
-        return []
-    text = (
-        "The same images, taken apart by what their headers say. Sensitivity and specificity are at the thresholds above, the same for "
-        "every group. Each group's patients are resampled on their own; groups differ in more than the attribute, so that a difference "
-        f"has more than one possible cause. Marked: fewer than {params.min_positives} positives or negatives, too few to judge."
-    )
-    attributes = list(dict.fromkeys(group.attribute for group in groups))
-    folds = [_fold(attribute, [group for group in groups if group.attribute == attribute], params) for attribute in attributes]
-    return [f"<section><h2>Subgroups</h2><p>{text}</p>{''.join(folds)}</section>"]
 
 
 def _attribute(attribute: str, masks: list[tuple[str, Flags]], found: Findings, params: Evaluate) -> list[Subgroup]:
@@ -175,30 +159,3 @@ def _ordered(values: npt.NDArray[np.str_]) -> list[str]:
     """The names that occur: bands by age, others by the alphabet, unknown last."""
     bands = [name for _, name in BANDS]
     return sorted(set(values.tolist()), key=lambda name: (name == UNKNOWN, bands.index(name) if name in bands else 0, name))
-
-
-def _fold(attribute: str, groups: Sequence[Subgroup], params: Evaluate) -> str:
-    judged = [group for group in groups if group.compared]
-    summary = ", ".join(f"{escape(group.value)} {number(group.macro.estimate)}" for group in judged)
-    heads = ["Group", "Finding", "Positive / negative", "AUROC", "Sensitivity", "Specificity"]
-    rows = [row for group in groups for row in _rows(group)]
-    caption = (
-        f"With {percent(params.confidence)} intervals. Macro averages are of the findings that have enough in every group but the smallest."
-    )
-    table = page.table(caption, heads, rows, left=2)
-    over = f"{summary} (macro AUROC of {page.plural(judged[0].compared, 'finding')})" if judged else "no finding can be compared"
-    title = f"By {attribute}: {over}"
-    return f'<details class="card"><summary>{title}</summary><div class="scroll">{table}</div></details>'
-
-
-def _rows(group: Subgroup) -> list[str]:
-    size = f"{page.plural(group.images, 'image')} of {page.plural(group.patients, 'patient')}"
-    macro = page.row(group.value, [f"Macro average of {group.compared}", size, cell(group.macro), "", ""], "macro")
-    return [macro, *(_member_row(group.value, member) for member in group.members)]
-
-
-def _member_row(value: str, member: Member) -> str:
-    counts = f"{member.positives:,} / {member.negatives:,}"
-    counts = f'<span class="few" title="too few to judge">{counts}</span>' if member.few else counts
-    cells = [escape(member.name), counts, cell(member.auroc), number(member.sensitivity), number(member.specificity)]
-    return page.row(value, cells, "out" if member.few else "")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+from markupsafe import Markup
 
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import Difference
@@ -35,10 +36,10 @@ class Evaluated(Protocol):
     def curves(self) -> dict[str, Points]:
         """By file name, such as roc.csv; the same files and headers for every model of a task."""
 
-    def sections(self) -> list[str]:
-        """HTML of the report, made with components.common.html.page: the headline, then the rest.
+    def sections(self) -> list[Markup]:
+        """Renders the sections of the report on this model: the headline, then the others (components.common.html.page.render_blocks).
 
-        report.py adds differences, history, figures and provenance.
+        evaluate adds differences, training curves, figures and provenance.
         """
 
     def warnings(self) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 
 from components.common.errors import UserError
 from components.common.head import Points
@@ -82,8 +83,8 @@ class Detection:
         rows = [(name, round(x, 6), round(y, 6)) for name, points in curves for x, y in points]
         return {"froc.csv": Points(("class", "false_positives", "sensitivity"), rows)}
 
-    def sections(self) -> list[str]:
-        """The report, but for what it says of every task."""
+    def sections(self) -> list[Markup]:
+        """Renders the sections of the report on this model."""
         return report.sections(self.boxes, self.params)
 
     def warnings(self) -> list[str]:

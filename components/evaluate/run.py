@@ -79,8 +79,8 @@ def study(*, cells: str, out: str, params: Study, evaluate: Evaluate) -> None:
     Raises:
         UserError: cells that are missing, or cannot be evaluated or compared.
     """
-    models = {cell: _evaluate(storage.join(cells, *cell.path), evaluate) for cell in find_cells(cells)}
-    inputs = {"/".join(cell.path): model.model.digests["predictions"] for cell, model in models.items()}
+    models = {cell: _evaluate(storage.join(cells, *cell), evaluate) for cell in find_cells(cells)}
+    inputs = {"/".join(cell): model.model.digests["predictions"] for cell, model in models.items()}
     with stage_run("study", out, params, inputs, depends={"evaluate": evaluate.values()}) as job:
         answers = answers_of(models, params, evaluate)
         (job.folder / STUDY).write_text(study_page.render(answers, params, evaluate), encoding="utf-8")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 
 from components.common.errors import UserError
 from components.common.head import Points
@@ -61,8 +62,8 @@ class Inversion:
         """There are none."""
         return {}
 
-    def sections(self) -> list[str]:
-        """The report, but for what it says of every task."""
+    def sections(self) -> list[Markup]:
+        """Renders the sections of the report on this model."""
         return report.sections(self.found, self.params)
 
     def warnings(self) -> list[str]:

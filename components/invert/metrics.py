@@ -1,4 +1,4 @@
-"""Errors of reconstructions, their means over the test images, and intervals by a bootstrap over patients."""
+"""Errors of reconstructions: their means over the test images, with intervals by a bootstrap over patients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,9 @@ from components.common.statistics.bootstrap import bootstrap_mean
 from components.common.statistics.intervals import Interval, percentile_interval
 
 ERRORS = ("psnr", "ssim", "ms_ssim", "mse", "feature_distance")
-"""Of each reconstruction, as the columns of the predictions; models are compared by them."""
+"""Columns of the predictions, and what models are compared by."""
 MEAN_IMAGE = "mean_image_psnr"
-"""The column with the PSNR of the mean training image in place of a reconstruction."""
+"""Column with the PSNR of the mean training image in place of a reconstruction."""
 GAIN = "psnr_gain"
 NAMES = {
     "psnr": "PSNR",
@@ -25,7 +25,7 @@ NAMES = {
     MEAN_IMAGE: "PSNR of the mean image",
     GAIN: "PSNR above the mean image's",
 }
-"""All that is averaged, for readers."""
+"""Names for readers of everything that is averaged."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,25 @@ class Reconstructions:
     test: InversionSplit
     val_psnr: float
     intervals: dict[str, Interval]
-    """By error, its mean over the test images."""
+    """Mean over the test images, by error."""
     samples: Floats
-    """(B, F), the means in each resample of the patients."""
+    """(B, F), means in each resample of the patients."""
     kid_samples: float
-    """Kernel inception distance of generated images to the test images; NaN when these are fewer than two."""
+    """Kernel inception distance of generated images to the test images; NaN if there are fewer than two."""
     kid_reconstructions: float
-    """The same of their reconstructions."""
+    """The same for their reconstructions."""
     size: int
     """Side of the images in pixels."""
     scales: int
-    """Of MS-SSIM."""
+    """Scales of MS-SSIM."""
     judge: str
-    """The backbone whose features were compared."""
+    """Backbone whose features were compared."""
     perceptual: str
-    """The backbone of the perceptual loss."""
+    """Backbone of the perceptual loss."""
 
 
 def evaluate(val: InversionSplit, test: InversionSplit, model: dict[str, Any], params: Evaluate) -> Reconstructions:
-    """Means and intervals.
+    """Computes means and intervals.
 
     Args:
         val: for the mean PSNR only.

@@ -1,6 +1,6 @@
-"""The chest without findings: how it differs between patients, and how much each part weakens the beam.
+"""The chest without findings: how it varies between patients, and how much each part attenuates the beam.
 
-Attenuation is in units of the exponent of exp(-a); parts add up along the beam.
+Attenuation a weakens the beam by exp(-a); parts add up along the beam. Lengths are in body units (geometry.py).
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from components.simulate.draws import Draws, Map
 from components.simulate.geometry import Arc, Grid, Texture, dome, ellipse, inside
 
 LEFT, RIGHT = 1, -1
-"""The patient's sides, as signs of x."""
+"""Sides of the patient as signs of x."""
 
 BODY, AIR, HEART, MEDIASTINUM, SPINE, ABDOMEN, BONE, VESSEL = 2.2, 1.42, 1.05, 0.45, 0.35, 0.75, 0.36, 0.19
 
 
 @dataclass(frozen=True)
 class Heart:
-    """An ellipse that leans to the patient's left; lengths in body units."""
+    """An ellipse that leans to the patient's left."""
 
     x: float
     y: float
@@ -31,54 +31,53 @@ class Heart:
         return HEART * dome(*ellipse(grid, self.x, self.y, self.radius_x, self.radius_y, self.tilt))
 
     def enlarged(self, across: float, along: float) -> "Heart":
-        """Wider mostly to the patient's left and downwards, as a dilated left ventricle."""
+        """Returns a heart enlarged mostly to the left and downwards, like one with a dilated left ventricle."""
         wider, taller = self.radius_x * across, self.radius_y * along
         return Heart(self.x + 0.45 * (wider - self.radius_x), self.y + 0.3 * (taller - self.radius_y), wider, taller, self.tilt)
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A patient's chest; lengths in body units."""
+    """The chest of a patient."""
 
     half_height: float
-    """Of the image."""
+    """Half the height of the image."""
     half_width: float
-    """From the midline to the inner chest wall at its widest."""
+    """Distance from the midline to the inner chest wall at its widest."""
     apex: float
     """y of the top of the lungs."""
     base: float
     """y of the top of the right diaphragm."""
     left_lower: float
-    """How much lower the left diaphragm stands."""
+    """How much lower the left diaphragm is."""
     sulcus: float
     """Depth of the costophrenic angle below the top of the diaphragm."""
     thickness: float
-    """Of the soft tissue, relative to the average patient."""
+    """Thickness of the soft tissue, relative to the average patient."""
     heart: Heart
     aortic_knob: float
     """Radius."""
     ribs: tuple[Arc, ...]
-    """In (distance from the midline, y)."""
     clavicle: Arc
-    """In (distance from the midline, y)."""
+    """Like the ribs in coordinates (distance from the midline, y)."""
     rib_tilt: float
-    """How much lower the ribs of the left side stand, per unit of x."""
+    """How much lower the ribs of the left side are, per unit of x."""
     vessels: tuple[tuple[int, bool, Arc], ...]
     """Side, whether it runs downwards rather than sideways, and its course."""
     vertebra: float
     """Height of a vertebral body with its disc."""
     breast: float
-    """Attenuation of the breasts; 0: none."""
+    """Attenuation of the breasts, or 0."""
     stomach_bubble: float
-    """Radius of the air below the left diaphragm; 0: none."""
+    """Radius of the air below the left diaphragm, or 0."""
     texture: Texture
 
     def floor(self, side: int, depth: float) -> float:
-        """Height (y) of the top of the diaphragm of a side at a given depth of inspiration."""
+        """Y of the top of the diaphragm on a side at a given depth of inspiration."""
         return self.base + depth + (self.left_lower if side == LEFT else 0.0)
 
     def lateral(self, y: Map, side: int, depth: float) -> tuple[Map, Map]:
-        """Distances of a lung's medial and lateral border from the midline, at heights y."""
+        """Distances of a lung's medial and lateral borders from the midline, at heights y."""
         height = self.floor(side, depth) + self.sulcus - self.apex
         rest = np.clip(1 - (y - self.apex) / height, 0.0, 1.0)
         cube = rest * rest * rest
@@ -86,21 +85,21 @@ class Anatomy:
         return 0.13 + (top - 0.13) * cube * cube, top + (self.half_width - top) * np.sqrt(1 - cube)
 
     def lung(self, grid: Grid, side: int, depth: float) -> Map:
-        """(H, W), 1 within the lung of a side, 0 outside."""
+        """Mask of the lung on a side, (H, W): 1 inside, 0 outside."""
         a = side * grid.x
         medial, lateral = self.lateral(grid.y, side, depth)
         within = inside(a - lateral, 0.02) * inside(medial - a, 0.025) * inside(self.apex - grid.y, 0.02)
         return within * inside(grid.y - self.diaphragm(a, side, depth), 0.015)
 
     def diaphragm(self, a: Map, side: int, depth: float) -> Map:
-        """Height (y) of the diaphragm at distances a from the midline."""
+        """Y of the diaphragm at distances a from the midline."""
         crest = 0.48 * self.half_width
         out = (a - crest) / (self.half_width - crest)
         return self.floor(side, depth) + self.sulcus * out * out * np.where(a > crest, 1.0, 0.35)
 
 
 def draw_anatomy(draws: Draws, half_height: float, female: bool) -> Anatomy:
-    """A random patient's chest, for images of the given half height."""
+    """Draws the chest of a patient, for images of the given half height."""
     half_width = draws.uniform(0.76, 0.86)
     apex = -half_height * draws.uniform(0.76, 0.83)
     base = half_height * draws.uniform(0.40, 0.52)
@@ -128,7 +127,7 @@ def draw_anatomy(draws: Draws, half_height: float, female: bool) -> Anatomy:
 
 
 def _heart(draws: Draws, half_width: float, floor: float) -> Heart:
-    """A heart of ordinary size on the left diaphragm: cardiothoracic ratio below 0.5."""
+    """A heart of normal size on the left diaphragm: cardiothoracic ratio below 0.5."""
     radius = draws.uniform(0.41, 0.48) * half_width
     along = radius * draws.uniform(0.80, 0.92)
     return Heart(radius * draws.uniform(0.28, 0.40), floor - along * draws.uniform(0.5, 0.65), radius, along, draws.uniform(0.15, 0.4))
@@ -140,7 +139,7 @@ def _clavicle(draws: Draws, apex: float) -> Arc:
 
 
 def _ribs(draws: Draws, half_width: float, apex: float, floor: float) -> list[Arc]:
-    """Nine posterior ribs, which rise and fall as they leave the spine, and six anterior ones, which fall towards the middle."""
+    """Nine posterior ribs, which rise and fall away from the spine, and six anterior ones, which descend towards the middle."""
     step = (floor + 0.15 - apex) / 9
     ribs = []
     for number in range(9):
@@ -168,16 +167,13 @@ def _vessel(draws: Draws, side: int, half_width: float, apex: float, floor: floa
 
 
 def attenuation(anatomy: Anatomy, grid: Grid, depth: float, frontal_beam: bool) -> Map:
-    """The chest without findings.
+    """Attenuation (H, W) of a chest without findings, 0 in air.
 
     Args:
-        anatomy: the patient's.
+        anatomy: the chest.
         grid: body coordinates of the pixels.
-        depth: how much deeper than usual the diaphragm stands.
-        frontal_beam: AP, where the shoulder blades lie over the lungs, rather than PA.
-
-    Returns:
-        (H, W) attenuation, 0 in air.
+        depth: how much lower than usual the diaphragm is.
+        frontal_beam: AP, where the shoulder blades overlie the lungs, rather than PA.
     """
     lungs = {side: anatomy.lung(grid, side, depth) for side in (LEFT, RIGHT)}
     total = BODY * anatomy.thickness * _torso(anatomy, grid)
@@ -202,7 +198,7 @@ def _torso(anatomy: Anatomy, grid: Grid) -> Map:
 
 
 def _air(anatomy: Anatomy, grid: Grid, side: int) -> Map:
-    """Air in the lung along the beam: deepest in its middle, uneven by its texture."""
+    """Air in the lung along the beam: deepest in its middle, and textured."""
     out = (side * grid.x - 0.55 * anatomy.half_width) / (0.6 * anatomy.half_width)
     return AIR * (1.02 - 0.22 * out * out - 0.12 * anatomy.texture.at(grid))
 
@@ -217,7 +213,7 @@ def _vessels(anatomy: Anatomy, grid: Grid, side: int) -> Map:
 
 
 def _middle(anatomy: Anatomy, grid: Grid) -> Map:
-    """Mediastinum with the aortic knob and the hila, the trachea's air, the spine with its discs."""
+    """Mediastinum with the aortic knob and the hila, trachea, and spine."""
     a = np.abs(grid.x)
     lower = np.clip((grid.y - anatomy.apex) / (anatomy.base - anatomy.apex), 0.0, 1.0)
     column = inside(a - 0.12 - 0.06 * lower, 0.05) * (1 - 0.7 * lower)  # the heart takes its place
@@ -236,7 +232,7 @@ def _spine(anatomy: Anatomy, grid: Grid) -> Map:
 
 
 def _below(anatomy: Anatomy, grid: Grid, depth: float) -> Map:
-    """The abdomen below the diaphragm, with the stomach's air bubble."""
+    """Abdomen below the diaphragm, with the air bubble of the stomach."""
     total = np.zeros_like(grid.x)
     for side in (LEFT, RIGHT):
         a = side * grid.x

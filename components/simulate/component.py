@@ -1,4 +1,4 @@
-"""simulate as a step of a pipeline."""
+"""The pipeline step of simulate."""
 
 from kfp import dsl
 

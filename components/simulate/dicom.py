@@ -1,8 +1,8 @@
-"""An image and its header as the bytes of a DICOM file: CR and DX objects, the variety that archives hold.
+"""Writes phantoms as DICOM files: CR and DX objects in the variety that archives hold.
 
-The bytes depend on nothing but the arguments: no time of day, no random UID, and no encoder whose output varies. Hence
+The bytes depend on the arguments alone: no time of day, no random UID, and no encoder whose output varies. Therefore
 "deflated" files hold stored blocks, since zlib's versions compress differently, and JPEG 2000 streams lose the comment
-with their encoder's version.
+that names the encoder's version.
 """
 
 import logging
@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import date
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
-from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
@@ -36,27 +35,23 @@ from pydicom.uid import (
 
 from components.simulate.draws import Draws, Map
 
-logging.getLogger("openjpeg").setLevel(logging.WARNING)  # it reports every tile
+logging.getLogger("openjpeg").setLevel(logging.WARNING)  # it logs every tile
 
 Modality = Literal["CR", "DX"]
 Voi = Literal["none", "window", "lut"]
+Attributes = dict[str, Any]
+"""Values by DICOM keyword."""
 Stored = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-SYNTAXES = (
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    DeflatedExplicitVRLittleEndian,
-    RLELossless,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-)
+UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
+SYNTAXES = (*UNCOMPRESSED, RLELossless, JPEGLSLossless, JPEG2000Lossless)
 BITS = (8, 10, 12, 14, 16)
 MANUFACTURERS = ("Umbra Imaging", "Penumbra Medical", "Lichtschatten")
 INSTITUTION = "Phantom General Hospital"
 VIEW_CODES = {"PA": ("272479007", "postero-anterior"), "AP": ("399348003", "antero-posterior")}
 """PS3.16 CID 4010, DX View: SNOMED CT code and meaning."""
 WINDOW = (0.15, 0.75)
-"""Shares of the stored range that a windowed image's black and white stand at."""
+"""Black and white of a windowed image, as fractions of the stored range."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +70,15 @@ class Recording:
     """Transfer syntax."""
     manufacturer: str
 
+    @property
+    def top(self) -> int:
+        """The highest stored value."""
+        return int(2**self.bits) - 1
+
 
 @dataclass(frozen=True)
-class Header:
-    """Who and when: what must never leave preprocess."""
+class Identity:
+    """Who was imaged and when: what must never leave preprocess."""
 
     name: str
     patient_id: str
@@ -91,6 +91,12 @@ class Header:
     image_uid: UID
     view: str
     """PA or AP."""
+
+    @property
+    def age(self) -> int:
+        """Whole years at the study."""
+        birth, study = self.birth_date, self.study_date
+        return study.year - birth.year - ((study.month, study.day) < (birth.month, birth.day))
 
 
 def draw_recording(draws: Draws) -> Recording:
@@ -111,7 +117,7 @@ def draw_recording(draws: Draws) -> Recording:
 
 
 def uid(name: str) -> UID:
-    """A UID that is known by a name, derived from a UUID (PS3.5 B.2)."""
+    """UID derived from a name by way of a UUID (PS3.5 B.2)."""
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, f'phantom:{name}').int}")
 
 
@@ -119,7 +125,7 @@ IMPLEMENTATION = uid("implementation 1")
 
 
 def store(image: Map, recording: Recording) -> Stored:
-    """The pixels that, shown as the header says, are the image.
+    """Computes the pixels that give the image when displayed as the header says.
 
     Args:
         image: (H, W) in [0, 1], bright = dense.
@@ -133,169 +139,156 @@ def store(image: Map, recording: Recording) -> Stored:
         shown = shown * shown
     if recording.voi == "window":
         shown = WINDOW[0] + (WINDOW[1] - WINDOW[0]) * shown
-    whole = np.rint(shown * _top(recording))
+    whole = np.rint(shown * recording.top)
     return whole.astype(np.uint8) if recording.bits == 8 else whole.astype(np.uint16)
 
 
-def encode(image: Map, header: Header, recording: Recording) -> bytes:
-    """The DICOM file of an image.
+def encode(image: Map, identity: Identity, recording: Recording) -> bytes:
+    """Encodes an image as a DICOM file.
 
     Args:
         image: (H, W) in [0, 1], bright = dense.
-        header: who and when.
+        identity: who and when.
         recording: how the device writes.
     """
     pixels = store(image, recording)
-    dataset = Dataset()
-    dataset.update(_patient_and_study(header))
-    dataset.update(_series_and_equipment(header, recording))
-    dataset.update(_general_image(header, max(pixels.shape)))
-    dataset.update(_pixel_description(pixels, recording))
-    dataset.update(_display(recording))
+    attributes = _patient_and_study(identity) | _series_and_equipment(identity, recording)
+    attributes |= _general_image(identity, max(pixels.shape)) | _pixel_description(pixels, recording) | _display(recording)
     if recording.modality == "DX":
-        dataset.update(_dx(header, recording))
+        attributes |= _dx(identity, recording)
+    dataset = _dataset(attributes)
     dataset.file_meta = _file_meta(dataset, recording.syntax)
     _set_pixels(dataset, pixels)
-    return _file_bytes(dataset)
+    if recording.syntax == DeflatedExplicitVRLittleEndian:
+        return _deflated_file(dataset)
+    buffer = BytesIO()
+    dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
 
 
-def _top(recording: Recording) -> int:
-    return int(2**recording.bits) - 1
+def _dataset(attributes: Attributes) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    return dataset
 
 
-def _patient_and_study(header: Header) -> Dataset:
+def _patient_and_study(identity: Identity) -> Attributes:
     """PS3.3 C.7.1.1, C.7.2.1 and C.7.2.2."""
-    dataset = Dataset()
-    dataset.SpecificCharacterSet = "ISO_IR 100"
-    dataset.PatientName = header.name
-    dataset.PatientID = header.patient_id
-    dataset.PatientBirthDate = _dicom_date(header.birth_date)
-    dataset.PatientSex = header.sex
-    dataset.PatientAge = f"{_age(header):03d}Y"
-    dataset.StudyInstanceUID = header.study_uid
-    dataset.StudyDate = _dicom_date(header.study_date)
-    dataset.StudyTime = "120000"
-    dataset.StudyID = "1"
-    dataset.StudyDescription = "Chest phantom"
-    dataset.AccessionNumber = header.accession_number
-    dataset.ReferringPhysicianName = ""
-    return dataset
+    return {
+        "SpecificCharacterSet": "ISO_IR 100",
+        "PatientName": identity.name,
+        "PatientID": identity.patient_id,
+        "PatientBirthDate": f"{identity.birth_date:%Y%m%d}",
+        "PatientSex": identity.sex,
+        "PatientAge": f"{identity.age:03d}Y",
+        "StudyInstanceUID": identity.study_uid,
+        "StudyDate": f"{identity.study_date:%Y%m%d}",
+        "StudyTime": "120000",
+        "StudyID": "1",
+        "StudyDescription": "Chest phantom",
+        "AccessionNumber": identity.accession_number,
+        "ReferringPhysicianName": "",
+    }
 
 
-def _dicom_date(day: date) -> str:
-    return f"{day.year:04d}{day.month:02d}{day.day:02d}"
-
-
-def _age(header: Header) -> int:
-    """Whole years at the study."""
-    birth, study = header.birth_date, header.study_date
-    return study.year - birth.year - ((study.month, study.day) < (birth.month, birth.day))
-
-
-def _series_and_equipment(header: Header, recording: Recording) -> Dataset:
+def _series_and_equipment(identity: Identity, recording: Recording) -> Attributes:
     """PS3.3 C.7.3.1, C.7.5.1 and C.8.1.1."""
-    dataset = Dataset()
-    dataset.Modality = recording.modality
-    dataset.SeriesInstanceUID = header.series_uid
-    dataset.SeriesNumber = 1
-    dataset.BodyPartExamined = "CHEST"
-    dataset.ViewPosition = header.view
-    dataset.Manufacturer = recording.manufacturer
-    dataset.ManufacturerModelName = f"Phantom {recording.modality}"
-    dataset.InstitutionName = INSTITUTION
-    return dataset
+    return {
+        "Modality": recording.modality,
+        "SeriesInstanceUID": identity.series_uid,
+        "SeriesNumber": 1,
+        "BodyPartExamined": "CHEST",
+        "ViewPosition": identity.view,
+        "Manufacturer": recording.manufacturer,
+        "ManufacturerModelName": f"Phantom {recording.modality}",
+        "InstitutionName": INSTITUTION,
+    }
 
 
-def _general_image(header: Header, longer_side: int) -> Dataset:
+def _general_image(identity: Identity, longer_side: int) -> Attributes:
     """PS3.3 C.7.6.1, C.8.1.2 and C.12.1, which has Synthetic Data."""
-    dataset = Dataset()
-    dataset.SOPInstanceUID = header.image_uid
-    dataset.SyntheticData = "YES"
-    dataset.ImageType = ["ORIGINAL", "PRIMARY"]
-    dataset.InstanceNumber = 1
-    dataset.ContentDate = _dicom_date(header.study_date)
-    dataset.ContentTime = "120000"
-    dataset.PatientOrientation = ["L", "F"]
-    dataset.BurnedInAnnotation = "NO"
-    dataset.LossyImageCompression = "00"
     spacing = f"{400 / longer_side:.6f}"  # a detector of 40 cm
-    dataset.ImagerPixelSpacing = [spacing, spacing]
-    return dataset
+    return {
+        "SOPInstanceUID": identity.image_uid,
+        "SyntheticData": "YES",
+        "ImageType": ["ORIGINAL", "PRIMARY"],
+        "InstanceNumber": 1,
+        "ContentDate": f"{identity.study_date:%Y%m%d}",
+        "ContentTime": "120000",
+        "PatientOrientation": ["L", "F"],
+        "BurnedInAnnotation": "NO",
+        "LossyImageCompression": "00",
+        "ImagerPixelSpacing": [spacing, spacing],
+    }
 
 
-def _pixel_description(pixels: Stored, recording: Recording) -> Dataset:
+def _pixel_description(pixels: Stored, recording: Recording) -> Attributes:
     """PS3.3 C.7.6.3."""
-    dataset = Dataset()
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = recording.photometric
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated = 8 * pixels.itemsize
-    dataset.BitsStored = recording.bits
-    dataset.HighBit = recording.bits - 1
-    dataset.PixelRepresentation = 0
-    return dataset
+    return {
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": recording.photometric,
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": 8 * pixels.itemsize,
+        "BitsStored": recording.bits,
+        "HighBit": recording.bits - 1,
+        "PixelRepresentation": 0,
+    }
 
 
-def _display(recording: Recording) -> Dataset:
+def _display(recording: Recording) -> Attributes:
     """Modality LUT and VOI LUT, PS3.3 C.11.1 and C.11.2, and the SOP class that has them."""
-    dataset = Dataset()
-    dataset.SOPClassUID = ComputedRadiographyImageStorage if recording.modality == "CR" else DigitalXRayImageStorageForPresentation
+    sop_class = ComputedRadiographyImageStorage if recording.modality == "CR" else DigitalXRayImageStorageForPresentation
+    attributes: Attributes = {"SOPClassUID": sop_class}
     if recording.modality == "DX" or recording.slope != "1":
-        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = recording.slope, recording.intercept, "US"
+        attributes |= {"RescaleSlope": recording.slope, "RescaleIntercept": recording.intercept, "RescaleType": "US"}
     if recording.voi == "window":
-        dataset.WindowCenter, dataset.WindowWidth = _window(recording)
+        slope, intercept = float(recording.slope), float(recording.intercept)
+        black, white = (fraction * recording.top * slope + intercept for fraction in WINDOW)
+        # The linear function of PS3.3 C.11.2.1.2.1 puts black and white where `store` did.
+        attributes |= {"WindowCenter": f"{(black + white + 1) / 2:.4f}", "WindowWidth": f"{white - black + 1:.4f}"}
     if recording.voi == "lut":
-        dataset.VOILUTSequence = Sequence([_root_lut(recording)])
-    return dataset
-
-
-def _window(recording: Recording) -> tuple[str, str]:
-    """Center and width that put black and white where `store` did: the linear function of PS3.3 C.11.2.1.2.1."""
-    slope, intercept = float(recording.slope), float(recording.intercept)
-    black, white = (share * _top(recording) * slope + intercept for share in WINDOW)
-    return f"{(black + white + 1) / 2:.4f}", f"{white - black + 1:.4f}"
+        attributes["VOILUTSequence"] = [_root_lut(recording)]
+    return attributes
 
 
 def _root_lut(recording: Recording) -> Dataset:
     """Undoes the square in `store`: 16-bit entries for every stored value."""
-    top = _top(recording)
-    entries = np.rint(np.sqrt(np.arange(top + 1) / top) * 65535).astype("<u2")
-    item = Dataset()
-    item.add_new("LUTDescriptor", "US", [top + 1, 0, 16])
+    entries = np.rint(np.sqrt(np.arange(recording.top + 1) / recording.top) * 65535).astype("<u2")
+    item = _dataset({"LUTExplanation": "Square root"})
+    item.add_new("LUTDescriptor", "US", [recording.top + 1, 0, 16])
     item.add_new("LUTData", "OW", entries.tobytes())
-    item.LUTExplanation = "Square root"
     return item
 
 
-def _dx(header: Header, recording: Recording) -> Dataset:
-    """What PS3.3 C.8.11 asks of DX beyond CR."""
-    dataset = Dataset()
-    dataset.PresentationIntentType = "FOR PRESENTATION"
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", ""]
-    dataset.PixelIntensityRelationship = "LOG"
-    dataset.PixelIntensityRelationshipSign = -1 if recording.photometric == "MONOCHROME2" else 1
-    dataset.PresentationLUTShape = "IDENTITY" if recording.photometric == "MONOCHROME2" else "INVERSE"
-    dataset.ImageLaterality = "U"
-    dataset.AnatomicRegionSequence = Sequence([_code("816094009", "Chest")])
-    dataset.ViewCodeSequence = Sequence([_code(*VIEW_CODES[header.view])])
-    dataset.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence()
-    dataset.PositionerType = "NONE"
-    dataset.AcquisitionContextSequence = Sequence()
-    dataset.DetectorType = "DIRECT"
-    return dataset
+def _dx(identity: Identity, recording: Recording) -> Attributes:
+    """Attributes that PS3.3 C.8.11 asks of DX beyond CR."""
+    rising = recording.photometric == "MONOCHROME2"
+    view = _code(*VIEW_CODES[identity.view])
+    view.ViewModifierCodeSequence = []
+    return {
+        "PresentationIntentType": "FOR PRESENTATION",
+        "ImageType": ["ORIGINAL", "PRIMARY", ""],
+        "PixelIntensityRelationship": "LOG",
+        "PixelIntensityRelationshipSign": -1 if rising else 1,
+        "PresentationLUTShape": "IDENTITY" if rising else "INVERSE",
+        "ImageLaterality": "U",
+        "AnatomicRegionSequence": [_code("816094009", "Chest")],
+        "ViewCodeSequence": [view],
+        "PositionerType": "NONE",
+        "AcquisitionContextSequence": [],
+        "DetectorType": "DIRECT",
+    }
 
 
 def _code(value: str, meaning: str) -> Dataset:
-    """A SNOMED CT code."""
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
-    return item
+    return _dataset({"CodeValue": value, "CodingSchemeDesignator": "SCT", "CodeMeaning": meaning})  # SNOMED CT
 
 
 def _file_meta(dataset: Dataset, syntax: UID) -> FileMetaDataset:
     """PS3.10, 7.1. The implementation is this module, so that pydicom's version does not show."""
     meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = syntax
@@ -305,24 +298,23 @@ def _file_meta(dataset: Dataset, syntax: UID) -> FileMetaDataset:
 
 
 def _set_pixels(dataset: Dataset, pixels: Stored) -> None:
-    """Puts the pixels in, as the transfer syntax wants them."""
+    """Adds the pixels in the encoding of the transfer syntax."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax == JPEG2000Lossless:
+    if syntax in UNCOMPRESSED:
+        raw = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+        dataset.PixelData = raw + b"\0" * (len(raw) % 2)
+        dataset["PixelData"].VR = "OW"
+    elif syntax == JPEG2000Lossless:
         stream = openjpeg.utils.encode_array(pixels, bits_stored=dataset.BitsStored, photometric_interpretation=2, use_mct=False)
         dataset.PixelData = encapsulate([_without_comment(stream)])
         dataset["PixelData"].VR = "OB"
-        return
-    if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
+    else:
         plugin = "pydicom" if syntax == RLELossless else "pyjpegls"
         dataset.compress(syntax, pixels, encoding_plugin=plugin, generate_instance_uid=False)
-        return
-    raw = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
-    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
-    dataset["PixelData"].VR = "OW"
 
 
 def _without_comment(stream: bytes) -> bytes:
-    """A JPEG 2000 codestream without the COM segments of its main header (ISO/IEC 15444-1, A.9.2)."""
+    """Removes the COM segments of a JPEG 2000 codestream's main header (ISO/IEC 15444-1, A.9.2)."""
     kept, position = [stream[:2]], 2
     while stream[position : position + 2] != b"\xff\x90":  # SOT: the first tile part
         (length,) = struct.unpack_from(">H", stream, position + 2)
@@ -332,16 +324,8 @@ def _without_comment(stream: bytes) -> bytes:
     return b"".join([*kept, stream[position:]])
 
 
-def _file_bytes(dataset: Dataset) -> bytes:
-    if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
-        return _deflated_bytes(dataset)
-    buffer = BytesIO()
-    dcmwrite(buffer, dataset, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def _deflated_bytes(dataset: Dataset) -> bytes:
-    """PS3.5 A.5: everything after the file meta information as one raw deflate stream, padded to an even length."""
+def _deflated_file(dataset: Dataset) -> bytes:
+    """PS3.5 A.5: everything after the file meta information is one raw deflate stream, padded to an even length."""
     head, body = DicomBytesIO(), DicomBytesIO()
     head.write(b"\0" * 128 + b"DICM")
     write_file_meta_info(head, dataset.file_meta, enforce_standard=True)
@@ -353,9 +337,6 @@ def _deflated_bytes(dataset: Dataset) -> bytes:
 
 def _stored_blocks(content: bytes) -> bytes:
     """A deflate stream that does not compress (RFC 1951, 3.2.4)."""
-    starts = range(0, len(content), 65535)
-    blocks = []
-    for start in starts:
-        block = content[start : start + 65535]
-        blocks.append(struct.pack("<BHH", start == starts[-1], len(block), len(block) ^ 0xFFFF) + block)
-    return b"".join(blocks)
+    blocks = [content[start : start + 65535] for start in range(0, len(content), 65535)]
+    heads = [struct.pack("<BHH", block is blocks[-1], len(block), len(block) ^ 0xFFFF) for block in blocks]
+    return b"".join(head + block for head, block in zip(heads, blocks, strict=True))

@@ -1,4 +1,4 @@
-"""Random draws that stay the same: an own generator per patient, and only the method whose stream is simplest."""
+"""Reproducible random draws: one generator per patient, and only the method whose stream is simplest."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class Draws:
-    """A stream of random numbers, known by its seed and a key.
+    """A stream of random numbers, identified by a seed and a key.
 
-    Everything comes from `Generator.random`, 53 bits of PCG64 divided by a power of two: numpy may change how it makes
+    Everything comes from `Generator.random`, 53 bits of PCG64 divided by a power of two: numpy may change how it draws from
     other distributions, and their code may round differently on another processor.
 
     Args:
-        seed: the cohort's.
-        key: which stream, such as the number of a patient.
+        seed: of the cohort.
+        key: identifies the stream, such as the number of a patient.
     """
 
     def __init__(self, seed: int, *key: int):
@@ -33,19 +33,19 @@ class Draws:
         return self._generator.random() < probability
 
     def integer(self, low: int, high: int) -> int:
-        """One of low, ..., high."""
+        """An integer from low to high, both included."""
         return low + int((high - low + 1) * self._generator.random())
 
     def choose(self, options: Sequence[T]) -> T:
-        """One of the options, each as likely."""
+        """One of the options, all equally likely."""
         return options[self.integer(0, len(options) - 1)]
 
     def field(self, height: int, width: int) -> Map:
-        """(height, width) independent uniform numbers in [0, 1)."""
+        """Independent uniform numbers in [0, 1), (height, width)."""
         return self._generator.random((height, width))
 
     def noise(self, height: int, width: int) -> Map:
-        """(height, width) independent numbers of mean 0 and variance 1, nearly normal: the sum of four uniform ones."""
+        """Independent, nearly normal numbers of mean 0 and variance 1, (height, width): sums of four uniform ones."""
         total = self.field(height, width)
         for _ in range(3):
             total = total + self.field(height, width)

@@ -1,4 +1,4 @@
-"""From attenuation to a radiograph: transmission, scatter, quantum noise, and the film's response."""
+"""Turns attenuation into a radiograph: transmission, scatter, quantum noise, and the response of the film."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ class Exposure:
     """How an image was taken."""
 
     scatter: float
-    """Share of the detected photons that were scattered."""
+    """Fraction of the detected photons that were scattered."""
     noise: float
-    """Standard deviation of the quantum noise behind no attenuation, relative to the signal."""
+    """Standard deviation of the quantum noise without attenuation, relative to the signal."""
     heel: float
-    """Relative change of the beam from one side of the image to the other (the anode's heel effect)."""
+    """Relative change of the beam across the image (heel effect of the anode)."""
     midpoint: float
-    """Transmission that is shown half bright."""
+    """Transmission that is shown at half brightness."""
 
 
 def draw_exposure(draws: Draws) -> Exposure:
@@ -28,16 +28,7 @@ def draw_exposure(draws: Draws) -> Exposure:
 
 
 def radiograph(attenuation: Map, exposure: Exposure, draws: Draws) -> Map:
-    """The image of an attenuation map.
-
-    Args:
-        attenuation: (H, W).
-        exposure: how it is taken.
-        draws: the noise.
-
-    Returns:
-        (H, W) in [0, 1], bright = dense.
-    """
+    """Renders attenuation (H, W), with random noise, as an image (H, W) in [0, 1], bright = dense."""
     height, width = attenuation.shape
     beam = 1 + exposure.heel * ((np.arange(width) + 0.5) / width - 0.5)
     primary = _transmission(attenuation) * beam
@@ -48,7 +39,7 @@ def radiograph(attenuation: Map, exposure: Exposure, draws: Draws) -> Map:
 
 
 def _transmission(attenuation: Map) -> Map:
-    """exp(-a) as (1 - a/256)^256, which squaring computes alike everywhere."""
+    """exp(-a) as (1 - a/256)^256, which repeated squaring computes identically everywhere."""
     result = 1 - np.minimum(attenuation, 8.0) / 256
     for _ in range(8):
         result = result * result
@@ -56,13 +47,13 @@ def _transmission(attenuation: Map) -> Map:
 
 
 def _film(signal: Map, midpoint: float) -> Map:
-    """Hurter and Driffield's curve: 1 / (1 + (signal / midpoint)^1.5), a logistic function of the logarithm of the exposure."""
+    """Hurter-Driffield curve 1 / (1 + (signal / midpoint)^1.5), a logistic function of the log exposure."""
     ratio = signal / midpoint
     return 1 / (1 + ratio * np.sqrt(ratio))
 
 
 def _unsharp(image: Map) -> Map:
-    """The detector's unsharpness: weights 1, 2, 1 in each direction."""
+    """Blur of the detector: weights 1, 2, 1 in each direction."""
     for _ in range(2):
         padded = np.concatenate([image[:1], image, image[-1:]])
         image = (0.25 * (padded[:-2] + padded[2:]) + 0.5 * image).T

@@ -1,4 +1,4 @@
-"""The findings: each adds attenuation to a patient's chest, lesion by lesion."""
+"""Findings: each adds attenuation to a patient's chest, lesion by lesion."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from components.simulate.draws import Draws, Map
 from components.simulate.geometry import Grid, Texture, dome, ellipse, inside
 
 VISIBLE = 0.05
-"""A lesion's box holds the pixels where it adds at least this attenuation: it weakens the beam by five per cent."""
+"""A lesion's box holds the pixels where it adds at least this attenuation, which weakens the beam by five per cent."""
 
 
 class Lesion(Protocol):
-    """One place where a finding shows."""
+    """One place where a finding is visible."""
 
     def attenuation(self, anatomy: Anatomy, grid: Grid, depth: float) -> Map:
-        """(H, W) attenuation that it adds."""
+        """Returns the attenuation (H, W) that the lesion adds."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Nodule:
     y: float
     radius: float
     oblong: float
-    """Its height over its width."""
+    """Height over width."""
     density: float
 
     def attenuation(self, anatomy: Anatomy, grid: Grid, depth: float) -> Map:
-        """(H, W); flatter than a ball's, as most nodules are drawn."""
+        """See Lesion."""
         u, v = ellipse(grid, self.x, self.y, self.radius, self.radius * self.oblong)
-        return self.density * np.sqrt(dome(u, v))
+        return self.density * np.sqrt(dome(u, v))  # flatter than a ball
 
 
 @dataclass(frozen=True)
 class Consolidation:
-    """Air spaces of part of a lung filled: patchy, with no sharp border except the lung's own."""
+    """Filled air spaces in part of a lung: patchy, with no sharp border except the lung's own."""
 
     side: int
     patches: tuple[tuple[float, float, float], ...]
@@ -49,7 +49,7 @@ class Consolidation:
     texture: Texture
 
     def attenuation(self, anatomy: Anatomy, grid: Grid, depth: float) -> Map:
-        """(H, W)."""
+        """See Lesion."""
         filled = np.zeros_like(grid.x)
         for x, y, radius in self.patches:
             ball = dome((grid.x - x) / radius, (grid.y - y) / radius)
@@ -64,14 +64,14 @@ class Effusion:
 
     side: int
     height: float
-    """Of the fluid above the top of the diaphragm, in body units; negative: only the angle is filled."""
+    """Height of the fluid above the top of the diaphragm, in body units; negative if only the angle is filled."""
     meniscus: float
-    """How much higher the fluid stands at the chest wall, about."""
+    """How much higher the fluid stands at the chest wall, roughly."""
     density: float
-    """1: as much fluid as there was air."""
+    """1 if there is as much fluid as there was air."""
 
     def attenuation(self, anatomy: Anatomy, grid: Grid, depth: float) -> Map:
-        """(H, W)."""
+        """See Lesion."""
         a = self.side * grid.x
         out = np.clip(a / anatomy.half_width, 0.0, 1.1)
         surface = anatomy.floor(self.side, depth) - self.height + self.meniscus * (0.4 - out * out)
@@ -85,13 +85,12 @@ class Cardiomegaly:
     heart: Heart
 
     def attenuation(self, anatomy: Anatomy, grid: Grid, depth: float) -> Map:
-        """(H, W): what the enlarged heart adds to the usual one."""
+        """See Lesion."""
         return self.heart.attenuation(grid) - anatomy.heart.attenuation(grid)
 
 
 def _nodules(draws: Draws, anatomy: Anatomy) -> tuple[Lesion, ...]:
-    number = 2 if draws.chance(0.3) else 1
-    return tuple(_nodule(draws, anatomy, side) for side in ((LEFT, RIGHT) if number == 2 else (draws.choose((LEFT, RIGHT)),)))
+    return tuple(_nodule(draws, anatomy, side) for side in _sides(draws, 0.3))
 
 
 def _nodule(draws: Draws, anatomy: Anatomy, side: int) -> Nodule:
@@ -111,8 +110,8 @@ def _consolidation(draws: Draws, anatomy: Anatomy) -> tuple[Lesion, ...]:
 
 
 def _effusion(draws: Draws, anatomy: Anatomy) -> tuple[Lesion, ...]:
-    sides = (LEFT, RIGHT) if draws.chance(0.2) else (draws.choose((LEFT, RIGHT)),)
-    return tuple(Effusion(side, draws.uniform(-0.06, 0.25), draws.uniform(0.1, 0.25), draws.uniform(0.3, 1.05)) for side in sides)
+    draw = draws.uniform
+    return tuple(Effusion(side, draw(-0.06, 0.25), draw(0.1, 0.25), draw(0.3, 1.05)) for side in _sides(draws, 0.2))
 
 
 def _cardiomegaly(draws: Draws, anatomy: Anatomy) -> tuple[Lesion, ...]:
@@ -120,13 +119,18 @@ def _cardiomegaly(draws: Draws, anatomy: Anatomy) -> tuple[Lesion, ...]:
     return (Cardiomegaly(anatomy.heart.enlarged(draws.uniform(0.52, 0.62) / ratio, draws.uniform(1.06, 1.2))),)
 
 
+def _sides(draws: Draws, both: float) -> tuple[int, ...]:
+    """Both sides with the given probability, else one of them."""
+    return (LEFT, RIGHT) if draws.chance(both) else (draws.choose((LEFT, RIGHT)),)
+
+
 def _height(draws: Draws, anatomy: Anatomy, side: int, low: float, high: float) -> float:
-    """A height in the lung, between two fractions of it."""
+    """A height (y) between two fractions of the lung's height."""
     return anatomy.apex + draws.uniform(low, high) * (anatomy.floor(side, 0.0) - anatomy.apex)
 
 
 def _across(draws: Draws, anatomy: Anatomy, side: int, y: float, low: float, high: float) -> float:
-    """An x in the lung at a height, between two fractions of its width there."""
+    """An x between two fractions of the lung's width at height y."""
     medial, lateral = anatomy.lateral(np.array(y), side, 0.0)
     return side * (float(medial) + draws.uniform(low, high) * (float(lateral) - float(medial)))
 
@@ -137,12 +141,12 @@ FINDINGS: dict[str, Callable[[Draws, Anatomy], tuple[Lesion, ...]]] = {
     "Effusion": _effusion,
     "Cardiomegaly": _cardiomegaly,
 }
-"""By name: draws the lesions of a patient who has the finding."""
+"""Functions by finding that draw the lesions of a patient who has it."""
 
 
 @dataclass(frozen=True)
-class Box:
-    """A rectangle of whole pixels of the stored image, origin top left."""
+class PixelBox:
+    """A rectangle in whole pixels of the stored image, origin top left."""
 
     x: int
     y: int
@@ -150,14 +154,10 @@ class Box:
     height: int
 
 
-def box_of(layer: Map) -> Box | None:
-    """The tightest box around the pixels where a lesion is visible; None: nowhere.
-
-    Args:
-        layer: (H, W) attenuation that the lesion adds.
-    """
+def box_of(layer: Map) -> PixelBox | None:
+    """Tightest box around the pixels where a lesion is visible, for the attenuation (H, W) that it adds; None if it is invisible."""
     rows, columns = np.nonzero(layer >= VISIBLE)
     if not len(rows):
         return None
     x, y = int(columns.min()), int(rows.min())
-    return Box(x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1)
+    return PixelBox(x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1)

@@ -1,7 +1,7 @@
 """Soft shapes on a grid of body coordinates.
 
-The unit is half the width of the image; x runs to the right of the image (the patient's left), y downwards, and (0, 0)
-is the centre of an image taken without any shift.
+The unit is half the width of the image; x points to the right of the image (the patient's left), y downwards, and (0, 0)
+is the centre of an image taken without a shift.
 """
 
 from dataclasses import dataclass
@@ -13,27 +13,25 @@ from components.simulate.draws import Draws, Map
 
 
 class Grid(NamedTuple):
-    """Body coordinates of the pixels' centres."""
+    """Body coordinates of the pixel centres, (H, W) each."""
 
     x: Map
-    """(H, W)."""
     y: Map
-    """(H, W)."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How the body lies in the image: what differs between two images of a patient."""
+    """Position of the body in the image, which differs between two images of a patient."""
 
     shift_x: float = 0.0
-    """In body units, as `shift_y`."""
     shift_y: float = 0.0
+    """In body units, like shift_x."""
     scale: float = 1.0
     """Magnification."""
     half_tilt: float = 0.0
     """Tangent of half the angle of rotation: makes sine and cosine rational."""
     inspiration: float = 0.0
-    """How much deeper than usual the diaphragm stands, in body units."""
+    """How much lower than usual the diaphragm is, in body units."""
 
     def grid(self, height: int, width: int) -> Grid:
         """Body coordinates of the pixels of a (height, width) image."""
@@ -51,7 +49,7 @@ def inside(distance: Map, softness: float) -> Map:
 
 
 def dome(x: Map, y: Map) -> Map:
-    """Thickness of a unit ball along the beam: sqrt(1 - x^2 - y^2), 0 outside."""
+    """Thickness of a unit ball along the beam: sqrt(1 - x^2 - y^2), and 0 outside."""
     return np.sqrt(np.clip(1.0 - x * x - y * y, 0.0, 1.0))
 
 
@@ -66,9 +64,8 @@ class Arc:
     """A band along a parabola: a rib, a clavicle, a vessel."""
 
     start: float
-    """Where it starts along the first coordinate."""
     end: float
-    """Where it ends: more than `start`."""
+    """Along the first coordinate, above `start`."""
     offset: float
     """Second coordinate at the start."""
     slope: float
@@ -76,9 +73,9 @@ class Arc:
     """offset + slope * s + curve * s^2 at a distance s from the start."""
     half_width: float
     taper: float = 0.0
-    """Share of the width that is lost towards the end."""
+    """Fraction of the width that is lost towards the end."""
     hollow: float = 0.0
-    """Share of the density that is missing in the middle, as in a bone with a dense cortex."""
+    """Fraction of the density that is missing in the middle, as in a bone with a dense cortex."""
 
     def draw(self, along: Map, across: Map, softness: float = 0.012) -> Map:
         """Density in [0, 1] at points with the given coordinates, arrays of one shape."""
@@ -93,12 +90,12 @@ class Arc:
 
 @dataclass(frozen=True)
 class Texture:
-    """A smooth random function of the body's plane, so that it stays with the body from image to image."""
+    """A smooth random function of body coordinates, so that it moves with the body from image to image."""
 
     knots: Map
-    """Values in [0, 1) on a square lattice; it repeats beyond."""
+    """Values in [0, 1) on a square lattice, which repeats beyond its border."""
     spacing: float
-    """Distance of the knots, in body units."""
+    """Distance between knots in body units."""
 
     @classmethod
     def draw(cls, draws: Draws, spacing: float, knots: int = 32) -> "Texture":
@@ -106,7 +103,7 @@ class Texture:
         return cls(draws.field(knots, knots), spacing)
 
     def at(self, grid: Grid) -> Map:
-        """(H, W) values in [0, 1]."""
+        """Values in [0, 1], (H, W)."""
         row, v = _lattice(grid.y / self.spacing)
         column, u = _lattice(grid.x / self.spacing)
         size = len(self.knots)
@@ -118,21 +115,21 @@ class Texture:
 
 
 def _lattice(position: Map) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int64]], Map]:
-    """Index of the knot before a position, and a smooth weight of the one after it."""
+    """Index of the knot before a position, and the smooth weight of the one after it."""
     floor = np.floor(position)
     rest = position - floor
     return floor.astype(np.int64), rest * rest * (3.0 - 2.0 * rest)
 
 
 def blur(image: Map, radius: int) -> Map:
-    """Three box filters of 2 radius + 1 pixels in each direction, close to a Gaussian; the border is repeated."""
+    """Applies three box filters of 2 radius + 1 pixels in each direction, close to a Gaussian; the border is repeated."""
     for _ in range(3):
-        image = _box(_box(image, radius).T, radius).T
+        image = _mean_of_rows(_mean_of_rows(image, radius).T, radius).T
     return image
 
 
-def _box(image: Map, radius: int) -> Map:
-    """Means over 2 radius + 1 rows, by running sums: cumsum adds strictly in order."""
+def _mean_of_rows(image: Map, radius: int) -> Map:
+    """Means over 2 radius + 1 rows by running sums: cumsum adds strictly in order."""
     padded = np.concatenate([np.repeat(image[:1], radius + 1, axis=0), image, np.repeat(image[-1:], radius, axis=0)])
     sums = np.cumsum(padded, axis=0)
     means: Map = (sums[2 * radius + 1 :] - sums[: -2 * radius - 1]) / (2 * radius + 1)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.simulate.cohort import Image, Patient, draw_patient, take
+from components.simulate.cohort import Patient, draw_patient, take
 from components.simulate.findings import FINDINGS
 from components.simulate.params import Simulate
 
@@ -22,34 +22,32 @@ log = logging.getLogger(__name__)
 
 
 def run(*, out: str, params: Simulate) -> None:
-    """Makes a cohort, or finds that it is there already.
+    """Makes a cohort, unless it is there already.
 
     Args:
         out: a local folder or an s3:// prefix.
         params: the section `simulate`.
 
     Raises:
-        UserError: `out` holds anything else than this very cohort.
+        UserError: `out` holds anything other than this cohort.
     """
     patients = [draw_patient(params.seed, number) for number in range(params.patients)]
     found = _check_names(out, _names(patients))
-    if storage.is_s3(out):
-        _write(patients, params, out, found, out)
-    elif found:
-        _write(patients, params, out, found, None)
+    if found or storage.is_s3(out):
+        _write(patients, params.size, out, found, out)
     else:
-        _write_folder(patients, params, Path(out))
+        _write_folder(patients, params.size, Path(out))
     images = sum(len(patient.images) for patient in patients)
     log.info("simulate: %d images of %d patients %s %s", images, len(patients), "were already in" if LABELS in found else "in", out)
 
 
 def _names(patients: list[Patient]) -> list[str]:
-    """All files of the cohort, labels.csv last: on S3 its presence tells a whole cohort from an interrupted one."""
+    """All files of the cohort, labels.csv last: on S3 it marks a complete cohort."""
     return [*(image.path for patient in patients for image in patient.images), BOXES, LABELS]
 
 
 def _check_names(out: str, expected: list[str]) -> frozenset[str]:
-    """Names of the files in `out`, which must be all of this cohort, or none; or some, where an upload to S3 broke off.
+    """Lists `out`, which must hold all files of this cohort, or none; or some, where an upload to S3 was interrupted.
 
     Raises:
         UserError: a file is missing or does not belong there.
@@ -57,27 +55,26 @@ def _check_names(out: str, expected: list[str]) -> frozenset[str]:
     if not storage.is_s3(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"{out}: is a file; --out must be a folder")
     found = frozenset() if storage.is_empty(out) else frozenset(entry.path for entry in storage.listing(out))
-    foreign = sorted(found - set(expected))
-    missing = [name for name in expected if name not in found]
-    if foreign:
+    if foreign := sorted(found - set(expected)):
         raise _refusal(out, f"{foreign[0]} is not part of it")
+    missing = [name for name in expected if name not in found]
     if missing and found and not (storage.is_s3(out) and LABELS in missing):
         raise _refusal(out, f"{missing[0]} is missing")
     return found
 
 
 def _refusal(out: str, difference: str) -> UserError:
-    return UserError(f"{out}: holds something else than the cohort asked for ({difference}); move it away or choose another --out")
+    return UserError(f"{out}: holds something else than this cohort ({difference}); move it away or choose another --out")
 
 
-def _write_folder(patients: list[Patient], params: Simulate, out: Path) -> None:
-    """Writes beside `out` and renames at the end: a stopped run leaves no half cohort."""
+def _write_folder(patients: list[Patient], size: int, out: Path) -> None:
+    """Writes beside `out` and renames at the end, so that an interrupted run leaves no partial cohort."""
     partial = Path(f"{out}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=partial) as scratch:
             work = Path(scratch, "cohort")
-            _write(patients, params, str(out), frozenset(), str(work))
+            _write(patients, size, str(out), frozenset(), str(work))
             work.rename(out)  # fails if somebody has put files there meanwhile
         if not any(partial.iterdir()):
             partial.rmdir()
@@ -85,32 +82,28 @@ def _write_folder(patients: list[Patient], params: Simulate, out: Path) -> None:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
 
 
-def _write(patients: list[Patient], params: Simulate, out: str, found: frozenset[str], target: str | None) -> None:
-    """Makes every file; compares it with the one in `out` if it is among `found`, else writes it below `target`."""
-    for name, content in _files(patients, params.size):
+def _write(patients: list[Patient], size: int, out: str, found: frozenset[str], target: str) -> None:
+    """Makes every file; compares it with the one in `out` if it is among `found`, else writes it to `target`."""
+    for name, content in _files(patients, size):
         if name not in found:
-            assert target is not None, "the names were checked"
             storage.write(storage.join(target, name), content)
         elif storage.read(storage.join(out, name)) != content:
             raise _refusal(out, f"{name} differs")
 
 
 def _files(patients: list[Patient], size: int) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of all files, in the order of `_names`."""
+    """Yields names and contents of all files, in the order of `_names`."""
     labels = [["image", *FINDINGS]]
     boxes = [["image", "label", "x", "y", "width", "height"]]
-    for patient, image in tqdm(_images(patients), "simulate", unit="image", disable=None):
+    planned = [(patient, image) for patient in patients for image in patient.images]
+    for patient, image in tqdm(planned, "simulate", unit="image", disable=None):
         content, marked = take(patient, image, size)
-        uid = image.header.image_uid
+        uid = image.identity.image_uid
         labels.append([uid, *(image.labels[name] for name in FINDINGS)])
         boxes += [[uid, label, *map(str, (box.x, box.y, box.width, box.height))] for label, box in marked]
         yield image.path, content
     yield BOXES, _csv(boxes)
     yield LABELS, _csv(labels)
-
-
-def _images(patients: list[Patient]) -> list[tuple[Patient, Image]]:
-    return [(patient, image) for patient in patients for image in patient.images]
 
 
 def _csv(rows: list[list[str]]) -> bytes:

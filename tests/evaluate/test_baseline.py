@@ -57,7 +57,7 @@ def test_p_values_agree_with_intervals_and_are_adjusted_over_findings(found: dic
 
 def test_report_and_record_name_the_baseline(found: dict[str, float], tmp_path: Path) -> None:
     html = (tmp_path / "out" / "report.html").read_text()
-    assert "Beside the baseline" in html and f"{found['classify_difference_auroc_macro']:+.3f}" in html
+    assert "Comparison with the baseline" in html and f"{found['classify_difference_auroc_macro']:+.3f}" in html
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert sorted(record["inputs"]) == ["baseline", "baseline_model", "model", "predictions"]
     assert record["upstream_mlflow_run_ids"] == {"predictions": "run-of-classify", "baseline": "run-of-classify"}

@@ -132,7 +132,7 @@ def test_report_holds_the_numbers(make_predictions: MakePredictions, tmp_path: P
             assert f"{value:.3f}" in page.text, name
     assert "Nodule <small>" in page.text
     assert "Rare (3 positives)" in page.text and "Absent (0 positives)" in page.text
-    assert "In: Effusion and Nodule <small>." in page.text
+    assert "Included: Effusion and Nodule <small>." in page.text
     assert "git commit " + "c0ffee" * 6 in page.text
     assert "lr=0.0003" in page.text
     assert "Epoch 2 was chosen" in page.text
@@ -181,7 +181,7 @@ def test_no_finding_counts(make_predictions: MakePredictions, tmp_path: Path, ca
     params = Params.model_validate({"evaluate": {"resamples": 100, "min_positives": 1000}})
     run(predictions=[make_predictions()], out=str(tmp_path / "out"), **params.arguments("evaluate"))
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["classify_test_auroc_macro"] is None
-    assert "None is in." in report(tmp_path / "out").text
+    assert "No finding is included." in report(tmp_path / "out").text
     assert "no finding has 1000 positives" in caplog.text
 
 

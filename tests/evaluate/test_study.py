@@ -103,7 +103,7 @@ def test_models_of_other_test_images_are_refused(cells: str, tmp_path: Path, par
 
 def test_a_folder_without_cells_is_refused(tmp_path: Path, make_predictions: MakePredictions) -> None:
     make_predictions("cells/other/0.1/ifa/0")
-    with pytest.raises(UserError, match="holds no cell of a study"):
+    with pytest.raises(UserError, match="contains no cell of a study"):
         find_cells(str(tmp_path / "cells"))
 
 

@@ -13,7 +13,7 @@ from components.__main__ import main
 from components.common.formats import shards
 from components.preprocess import report_statistics
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
-from components.preprocess.report import thumbnail, warnings
+from components.preprocess.report import render, thumbnail
 from components.preprocess.report_statistics import SHOWN, ReportStatistics, age_band
 from components.preprocess.rows import BINS, Note
 from tests.common.dicom.phantoms import picture, write
@@ -130,6 +130,12 @@ def test_the_report_does_not_depend_on_processes(tmp_path: Path) -> None:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
+def warned(manifest: dict[str, Any]) -> list[str]:
+    """The warnings of a report on this manifest."""
+    content = render(manifest, ReportStatistics(), {}).split('<section class="note">')
+    return re.findall(r"<li>(.*?)</li>", content[1].split("</section>")[0], re.DOTALL) if len(content) > 1 else []
+
+
 def test_findings_that_a_split_lacks_are_warned_of(made: Path) -> None:
     manifest = manifest_of(made)
     labels = manifest["counts"]["labels"]
@@ -138,18 +144,26 @@ def test_findings_that_a_split_lacks_are_warned_of(made: Path) -> None:
     labels["train"]["Nodule"].update(positive=4, negative=9)
     labels["val"]["Nodule"].update(positive=5, negative=9)
     labels["test"]["Nodule"].update(positive=7, negative=0)
-    (found,) = [line for line in warnings(manifest) if "Nodule" in line]
+    (found,) = [line for line in warned(manifest) if "Nodule" in line]
     assert found == "<b>Nodule</b> has only 4 positives in training and no negatives in test."
     labels["train"]["Nodule"]["positive"] = labels["test"]["Nodule"]["negative"] = 5
-    assert not any("Nodule" in line for line in warnings(manifest))
+    assert not any("Nodule" in line for line in warned(manifest))
 
 
 def test_an_empty_split_and_missing_labels_are_warned_of(made: Path) -> None:
     manifest = manifest_of(made)
     manifest["findings"] = []
     manifest["counts"]["images"]["val"] = 0
-    found = warnings(manifest)
+    found = warned(manifest)
     assert "The validation split has no images." in found and any("no labels" in line for line in found)
+
+
+def test_no_warnings_no_list(made: Path) -> None:
+    manifest = manifest_of(made)
+    for labels in manifest["counts"]["labels"].values():
+        for counts in labels.values():
+            counts.update(positive=5, negative=5)
+    assert warned(manifest) == []
 
 
 def row(image_id: str, **values: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from components.simulate import anatomy, findings
 from components.simulate.cohort import Patient, draw_patient, render, shape, take
 from components.simulate.dicom import BITS, MANUFACTURERS, SYNTAXES
 from components.simulate.draws import Draws
-from components.simulate.findings import FINDINGS, Box, Cardiomegaly, box_of
+from components.simulate.findings import FINDINGS, Cardiomegaly, PixelBox, box_of
 from components.simulate.params import Simulate
 
 SIZE = 96
@@ -27,8 +27,8 @@ def test_default_cohort_has_every_variant(default):
     assert {r.modality for r in recordings} == {"CR", "DX"}
     assert {r.manufacturer for r in recordings} == set(MANUFACTURERS)
     assert len({(r.slope, r.intercept) for r in recordings}) == 10
-    assert {image.header.view for patient in default for image in patient.images} == {"PA", "AP"}
-    assert {image.header.sex for patient in default for image in patient.images} == {"F", "M", ""}
+    assert {image.identity.view for patient in default for image in patient.images} == {"PA", "AP"}
+    assert {image.identity.sex for patient in default for image in patient.images} == {"F", "M", ""}
     assert {len(patient.images) for patient in default} == {1, 2, 3}
     assert len({shape(patient, 160) for patient in default}) > 20
 
@@ -56,7 +56,7 @@ def test_known_labels_are_what_the_image_shows(default):
 
 
 def test_headers_name_nobody_twice(default):
-    headers = [image.header for patient in default for image in patient.images]
+    headers = [image.identity for patient in default for image in patient.images]
     for field in ("image_uid", "series_uid", "study_uid", "accession_number"):
         assert len({getattr(header, field) for header in headers}) == len(headers)
     assert len({header.patient_id for header in headers}) == len({header.name for header in headers}) == len(default)
@@ -65,7 +65,7 @@ def test_headers_name_nobody_twice(default):
 
 def test_another_seed_is_another_cohort():
     one, other = draw_patient(0, 3), draw_patient(1, 3)
-    assert one.images[0].header.patient_id != other.images[0].header.patient_id
+    assert one.images[0].identity.patient_id != other.images[0].identity.patient_id
     assert one.anatomy.half_width != other.anatomy.half_width
 
 
@@ -115,7 +115,7 @@ def test_box_is_tight():
     layer[4:9, 11] = findings.VISIBLE
     layer[6, 7:15] = 1.0
     layer[15, 15] = findings.VISIBLE / 2
-    assert box_of(layer) == Box(x=7, y=4, width=8, height=5)
+    assert box_of(layer) == PixelBox(x=7, y=4, width=8, height=5)
     assert box_of(np.zeros((5, 5))) is None
 
 
@@ -146,7 +146,7 @@ def test_lungs_are_darker_than_the_heart_and_the_abdomen(default):
 def test_images_of_a_patient_share_the_anatomy_but_not_the_noise():
     patient = next(p for p in (draw_patient(0, number) for number in range(50)) if len(p.images) > 1)
     first, second = (replace(image, findings=frozenset()) for image in patient.images[:2])
-    posed = replace(second, pose=first.pose, exposure=first.exposure, header=first.header)
+    posed = replace(second, pose=first.pose, exposure=first.exposure, identity=first.identity)
     a, b = render(patient, first, 64)[0], render(patient, posed, 64)[0]
     assert 0 < np.abs(a - b).max() < 0.1
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99

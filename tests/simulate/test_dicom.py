@@ -10,10 +10,10 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from components.simulate.dicom import BITS, INSTITUTION, MANUFACTURERS, SYNTAXES, Header, Recording, encode, store, uid
+from components.simulate.dicom import BITS, INSTITUTION, MANUFACTURERS, SYNTAXES, Identity, Recording, encode, store, uid
 from components.simulate.draws import Draws
 
-HEADER = Header(
+IDENTITY = Identity(
     name="Phantom00007^Ada",
     patient_id="PHANTOM-1-00007",
     sex="F",
@@ -64,7 +64,7 @@ def _pixels(dataset):
 def test_every_syntax_holds_the_stored_pixels(syntax, bits):
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         recording = Recording("CR", bits, photometric, "none", "1", "0", syntax, MANUFACTURERS[0])
-        dataset = dcmread(BytesIO(encode(_image(), HEADER, recording)))
+        dataset = dcmread(BytesIO(encode(_image(), IDENTITY, recording)))
         assert dataset.file_meta.TransferSyntaxUID == syntax
         assert (dataset.BitsStored, dataset.HighBit, dataset.PhotometricInterpretation) == (bits, bits - 1, photometric)
         pixels = _pixels(dataset)
@@ -78,7 +78,7 @@ def test_shown_as_the_header_says_it_is_the_image(voi, photometric):
     rescalings = [("1", "0")] if voi == "lut" else [("1", "0"), ("0.25", "-1024"), ("2", "50")]
     for bits, (slope, intercept) in itertools.product((8, 10, 12), rescalings):
         recording = Recording("CR", bits, photometric, voi, slope, intercept, ExplicitVRLittleEndian, MANUFACTURERS[0])
-        dataset = dcmread(BytesIO(encode(_image(), HEADER, recording)))
+        dataset = dcmread(BytesIO(encode(_image(), IDENTITY, recording)))
         shown = apply_modality_lut(dataset.pixel_array, dataset)
         if voi == "none":
             shown = (shown - float(intercept)) / float(slope) / (2**bits - 1)
@@ -94,30 +94,30 @@ def test_shown_as_the_header_says_it_is_the_image(voi, photometric):
 def test_deflated_streams_longer_than_a_block():
     recording = Recording("CR", 16, "MONOCHROME2", "none", "1", "0", DeflatedExplicitVRLittleEndian, MANUFACTURERS[0])
     image = Draws(0).field(257, 301)
-    dataset = dcmread(BytesIO(encode(image, HEADER, recording)))
+    dataset = dcmread(BytesIO(encode(image, IDENTITY, recording)))
     np.testing.assert_array_equal(dataset.pixel_array, np.rint(image * 65535))
 
 
 def test_codecs_compress():
     flat = np.full((128, 128), 0.25)
-    sizes = {syntax: len(encode(flat, HEADER, Recording("CR", 12, "MONOCHROME2", "none", "1", "0", syntax, "M"))) for syntax in SYNTAXES}
+    sizes = {syntax: len(encode(flat, IDENTITY, Recording("CR", 12, "MONOCHROME2", "none", "1", "0", syntax, "M"))) for syntax in SYNTAXES}
     assert all(sizes[syntax] < 0.2 * sizes[ExplicitVRLittleEndian] for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless))
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
 def test_no_library_leaves_its_version(syntax):
-    content = encode(_image(), HEADER, Recording("CR", 12, "MONOCHROME2", "none", "1", "0", syntax, "M"))
+    content = encode(_image(), IDENTITY, Recording("CR", 12, "MONOCHROME2", "none", "1", "0", syntax, "M"))
     assert b"PYDICOM" not in content.upper()
     assert b"openjpeg" not in content.lower()
     dataset = dcmread(BytesIO(content))
     assert dataset.file_meta.ImplementationVersionName == "PHANTOM_1"
-    assert dataset.file_meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID == HEADER.image_uid
+    assert dataset.file_meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID == IDENTITY.image_uid
 
 
 def test_header_names_the_patient_and_says_synthetic():
-    dataset = dcmread(BytesIO(encode(_image(), HEADER, CR)))
+    dataset = dcmread(BytesIO(encode(_image(), IDENTITY, CR)))
     assert dataset[0x0008, 0x001C].value == "YES"
-    assert str(dataset.PatientName) == HEADER.name
+    assert str(dataset.PatientName) == IDENTITY.name
     assert dataset.PatientAge == "069Y"  # the birthday is tomorrow
     assert dataset.PatientBirthDate == "19500615"
     assert dataset.InstitutionName == INSTITUTION
@@ -126,7 +126,7 @@ def test_header_names_the_patient_and_says_synthetic():
 
 
 def test_dx_has_its_mandatory_attributes():
-    dataset = dcmread(BytesIO(encode(_image(), HEADER, DX)))
+    dataset = dcmread(BytesIO(encode(_image(), IDENTITY, DX)))
     assert dataset.SOPClassUID.name == "Digital X-Ray Image Storage - For Presentation"
     missing = [keyword for keyword in DX_TYPE_1 if dataset.get(keyword) in (None, "")]
     assert not missing

@@ -1,40 +1,62 @@
-"""Small SVG charts for the reports: no scripts, no fonts, coloured by the page's style sheet, the same bytes every time."""
+"""The data of the SVG charts that templates/charts.html draws."""
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 Point = tuple[float, float]
+UNIT = (0.0, 0.5, 1.0)
 
 
 class Axis(NamedTuple):
-    """Range and labels of one direction."""
+    """Range and tick labels of one axis."""
 
     low: float
     high: float
     ticks: tuple[float, ...]
     name: str = ""
     labels: tuple[str, ...] = ()
-    """Of the ticks; none: their values."""
+    """One per tick; if empty, ticks are labelled with their values."""
 
     def labelled(self) -> list[tuple[float, str]]:
-        """The ticks with what is written at them."""
+        """Pairs of tick and label."""
         return list(zip(self.ticks, self.labels or [f"{tick:g}" for tick in self.ticks], strict=True))
 
     def place(self, value: float, start: float, stop: float) -> float:
-        """Where a value lies between the coordinates start and stop."""
+        """Maps a value to a coordinate between start and stop."""
         return start + (value - self.low) / (self.high - self.low) * (stop - start)
 
 
 class Line(NamedTuple):
-    """A polyline and its style: a class of the style sheet."""
+    """A polyline and its class in page.css."""
 
     points: Sequence[Point]
     style: str
 
 
-UNIT = (0.0, 0.5, 1.0)
+class Chart(NamedTuple):
+    """Lines in a frame with ticks."""
+
+    lines: Sequence[Line]
+    """Drawn in order."""
+    x: Axis
+    y: Axis
+    marks: Sequence[Point] = ()
+    """Points marked with a ring."""
+    width: int = 210
+    """In pixels."""
+    height: int = 200
+
+    @property
+    def frame(self) -> tuple[int, int, int, int]:
+        """Left, right, top and bottom in pixels; the margins hold the labels of the axes."""
+        return 40, self.width - 8, 8, self.height - 34
+
+    def places(self, points: Iterable[Point]) -> list[Point]:
+        """Maps the finite ones of some points to pixels."""
+        left, right, top, bottom = self.frame
+        finite = [point for point in points if all(map(math.isfinite, point))]
+        return [(self.x.place(x, left, right), self.y.place(y, bottom, top)) for x, y in finite]
 
 
 def nice_axis(values: Sequence[float], name: str = "", count: int = 4) -> Axis:
@@ -55,57 +77,10 @@ def whole_axis(last: int, name: str) -> Axis:
     return Axis(1.0, float(max(last, 2)), tuple(float(value) for value in range(1, max(last, 2) + 1, step)), name)
 
 
-def chart(label: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Sequence[Point] = (), size: tuple[int, int] = (210, 200)) -> str:
-    """Lines in a frame with ticks.
-
-    Args:
-        label: says in words what the picture shows, for those who cannot see it.
-        lines: drawn in order; points that are not finite are left out.
-        x: horizontal axis.
-        y: vertical axis.
-        marks: points to be marked with a ring.
-        size: width and height in pixels.
-    """
-    width, height = size
-    left, right, top, bottom = 40, width - 8, 8, height - 34
-    parts = [_frame(x, y, left, right, top, bottom)]
-    for line in lines:
-        finite = [point for point in line.points if all(map(math.isfinite, point))]
-        places = [(x.place(a, left, right), y.place(b, bottom, top)) for a, b in finite]
-        if len(places) == 1:
-            parts.append(f'<circle class="{line.style} dot" cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>')
-        elif places:
-            parts.append(f'<polyline class="{line.style}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in places)}"/>')
-    parts += [f'<circle class="mark" cx="{x.place(a, left, right):.1f}" cy="{y.place(b, bottom, top):.1f}" r="4"/>' for a, b in marks]
-    return svg(label, width, height, "chart", parts)
-
-
-def _frame(x: Axis, y: Axis, left: int, right: int, top: int, bottom: int) -> str:
-    parts = []
-    for tick, label in y.labelled():
-        place = y.place(tick, bottom, top)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{place + 3.5:.1f}" text-anchor="end">{escape(label)}</text>')
-    for tick, label in x.labelled():
-        place = x.place(tick, left, right)
-        parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text x="{place:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(label)}</text>')
-    parts.append(f'<text class="name" x="{(left + right) / 2:.1f}" y="{bottom + 29}" text-anchor="middle">{escape(x.name)}</text>')
-    if y.name:
-        turn = f'transform="translate(10 {(top + bottom) / 2:.1f}) rotate(-90)"'
-        parts.append(f'<text class="name" text-anchor="middle" {turn}>{escape(y.name)}</text>')
-    return "".join(parts)
-
-
-def svg(label: str, width: int, height: int, style: str, parts: Sequence[str]) -> str:
-    """A picture of its parts.
-
-    Args:
-        label: says in words what it shows.
-        width: in pixels.
-        height: in pixels.
-        style: classes of the style sheet.
-        parts: SVG elements.
-    """
-    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return f'<svg class="{style}" role="img" aria-label="{escape(label, quote=True)}" {size}>{"".join(parts)}</svg>'
+def unit_axis(intervals: Iterable[Sequence[float]], floor: float = 0.5) -> Axis:
+    """An axis up to 1 for intervals (estimate, low, high, ...), from `floor` or from the tenth below the lowest value."""
+    values = [value for interval in intervals for value in interval[:3] if math.isfinite(value)]
+    low = min([floor, *(math.floor(10 * value) / 10 for value in values)])
+    step = 1 if low >= 0.4 else 2  # tenths between ticks
+    ticks = tuple(tick / 10 for tick in range(10, round(10 * low) - 1, -step))
+    return Axis(low, 1.0, ticks[::-1])

@@ -1,64 +1,68 @@
-"""How the report writes numbers: with a typographic minus, a dash for what is undefined, and intervals in grey."""
+"""Numbers and lists as text: a typographic minus, a dash for undefined values. The templates use these functions as filters."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from components.common.html.charts import Axis
-from components.common.statistics.intervals import Interval
+UNDEFINED = "–"
 
 
 def number(value: float) -> str:
-    """Three decimals."""
-    return f"{value:.3f}".replace("-", "\u2212") if math.isfinite(value) else "–"
+    """Formats with three decimals."""
+    return f"{value:.3f}".replace("-", "\u2212") if math.isfinite(value) else UNDEFINED
 
 
 def signed(value: float) -> str:
-    """Three decimals and a sign, of a difference."""
-    return f"{value:+.3f}".replace("-", "\u2212") if math.isfinite(value) else "–"
+    """Formats a difference: three decimals and a sign."""
+    return f"{value:+.3f}".replace("-", "\u2212") if math.isfinite(value) else UNDEFINED
 
 
 def probability(value: float) -> str:
-    """A p-value."""
-    if not math.isfinite(value):
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    """Formats a p-value."""
+    return "< 0.001" if value < 0.001 else number(value)
 
 
-def cell(interval: Interval, signs: bool = False) -> str:
-    """An estimate and its interval, as HTML.
-
-    Args:
-        interval: what to write.
-        signs: with a plus sign, for differences.
-    """
-    estimate = signed(interval.estimate) if signs else number(interval.estimate)
-    return f'{estimate}<span class="range">{limits(interval, signs)}</span>' if math.isfinite(interval.low) else estimate
-
-
-def limits(interval: Interval, signs: bool = False) -> str:
-    """`low to high`."""
-    if not math.isfinite(interval.low):
-        return "no interval"
-    write = signed if signs else number
-    return f"{write(interval.low)} to {write(interval.high)}"
-
-
-def spoken(name: str, interval: Interval, confidence: float) -> str:
-    """The interval in words, for those who cannot see a picture of it."""
-    if not math.isfinite(interval.estimate):
-        return f"{name}: not defined"
-    return f"{name} {number(interval.estimate)}, {percent(confidence)} interval {limits(interval)}"
+def limits(interval: Sequence[float], signs: bool = False) -> str:
+    """Formats an interval (estimate, low, high, ...) as `low to high`."""
+    low, high = map(signed if signs else number, interval[1:3])
+    return "no interval" if low == UNDEFINED else f"{low} to {high}"
 
 
 def percent(fraction: float) -> str:
-    """`95 %`."""
+    """Formats with up to four digits: `95 %`."""
     return f"{100 * fraction:.4g} %"
 
 
-def unit_axis(intervals: Iterable[Interval], floor: float = 0.5) -> Axis:
-    """An axis from `floor`, or lower where an interval reaches there, to 1."""
-    values = [value for interval in intervals for value in interval[:3] if math.isfinite(value)]
-    low = min([floor, *(math.floor(10 * value) / 10 for value in values)])
-    step = 1 if low >= 0.4 else 2  # tenths between ticks
-    ticks = tuple(tick / 10 for tick in range(10, round(10 * low) - 1, -step))
-    return Axis(low, 1.0, ticks[::-1])
+def share(fraction: float) -> str:
+    """Formats with one decimal: `95.0 %`."""
+    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else UNDEFINED
+
+
+def decibels(value: float) -> str:
+    """Formats with one decimal and the unit."""
+    return f"{value:.1f} dB" if math.isfinite(value) else UNDEFINED
+
+
+def thousands(count: int) -> str:
+    """Formats with a comma between groups of three digits."""
+    return f"{count:,}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Formats a count with its noun."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listing(items: Iterable[str]) -> str:
+    """Joins one or more items with commas and `and`."""
+    *first, last = list(items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def words(name: str) -> str:
+    """Turns a file or column name into words."""
+    return capital(name.replace("_", " ").replace("-", " ").strip().replace("auroc", "AUROC"))
+
+
+def capital(text: str) -> str:
+    """Capitalizes the first letter and keeps the others."""
+    return text[:1].upper() + text[1:]
