@@ -1,7 +1,7 @@
-"""How well findings are recognised in groups of patients, by sex, age, view and manufacturer, on the test split.
+"""Test metrics of findings in subgroups of the images: by sex, age, view and manufacturer.
 
-Groups are compared at the same threshold, that of all: a model may rank as well in every group and still miss more in one
-(Seyyed-Kalantari et al., Nat Med 2021).
+All groups use the threshold chosen on the whole validation split: a model can rank equally well in every group and still miss more
+positives in one of them (Seyyed-Kalantari et al., Nat Med 2021).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from components.common.statistics.ranking import auroc, bootstrap_ranking
 ATTRIBUTES = ("sex", "age", "view", "manufacturer")
 BANDS = ((18, "below 18"), (40, "18 to 39"), (60, "40 to 59"), (80, "60 to 79"), (float("inf"), "80 and above"))
 UNKNOWN = "unknown"
-"""Of images that do not say."""
+"""The group of images without the attribute."""
 
 
 @dataclass(frozen=True)
@@ -36,33 +36,33 @@ class Member:
     auroc: Interval
     sensitivity: float
     specificity: float
-    """At the threshold of all groups; NaN without one, or without images of the class."""
+    """At the threshold; NaN without a threshold or without images of the class."""
     few: bool
-    """Whether positives or negatives are too few to be judged."""
+    """Whether there are too few positives or negatives for a reliable number."""
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Images that share an attribute."""
+    """Images with the same value of an attribute."""
 
     attribute: str
     value: str
     images: int
     patients: int
     macro: Interval
-    """AUROC over the findings that can be compared; none in a group that has too few of every finding."""
+    """Mean AUROC of the compared findings; NaN in a group with too few positives or negatives for any finding."""
     compared: int
-    """How many have enough positives and negatives in every other group of the attribute."""
+    """Number of findings with enough positives and negatives in every such group of the attribute."""
     members: list[Member]
 
 
 def evaluate(rows: pa.Table, found: Findings, params: Evaluate) -> list[Subgroup]:
-    """Evaluates the groups of every attribute that tells images apart.
+    """Evaluates the groups of every attribute that has more than one value.
 
     Args:
-        rows: of the test split, in the order of `found.test`; attributes that it lacks are left out.
+        rows: the test split, in the order of `found.test`; attributes without a column are skipped.
         found: scores, targets and thresholds of all images.
-        params: of the bootstrap.
+        params: resamples, seed, confidence and the minimum number of positives.
     """
     groups: list[Subgroup] = []
     for attribute in ATTRIBUTES:
@@ -73,13 +73,13 @@ def evaluate(rows: pa.Table, found: Findings, params: Evaluate) -> list[Subgroup
 
 
 def attribute_values(rows: pa.Table, attribute: str) -> npt.NDArray[np.str_]:
-    """(n,): what each image says of an attribute, ages in bands; an attribute without a column is unknown throughout."""
+    """Returns the value of an attribute for each of n images, ages in bands; UNKNOWN where it is missing or has no column."""
     values = rows[attribute].to_pylist() if attribute in rows.column_names else [None] * len(rows)
     return np.array([_band(value) if attribute == "age" else value or UNKNOWN for value in values], dtype=np.str_)
 
 
 def points(groups: Sequence[Subgroup]) -> Points:
-    """subgroups.csv: a row a finding and group."""
+    """Returns the content of subgroups.csv, one row per group and finding."""
     header = ("finding", "attribute", "group", "positives", "negatives", "auroc", "auroc_low", "auroc_high", "sensitivity", "specificity")
     rows = []
     for group in groups:
@@ -91,7 +91,7 @@ def points(groups: Sequence[Subgroup]) -> Points:
 
 
 def warnings(groups: Sequence[Subgroup], minimum: int) -> list[str]:
-    """A sentence for each attribute in which some group has too few positives or negatives."""
+    """Returns one sentence per attribute with groups that have too few positives or negatives."""
     sentences = []
     for attribute in dict.fromkeys(group.attribute for group in groups):
         few = [
@@ -105,46 +105,37 @@ def warnings(groups: Sequence[Subgroup], minimum: int) -> list[str]:
 
 
 def _attribute(attribute: str, masks: list[tuple[str, Flags]], found: Findings, params: Evaluate) -> list[Subgroup]:
-    """The groups of one attribute."""
     enough = np.array([has_both(found.test.targets[mask], params.min_positives) for _, mask in masks])
-    judged = np.array([each.any() for each in enough])
-    # A handful of images of unknown sex, or of a rare manufacturer, should not keep the others from being compared.
-    compared = enough[judged].all(axis=0) & judged.any()
-    return [
-        _group(attribute, name, _part(found.test, mask), found.each, compared & inside, params)
-        for (name, mask), inside in zip(masks, judged, strict=True)
-    ]
+    usable = np.array([each.any() for each in enough])
+    # A few images of unknown sex or of a rare manufacturer should not prevent the comparison of the other groups.
+    compared = enough[usable].all(axis=0) & usable.any()
+    return [_group(attribute, name, mask, found, compared & inside, params) for (name, mask), inside in zip(masks, usable, strict=True)]
 
 
-def _group(attribute: str, value: str, part: ClassificationSplit, each: Sequence[Finding], compared: Flags, params: Evaluate) -> Subgroup:
+def _group(attribute: str, value: str, mask: Flags, found: Findings, compared: Flags, params: Evaluate) -> Subgroup:
+    test = found.test
+    part = ClassificationSplit(test.targets[mask], test.scores[mask], patient_indices(test.patients[mask]), test.image_ids[mask])
     samples = bootstrap_ranking(part.targets, part.scores, part.patients, params.resamples, params.seed).auroc
-    estimates = np.array([auroc(target, score) for target, score in zip(part.targets.T, part.scores.T, strict=True)])
-    few = ~has_both(part.targets, params.min_positives)
-    members = [
-        _member(
-            finding, part.targets[:, index], part.scores[:, index], float(estimates[index]), samples[:, index], bool(few[index]), params
-        )
-        for index, finding in enumerate(each)
-    ]
+    estimates = part.each(auroc)
+    few = [not enough for enough in has_both(part.targets, params.min_positives)]
+    intervals = [percentile_interval(float(one), drawn, params.confidence) for one, drawn in zip(estimates, samples.T, strict=True)]
+    columns = zip(found.each, part.targets.T, part.scores.T, intervals, few, strict=True)
+    members = [_member(*column) for column in columns]
     macro = macro_interval(estimates, samples, compared, params.confidence)
     return Subgroup(attribute, value, len(part.targets), part.patient_count, macro, int(compared.sum()), members)
 
 
-def _member(finding: Finding, target: Floats, score: Floats, estimate: float, samples: Floats, few: bool, params: Evaluate) -> Member:
+def _member(finding: Finding, target: Floats, score: Floats, interval: Interval, few: bool) -> Member:
     called = score >= finding.threshold
     return Member(
         name=finding.name,
         positives=int((target == 1).sum()),
         negatives=int((target == 0).sum()),
-        auroc=percentile_interval(estimate, samples, params.confidence),
+        auroc=interval,
         sensitivity=_share(called[target == 1], finding.threshold),
         specificity=_share(~called[target == 0], finding.threshold),
         few=few,
     )
-
-
-def _part(test: ClassificationSplit, mask: Flags) -> ClassificationSplit:
-    return ClassificationSplit(test.targets[mask], test.scores[mask], patient_indices(test.patients[mask]), test.image_ids[mask])
 
 
 def _share(right: Flags, threshold: float) -> float:
@@ -156,6 +147,6 @@ def _band(age: float | None) -> str:
 
 
 def _ordered(values: npt.NDArray[np.str_]) -> list[str]:
-    """The names that occur: bands by age, others by the alphabet, unknown last."""
+    """Returns the distinct names: age bands by age, others alphabetically, unknown last."""
     bands = [name for _, name in BANDS]
     return sorted(set(values.tolist()), key=lambda name: (name == UNKNOWN, bands.index(name) if name in bands else 0, name))

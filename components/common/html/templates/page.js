@@ -1,4 +1,4 @@
-// Tables sort by a click on a column's head; again turns the order round. Without scripts they stay as they were written.
+// A click on a column's head sorts the table, a second click reverses the order. Without scripts, rows keep the order of the page.
 for (const table of document.querySelectorAll("table:has(thead)")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -10,11 +10,11 @@ for (const table of document.querySelectorAll("table:has(thead)")) {
     button.addEventListener("click", () => {
       const rows = [...body.rows].map((row) => ({ row, key: sortKey(row.cells[column]) }));
       const before = head.getAttribute("aria-sort");
-      // At first names go from A on, numbers from the largest down.
+      // The first click sorts names from A to Z, numbers from the largest to the smallest.
       const ascending = before ? before === "descending" : rows.some(({ key }) => typeof key === "string");
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-      // Averages stay below the rows that they are of, and what is not known comes last in either direction.
+      // Averages stay below all other rows, and undefined values come last in both directions.
       const rank = ({ row, key }) => (row.classList.contains("macro") ? 2 : key === null ? 1 : 0);
       rows.sort((a, b) => rank(a) - rank(b) || (rank(a) ? 0 : (ascending ? 1 : -1) * compare(a.key, b.key)));
       body.append(...rows.map(({ row }) => row));
