@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components.common.dicom import checks, dicom_file, png_jpeg
-from components.common.dicom.png_jpeg import Picture
+from components.common.dicom import recipe
 from components.common.dicom.refusal import Refused
-from components.common.dicom.render import render
 from components.common.formats.shards import Pixels
 from components.common.training.inference import Image
 
@@ -96,11 +94,8 @@ def _check(image: Pixels, size: int, bits: int) -> Image:
 def _read_file(content: bytes, number: int, size: int, bits: int, preprocessing: dict[str, Any]) -> Image:
     """As preprocess makes a row of a file; what needs labels.csv or leaves the pixels as they are is left out."""
     try:
-        opened, header = png_jpeg.open_file(content) if png_jpeg.is_picture(content) else dicom_file.open_file(content)
-        checks.check_header(header, tuple(preprocessing.get("views", VIEWS)), header.view)
-        stored, grayscale = png_jpeg.decode(opened, header) if isinstance(opened, Picture) else dicom_file.decode(opened, header)
-        checks.check_size(*stored.shape)
-        percentile = preprocessing.get("clip_percentile", CLIP_PERCENTILE)
-        return Image(render(stored, grayscale, size, bits, percentile).pixels, *stored.shape)
+        views, percentile = tuple(preprocessing.get("views", VIEWS)), preprocessing.get("clip_percentile", CLIP_PERCENTILE)
+        rendered, header = recipe.read(content, views=views, size=size, bits=bits, percentile=percentile)
+        return Image(rendered.pixels, header.height, header.width)
     except Refused as refusal:
         raise ValueError(f"input {number}: {refusal.reason.value} ({refusal.detail})") from None

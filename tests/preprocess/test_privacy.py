@@ -16,7 +16,8 @@ from pydicom.sequence import Sequence
 from components.__main__ import main
 from components.common.dicom import dicom_file
 from components.common.dicom.elements import Elements
-from components.common.dicom.views import accepts, canonical_view, read_manufacturer, read_view
+from components.common.dicom.header import read_manufacturer
+from components.common.dicom.views import canonical_view, is_accepted, read_view
 from components.common.formats import shards
 from components.preprocess import relink
 from components.preprocess.deidentify import ALLOW_LIST, ENVIRONMENT_VARIABLE, PSEUDONYMS, Pseudonyms, describe
@@ -94,7 +95,7 @@ def test_nothing_that_identifies_is_in_any_output(tmp_path: Path, mlflow_databas
 
 def test_the_pixels_are_those_of_the_image_alone() -> None:
     plain, full = (dicom_file.open_file(to_bytes(made)) for made in (dataset(picture(64, 60)), identifying()))
-    stored = [dicom_file.decode(*opened)[0] for opened in (plain, full)]
+    stored = [dicom_file.prepare(*opened)()[0] for opened in (plain, full)]
     np.testing.assert_array_equal(*stored)
 
 
@@ -157,8 +158,8 @@ def test_a_missing_view_position_is_read_from_the_view_code() -> None:
 
 
 def test_lateral_accepts_either_side() -> None:
-    assert accepts(("PA", "lateral"), "LL") and accepts(("Lat",), "LATERAL") and accepts(("LL",), "LL")
-    assert not accepts(("PA", "AP"), "LL") and not accepts(("LL",), "RL") and not accepts(("LL",), "LATERAL")
+    assert is_accepted("LL", ("PA", "lateral")) and is_accepted("LATERAL", ("Lat",)) and is_accepted("LL", ("LL",))
+    assert not is_accepted("LL", ("PA", "AP")) and not is_accepted("RL", ("LL",)) and not is_accepted("LATERAL", ("LL",))
 
 
 def test_laterals_are_quarantined_unless_asked_for(tmp_path: Path) -> None:

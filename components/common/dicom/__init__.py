@@ -1,1 +1,1 @@
-"""From the bytes of a DICOM, PNG or JPEG file to a grey image, or the reason why there is none."""
+"""Bytes of a DICOM, PNG or JPEG file to a gray image (H, W), or the reason why not; `recipe` has the whole way."""

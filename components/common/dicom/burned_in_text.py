@@ -1,8 +1,8 @@
-"""A best-effort look for text in the corners and borders of an image: names and dates that were burned into the pixels.
+"""Detection of text that was burned into the pixels near the borders of an image, such as names and dates. Best effort.
 
-What it looks for: strokes much brighter (or darker) than what is around them, in pieces of a character's size, three or more
-of them in a row, near an edge. A side marker alone (L, R) is no row. It is no proof either way: text in the middle of the
-image, handwriting, slanted and very large or very small text are not looked for, and hardware may look like text.
+Looks for strokes much brighter (or darker) than their surroundings, in components of a character's size, three or more of them in
+a row, near a border. A single side marker (L, R) is no row. Text in the middle of the image, handwriting, slanted, very large and
+very small text are not found, and hardware may look like text.
 """
 
 from typing import Any, NamedTuple
@@ -11,27 +11,27 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from components.common.formats.shards import Pixels
+from components.common.dicom.render import GrayImage
 
 BORDER = 0.2
-"""A character lies near an edge if its centre is within this share of the height or the width from it."""
+"""Width of the border, as a share of height or width, that is searched for characters."""
 STROKE = 7
-"""Strokes are narrower than this, in pixels."""
+"""Width of the widest stroke, in pixels."""
 CONTRAST = 70
-"""Of 255, of a stroke against what is around it."""
+"""Minimum contrast of a stroke with its surroundings, out of 255."""
 HEIGHTS = (5, 40)
-"""Of a character, in pixels: smaller ones cannot be read."""
+"""Range of a character's height, in pixels: smaller ones are illegible."""
 MAX_WIDTH = 3.5
-"""Of a piece, in heights: small characters touch their neighbours."""
+"""Maximum width of a component, in heights: small characters touch their neighbours."""
 MIN_CHARACTERS = 3
-MAX_PIECES = 600
-"""Above this the strokes are a texture or noise; the tallest are looked at."""
+MAX_COMPONENTS = 600
+"""Only the tallest are kept: more of them are texture or noise."""
 
 _KERNEL = cv2.getStructuringElement(cv2.MORPH_RECT, (STROKE, STROKE))
 
 
-class Box(NamedTuple):
-    """Of a piece, in pixels."""
+class Component(NamedTuple):
+    """Bounding box of connected stroke pixels."""
 
     left: int
     top: int
@@ -39,45 +39,45 @@ class Box(NamedTuple):
     height: int
 
 
-def suspected(image: Pixels, dark: bool = False) -> bool:
-    """Whether there seems to be text in the corners or along the borders.
+def is_text_suspected(image: GrayImage, dark: bool = False) -> bool:
+    """Whether there seems to be text near the borders.
 
     Args:
         image: (H, W), uint8 or uint16, at the size that is stored.
-        dark: look for dark text, too: what was burned in white into a MONOCHROME1 image is black here.
+        dark: also look for dark text: white text burned into a MONOCHROME1 image is black here.
     """
     gray = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     operations = (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT) if dark else (cv2.MORPH_TOPHAT,)
-    return any(_has_row(_pieces(cv2.morphologyEx(gray, operation, _KERNEL))) for operation in operations)
+    return any(_has_row(_components(cv2.morphologyEx(gray, operation, _KERNEL))) for operation in operations)
 
 
-def _pieces(strokes: npt.NDArray[Any]) -> list[Box]:
-    """Pieces near the border that have a character's size."""
+def _components(strokes: npt.NDArray[Any]) -> list[Component]:
+    """Returns components near the border that have a character's size."""
     height, width = strokes.shape
     mask = cv2.threshold(strokes, CONTRAST, 255, cv2.THRESH_BINARY)[1]
     down, across = round(BORDER * height), round(BORDER * width)
     mask[down : height - down, across : width - across] = 0
     if cv2.countNonZero(mask) < MIN_CHARACTERS * HEIGHTS[0]:
         return []
-    # Contours of so few pixels take a tenth of the time of connected components.
+    # With so few pixels, contours take a tenth of the time of cv2.connectedComponents.
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    boxes = (Box(*cv2.boundingRect(outline)) for outline in outlines)
+    components = (Component(*cv2.boundingRect(outline)) for outline in outlines)
     shortest, tallest = HEIGHTS
-    fitting = [box for box in boxes if shortest <= box.height <= tallest and box.width <= MAX_WIDTH * box.height]
-    return sorted(fitting, key=lambda box: -box.height)[:MAX_PIECES]
+    fitting = [each for each in components if shortest <= each.height <= tallest and each.width <= MAX_WIDTH * each.height]
+    return sorted(fitting, key=lambda each: -each.height)[:MAX_COMPONENTS]
 
 
-def _has_row(boxes: list[Box]) -> bool:
-    """Whether some characters stand side by side: of like height, on one line, a character's width or two apart."""
-    if len(boxes) < MIN_CHARACTERS:
+def _has_row(components: list[Component]) -> bool:
+    """Whether characters stand side by side: of similar height, on one line, at most a character's width or two apart."""
+    if len(components) < MIN_CHARACTERS:
         return False
-    left, top, width, height = np.array(boxes, float).T
+    left, top, width, height = np.array(components, float).T
     bottom, right = top + height, left + width
     lower = np.minimum(height[:, None], height[None])
-    alike = np.maximum(height[:, None], height[None]) <= 1.35 * lower
+    similar = np.maximum(height[:, None], height[None]) <= 1.35 * lower
     level = np.abs(bottom[:, None] - bottom[None]) <= np.maximum(0.2 * lower, 1.0)
     gap = left[None] - right[:, None]
-    follows = alike & level & (gap > -0.2 * lower) & (gap <= 0.9 * lower)
+    follows = similar & level & (gap > -0.2 * lower) & (gap <= 0.9 * lower)
     np.fill_diagonal(follows, False)
-    # A piece that follows one that follows one: a row of three.
+    # A component with both a predecessor and a successor is the middle of a row of three.
     return bool((follows.any(0) & follows.any(1)).any())

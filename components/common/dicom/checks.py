@@ -1,12 +1,12 @@
-"""Which files become a row, and the closed list of reasons why others do not.
+"""Checks that a header and an image size are those of a frontal chest radiograph.
 
-A missing value is no reason to refuse a file, a wrong one is: many hospital files lack Body Part Examined or View
-Position, and public sets wrap their pictures as Secondary Capture objects with Modality CR or DX.
+A missing value is accepted, a wrong one is not: many hospital files lack Body Part Examined or View Position, and public
+data sets wrap their images as Secondary Capture objects with Modality CR or DX.
 """
 
 from components.common.dicom.header import PHOTOMETRICS, Header
 from components.common.dicom.refusal import Reason, Refused
-from components.common.dicom.views import LATERALS, accepts
+from components.common.dicom.views import LATERALS, is_accepted
 
 MODALITIES = ("CR", "DX")
 SOP_CLASSES = (
@@ -18,37 +18,41 @@ SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.7.3",
 )
 CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "PULM", "CXR")
-"""Body Part Examined is of the chest if it contains one of these."""
+"""Body Part Examined means the chest if it contains one of these."""
 NO_BODY_PART = ("", "UNKNOWN", "OTHER", "DEFAULT")
-"""What devices fill in when nobody said."""
+"""Placeholders that devices fill in."""
 MIN_SIDE = 32
-"""Pixels of the shorter side below which no radiograph can be recognised."""
+"""Minimum length of the shorter side, in pixels."""
 MAX_SIDE = 10_000
-"""Pixels; the largest detectors (43 cm at 0.1 mm) have 4,300 a side."""
+"""Maximum length of the longer side, in pixels; the largest detectors (43 cm at 0.1 mm) have 4,300."""
 MAX_ASPECT = 4.0
-"""Longer to shorter side; a chest is at most 1 : 2."""
+"""Maximum ratio of the longer to the shorter side; a chest radiograph is at most 2."""
 MAX_PIXELS = 50_000_000
-"""Nothing larger is decoded: it bounds the memory that one file can take."""
+"""Larger images are not decoded, which bounds the memory that one file can take."""
 
 
 def check_header(header: Header, views: tuple[str, ...], view: str) -> None:
-    """Judges what the header says.
+    """Checks everything that can be judged without pixels.
 
     Args:
         header: of one file.
         views: accepted View Positions.
-        view: the file's, upper case, empty if nobody says.
+        view: canonical view of the file; empty if unknown.
 
     Raises:
-        Refused: with the first reason that holds.
+        Refused: with the first reason that applies.
     """
     if not header.has_pixels:
         raise Refused(Reason.NO_PIXELS)
-    _check_modality(header)
+    modality = header.modality.upper()
+    if not (modality in MODALITIES if modality else header.sop_class in ("", *SOP_CLASSES)):
+        raise Refused(Reason.WRONG_MODALITY, f"Modality {modality}" if _is_code(modality, 2) else "neither CR nor DX")
     body_part = header.body_part.upper()
     if body_part not in NO_BODY_PART and not any(word in body_part for word in CHEST):
         raise Refused(Reason.WRONG_BODY_PART, "Body Part Examined is not the chest")
-    _check_view(view, views)
+    if view and not is_accepted(view, views):
+        known = _is_code(view, 3) or view in LATERALS
+        raise Refused(Reason.WRONG_VIEW, f"View Position {view}" if known else "another View Position")
     if header.samples != 1:
         raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"{header.samples} samples per pixel")
     if header.photometric not in PHOTOMETRICS:
@@ -57,14 +61,8 @@ def check_header(header: Header, views: tuple[str, ...], view: str) -> None:
         raise Refused(Reason.BURNED_IN_TEXT, "Burned In Annotation is YES")
 
 
-def _check_view(view: str, views: tuple[str, ...]) -> None:
-    if view and not accepts(views, view):
-        known = _is_code(view, 3) or view in LATERALS
-        raise Refused(Reason.WRONG_VIEW, f"View Position {view}" if known else "another View Position")
-
-
 def check_size(height: int, width: int) -> None:
-    """Judges the image's size, in pixels.
+    """Checks the size of an image, in pixels.
 
     Raises:
         Refused: too small, too large or too narrow for a chest radiograph.
@@ -74,13 +72,16 @@ def check_size(height: int, width: int) -> None:
         raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels")
 
 
-def _check_modality(header: Header) -> None:
-    """By Modality, or by SOP class where there is none."""
-    code = header.modality.upper()
-    if (code and code not in MODALITIES) or (not code and header.sop_class and header.sop_class not in SOP_CLASSES):
-        raise Refused(Reason.WRONG_MODALITY, f"Modality {code}" if _is_code(code, 2) else "neither CR nor DX")
+def check_decodable_size(height: int, width: int) -> None:
+    """Checks that a frame is small enough to be decoded.
+
+    Raises:
+        Refused: it has more than MAX_PIXELS.
+    """
+    if height * width > MAX_PIXELS:
+        raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels, not decoded")
 
 
 def _is_code(text: str, length: int) -> bool:
-    """Whether to repeat a header value: free text could hold anything."""
+    """Whether a header value is short enough to be quoted: free text could identify a patient."""
     return 0 < len(text) <= length and text.isascii() and text.isalpha()

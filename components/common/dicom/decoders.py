@@ -1,4 +1,4 @@
-"""The one frame of a file to stored values, by the fastest decoder for its transfer syntax, bounded by what the header says."""
+"""Pixel Data of a DICOM file to stored values, by the fastest decoder for its transfer syntax, bounded by what the header says."""
 
 import re
 import struct
@@ -8,18 +8,15 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-import numpy.typing as npt
 from pydicom.encaps import get_frame
 from pydicom.uid import UID, ExplicitVRBigEndian
 
-from components.common.dicom.checks import MAX_PIXELS
+from components.common.dicom.checks import check_decodable_size
 from components.common.dicom.elements import ITEM, Elements, integer, pixel_data
-from components.common.dicom.grayscale import Grayscale
+from components.common.dicom.grayscale import Grayscale, Stored
 from components.common.dicom.header import Header
 from components.common.dicom.refusal import Reason, Refused
 from components.common.errors import UserError
-
-Stored = npt.NDArray[np.integer[Any]]
 
 JPEG2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
@@ -32,15 +29,15 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     **dict.fromkeys(JPEG_LS, imagecodecs.jpegls_decode),
     **dict.fromkeys(JPEG, imagecodecs.jpeg8_decode),
 }
-"""By transfer syntax: OpenJPEG, CharLS and libjpeg-turbo, called directly: pydicom's plugins for the same libraries are up to a
-fifth slower, and none for JPEG lossless is both fast and free of the GPL. (OpenJPH is faster than OpenJPEG for HTJ2K, but
-imagecodecs returns what it made of a damaged codestream as if it were whole.)"""
+"""Transfer syntax -> decoder: OpenJPEG, CharLS and libjpeg-turbo. They are called directly since pydicom's plugins for the same
+libraries are up to a fifth slower, and none for JPEG lossless is both fast and free of the GPL. OpenJPH would be faster than
+OpenJPEG for HTJ2K, but imagecodecs returns its output for a damaged codestream as if it were whole."""
 
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 
 def check_decoders() -> None:
-    """Makes sure that the decoders are installed, before files are refused for want of them.
+    """Checks that all decoders are installed, so that no file is refused because one is missing.
 
     Raises:
         UserError: one is missing.
@@ -51,43 +48,58 @@ def check_decoders() -> None:
 
 
 def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> Callable[[], Stored]:
-    """Reads all that the decoder needs to know of the one frame.
+    """Reads everything that decoding the single frame needs.
 
     Returns:
-        What decodes it: to stored values (H, W), unsigned or signed numbers, as Pixel Representation says.
+        A function that decodes it to stored values (H, W), signed or unsigned according to Pixel Representation.
 
     Raises:
-        Refused: it is not what the header says; when it is decoded, too. Decoders raise anything else.
+        Refused: it does not match the header; the returned function raises it, too, and whatever a decoder raises.
     """
     if integer(elements, "NumberOfFrames", 1) != 1:
         raise Refused(Reason.UNREADABLE, "several frames")
     if header.height < 1 or header.width < 1:
         raise Refused(Reason.UNREADABLE, "no Rows or Columns")
-    syntax, allocated = UID(header.transfer_syntax), integer(elements, "BitsAllocated", 0)
-    if syntax.is_encapsulated:
+    allocated = integer(elements, "BitsAllocated", 0)
+    if UID(header.transfer_syntax).is_encapsulated:
         return _prepare_encapsulated(elements, header, grayscale, allocated)
     return partial(_decode_native, elements, header, grayscale, allocated)
 
 
 def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
     data = pixel_data(elements)
-    _check_native(data, header, allocated)
+    row = header.width * allocated // 8
+    if not 0 <= len(data) - header.height * row < row:  # less than a row more is padding
+        raise _wrong_length(len(data), header)
+    check_decodable_size(header.height, header.width)
     big = header.transfer_syntax == ExplicitVRBigEndian
     if big and allocated == 8 and elements.dataset["PixelData"].VR == "OW":  # words of two pixels each (PS3.5 8.1.1)
         data = np.frombuffer(data, np.uint8)[: len(data) // 2 * 2].reshape(-1, 2)[:, ::-1].tobytes()
     dtype = np.dtype(f"{'>' if big else '<'}{'i' if grayscale.signed else 'u'}{allocated // 8}")
     stored = np.frombuffer(data, dtype, header.height * header.width).reshape(header.height, header.width)
-    return _drop_unused_bits(stored.astype(dtype.newbyteorder("="), copy=False), elements, grayscale)
+    return _align_to_bit_0(stored.astype(dtype.newbyteorder("="), copy=False), elements, grayscale)
+
+
+def _align_to_bit_0(stored: Stored, elements: Elements, grayscale: Grayscale) -> Stored:
+    """Shifts the stored bits down if High Bit says that unused ones lie below them."""
+    shift = integer(elements, "HighBit", grayscale.bits - 1) + 1 - grayscale.bits
+    if not 0 <= shift <= 8 * stored.itemsize - grayscale.bits:
+        raise Refused(Reason.UNREADABLE, "High Bit does not fit Bits Stored")
+    return stored >> shift if shift else stored
 
 
 def _prepare_encapsulated(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Callable[[], Stored]:
-    """Makes sure that the codestream is what the header says: no decoder must allocate for what a damaged one asks."""
+    """Checks the codestream against the header first: a damaged one could make its decoder allocate any amount of memory."""
     frame = _codestream(pixel_data(elements))
     if header.transfer_syntax == RLE:
-        return lambda: _sign(_decode_rle(frame, header, allocated), grayscale)
+        return lambda: _apply_sign(_decode_rle(frame, header, allocated), grayscale)
     if header.transfer_syntax not in DECODERS:
         raise Refused(Reason.UNREADABLE, f"no decoder for {UID(header.transfer_syntax).name}")
-    _check_codestream(frame, header)
+    if codestream_shape(frame) != (header.height, header.width, 1):
+        raise Refused(Reason.UNREADABLE, f"the codestream is not of {header.height} x {header.width} pixels")
+    if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise Refused(Reason.UNREADABLE, "truncated")  # decoders would fill in gray
+    check_decodable_size(header.height, header.width)
     return partial(_decode_codestream, frame, header, grayscale, allocated)
 
 
@@ -97,11 +109,11 @@ def _decode_codestream(frame: bytes, header: Header, grayscale: Grayscale, alloc
         raise Refused(Reason.UNREADABLE, "the codestream holds other pixels than the header says")
     decoded = decoded.astype(f"{decoded.dtype.kind}{allocated // 8}", copy=False)
     _check_range(decoded, grayscale)
-    return _sign(decoded, grayscale)
+    return _apply_sign(decoded, grayscale)
 
 
 def _codestream(data: bytes) -> bytes:
-    """The only frame of encapsulated pixel data (PS3.5 A.4), cut out here if it is the only fragment, and the offset table says so."""
+    """Returns the single frame of encapsulated pixel data (PS3.5 A.4), without pydicom if it is a single fragment."""
     start = 8 + int.from_bytes(data[4:8], "little")
     single = data[:4] == data[start : start + 4] == ITEM and data[8:start] in (b"", bytes(4))
     if single and start + 8 + int.from_bytes(data[start + 4 : start + 8], "little") == len(data):
@@ -111,19 +123,22 @@ def _codestream(data: bytes) -> bytes:
 
 
 def _decode_rle(frame: bytes, header: Header, allocated: int) -> Stored:
-    """Bit patterns (H, W) as they are."""
     size = header.height * header.width * allocated // 8
-    if size > 64 * len(frame):  # at most 128 bytes come out of two (PS3.5 G.3)
+    if size > 64 * len(frame):  # two bytes decode to at most 128 (PS3.5 G.3)
         raise Refused(Reason.UNREADABLE, f"too short for {header.height} x {header.width} pixels")
-    _check_bound(header)
+    check_decodable_size(header.height, header.width)
     raw = imagecodecs.dicomrle_decode(frame, dtype=f"<u{allocated // 8}", out=size)
     if len(raw) != size:
-        raise Refused(Reason.UNREADABLE, f"{len(raw)} bytes of pixels for {header.height} x {header.width}")
+        raise _wrong_length(len(raw), header)
     return np.frombuffer(raw, f"<u{allocated // 8}").reshape(header.height, header.width)
 
 
-def _sign(stored: Stored, grayscale: Grayscale) -> Stored:
-    """Bit patterns (H, W) as numbers, by Pixel Representation: codestreams seldom know the sign, and the header decides."""
+def _wrong_length(length: int, header: Header) -> Refused:
+    return Refused(Reason.UNREADABLE, f"{length} bytes of pixels for {header.height} x {header.width}")
+
+
+def _apply_sign(stored: Stored, grayscale: Grayscale) -> Stored:
+    """Reinterprets bit patterns (H, W) by Pixel Representation: the header decides, since most codestreams do not state the sign."""
     if not grayscale.signed:
         return stored.view(f"u{stored.itemsize}")
     unused = 8 * stored.itemsize - grayscale.bits
@@ -131,29 +146,8 @@ def _sign(stored: Stored, grayscale: Grayscale) -> Stored:
     return numbers
 
 
-def _check_native(data: bytes, header: Header, allocated: int) -> None:
-    """As many bytes as the header says; less than a row more is padding."""
-    row = header.width * allocated // 8
-    if not 0 <= len(data) - header.height * row < row:
-        raise Refused(Reason.UNREADABLE, f"{len(data)} bytes of pixels for {header.height} x {header.width}")
-    _check_bound(header)
-
-
-def _check_bound(header: Header) -> None:
-    if header.height * header.width > MAX_PIXELS:
-        raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{header.height} x {header.width} pixels, not decoded")
-
-
-def _check_codestream(frame: bytes, header: Header) -> None:
-    if codestream_shape(frame) != (header.height, header.width, 1):
-        raise Refused(Reason.UNREADABLE, f"the codestream is not of {header.height} x {header.width} pixels")
-    if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise Refused(Reason.UNREADABLE, "truncated")  # decoders would fill in gray
-    _check_bound(header)
-
-
 def codestream_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Height, width and components in a JPEG 2000 SIZ marker (ISO 15444-1 A.5.1) or a JPEG or JPEG-LS frame header (10918-1 B.2.2)."""
+    """Reads height, width and components from a JPEG 2000 SIZ marker (ISO 15444-1 A.5.1) or a JPEG(-LS) frame header (10918-1 B.2.2)."""
     size = re.search(rb"\xff\x4f\xff\x51", frame[:4096])
     if size:
         width, height, left, top = struct.unpack_from(">4I", frame, size.start() + 8)
@@ -170,17 +164,9 @@ def codestream_shape(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _check_range(stored: Stored, grayscale: Grayscale) -> None:
-    """Values beyond Bits Stored contradict the header; but above a negative number there may be copies of its sign (as of dcmtk's)."""
+    """Refuses values beyond Bits Stored, except copies of the sign above a negative number, which dcmtk writes."""
     half = 1 << (grayscale.bits - 1)
     numbers = stored.view(f"i{stored.itemsize}") if grayscale.signed else stored
     low, high = (-half if numbers.dtype.kind == "i" else 0), (2 * half - 1 if stored.dtype.kind == "u" else half - 1)
     if 8 * stored.itemsize > grayscale.bits and (numbers.max() > high or (low and numbers.min() < low)):
         raise Refused(Reason.UNREADABLE, f"values beyond {grayscale.bits} bits")
-
-
-def _drop_unused_bits(stored: Stored, elements: Elements, grayscale: Grayscale) -> Stored:
-    """Moves the stored bits to the bottom where High Bit says that they are not."""
-    shift = integer(elements, "HighBit", grayscale.bits - 1) + 1 - grayscale.bits
-    if not 0 <= shift <= 8 * stored.itemsize - grayscale.bits:
-        raise Refused(Reason.UNREADABLE, "High Bit does not fit Bits Stored")
-    return stored >> shift if shift else stored

@@ -1,7 +1,7 @@
-"""Values of a data set's elements, without pydicom where it would change nothing: its parsing and conversion cost more than the rest.
+"""Values of DICOM data elements, read without pydicom wherever the result is the same: parsing dominates its cost per file.
 
-Nearly every file is written plainly: known VRs, lengths that fit, no sequence of undefined length. The elements of such a file are
-cut out here; pydicom parses whatever is written otherwise, and converts whatever is more than plain text or a number.
+Nearly all files are written plainly: known VRs, lengths that fit, no sequence of undefined length. `read_plain` splits such a
+file into its elements; pydicom parses all others, and converts every value that is not plain text or a number.
 """
 
 import struct
@@ -19,7 +19,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 _TEXT_VRS = frozenset({"AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "UI"})
 _SHORT_VRS = ("US", "SS")
 _ESCAPE = b"\x1b"
-"""Changes the character set (PS3.5 6.1.2.5)."""
+"""Switches the character set (PS3.5 6.1.2.5)."""
 _PADDING = " \0\t\r\n"
 _LONG_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_32)}
 _SHORT_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_16)}
@@ -35,19 +35,19 @@ _length = struct.Struct("<L").unpack_from
 
 
 class Element(NamedTuple):
-    """An element as it lies in the file."""
+    """A data element as it is stored in the file."""
 
     vr: str | None
-    """None: not written there."""
+    """None if the file does not state it (implicit VR)."""
     value: bytes
 
 
 class Elements:
-    """The elements of a data set, or of an item of a sequence.
+    """The data elements of a data set, or of an item of a sequence.
 
     Args:
-        plain: by tag, as `read_plain` found them; None if pydicom must look.
-        parse: gives pydicom's data set; called on first use.
+        plain: elements by tag, from `read_plain`; None to use pydicom's data set.
+        parse: returns pydicom's data set; called on first use.
     """
 
     def __init__(self, plain: dict[int, Element] | None, parse: Callable[[], Dataset]):
@@ -55,21 +55,21 @@ class Elements:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Elements":
-        """Of a data set that pydicom has parsed."""
+        """Wraps a data set that pydicom has parsed."""
         return cls(None, lambda: dataset)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """As pydicom has it."""
+        """The data set as parsed by pydicom."""
         return self._parse()
 
     @property
-    def little(self) -> bool:
-        """Whether numbers are little endian."""
+    def is_little_endian(self) -> bool:
+        """Byte order of numbers."""
         return self._plain is not None or bool(self.dataset.original_encoding[1])
 
     def find(self, keyword: str) -> Element | Any | None:
-        """The element: as it lies in the file, as pydicom's `DataElement` if it is converted already, or None where it is missing."""
+        """Returns the stored element, pydicom's `DataElement` if it is converted already, or None if it is missing."""
         if self._plain is not None:
             return self._plain.get(_number(keyword))
         tag = _tag(keyword)
@@ -79,22 +79,22 @@ class Elements:
         return Element(found.VR, found.value or b"") if isinstance(found, RawDataElement) else found
 
     def convert(self, keyword: str) -> Any:
-        """The value as pydicom converts it; None where it is missing or empty."""
+        """Returns the value as converted by pydicom; None if it is missing or empty."""
         if self.find(keyword) is None:
             return None
         return self.dataset[_tag(keyword)].value
 
 
 def read_plain(content: bytes, start: int, implicit: bool) -> dict[int, Element] | None:
-    """Cuts a little-endian data set into its elements.
+    """Splits a little-endian data set into its elements.
 
     Args:
-        content: ends with the data set.
-        start: of the data set.
-        implicit: VRs are not written.
+        content: bytes that end with the data set.
+        start: offset of the data set.
+        implicit: whether VRs are left out.
 
     Returns:
-        The elements by tag, as pydicom would read them; None where it would have to find out, or to guess, what is meant.
+        The elements by tag, identical to what pydicom reads; None for anything that is not written plainly.
     """
     found: dict[int, Element] = {}
     position, end = start, len(content)
@@ -130,14 +130,14 @@ def read_plain(content: bytes, start: int, implicit: bool) -> dict[int, Element]
 
 
 def _end_of_fragments(content: bytes, position: int) -> int:
-    """Behind the delimiter of encapsulated pixel data (PS3.5 A.4) that begins at `position`; 0 where it is not written so."""
+    """Returns the offset behind encapsulated pixel data (PS3.5 A.4) that starts at `position`; 0 if it is malformed."""
     while content[position : position + 4] == ITEM and position + 8 <= len(content):
         position += 8 + int(_length(content, position + 4)[0])
     return position + len(_DELIMITER) if content[position : position + 8] == _DELIMITER else 0
 
 
 def text(elements: Elements, keyword: str) -> str:
-    """The element's first value, stripped; empty where it is missing."""
+    """Returns the first value, stripped; empty if the element is missing."""
     raw = _raw(elements, keyword, _TEXT_VRS)
     if raw == b"":
         return ""
@@ -150,44 +150,44 @@ def text(elements: Elements, keyword: str) -> str:
 
 
 def integer(elements: Elements, keyword: str, default: int) -> int:
-    """The element's value, or the default where it is missing or empty."""
+    """Returns the value, or the default if the element is missing or empty."""
     for vr in _SHORT_VRS:
         raw = _raw(elements, keyword, (vr,))
         if raw is not None and len(raw) in (0, 2):
-            return int.from_bytes(raw, "little" if elements.little else "big", signed=vr == "SS") if raw else default
+            return int.from_bytes(raw, "little" if elements.is_little_endian else "big", signed=vr == "SS") if raw else default
     value = elements.convert(keyword)
     return default if value is None or value == "" else int(value)
 
 
 def number(elements: Elements, keyword: str, default: float) -> float:
-    """The element's first value, or the default where it is missing or empty."""
+    """Returns the first value, or the default if the element is missing or empty."""
     written = text(elements, keyword)
     return float(written) if written else default
 
 
 def is_empty(elements: Elements, keyword: str) -> bool:
-    """Whether the element, a number, is missing or has no value."""
+    """Whether a numeric element is missing or has no value."""
     raw = _raw(elements, keyword, _SHORT_VRS)
     return elements.convert(keyword) is None if raw is None else not raw
 
 
 def items(elements: Elements, keyword: str) -> list[Dataset]:
-    """The items of a sequence; none where it is missing."""
+    """Returns the items of a sequence; none if it is missing."""
     return list(elements.convert(keyword) or [])
 
 
 def pixel_data(elements: Elements) -> Any:
-    """Pixel Data as it lies in the file: bytes, unless the file is damaged; None where it is missing."""
+    """Returns Pixel Data as stored: bytes, unless the file is damaged; None if it is missing."""
     found = elements.find("PixelData")
     return found.value if found is not None else None
 
 
 def _raw(elements: Elements, keyword: str, vrs: Container[str]) -> bytes | None:
-    """The value as it was read, empty where it is missing; None where its VR is not one of `vrs`, or it is converted already."""
+    """Returns the stored value, empty if it is missing; None if its VR is not among `vrs`, or it is converted already."""
     found = elements.find(keyword)
     if found is None:
         return b""
-    # The type is exact: this is asked some forty times a file.
+    # An exact type check, since this runs about forty times per file.
     return found.value if type(found) is Element and (found.vr or _dictionary_vr(keyword)) in vrs else None
 
 
@@ -198,7 +198,7 @@ def _tag(keyword: str) -> BaseTag:
 
 @cache
 def _number(keyword: str) -> int:
-    """The tag as a plain int, whose comparison is not written in Python."""
+    """Returns the tag as a plain int, which hashes and compares faster than a BaseTag."""
     return int(_tag(keyword))
 
 

@@ -1,28 +1,30 @@
-"""What stored values mean: modality and VOI LUT, window, presentation (PS3.4 N.2), computed on values, not on pixels.
+"""From stored values to brightness: modality and VOI LUT, window, presentation (PS3.4 N.2), computed per value, not per pixel.
 
-**Where 0 lies before the clip.** With a VOI LUT or a window, at the lower end of its output. Without either, at the
-value that the lowest possible stored number stands for, so that rescaling to negative values never cuts anything off and
-unsigned numbers stay as they are; for signed pixels, of which often a small part of the range is used, at the lowest
-number present if that is negative. MONOCHROME1 counts down from the upper end of the same range.
+**Position of 0, where values are clipped.** With a VOI LUT or a window, 0 is the lower end of its output. Without either, it is
+the value of the lowest possible stored number, so that rescaling to negative values clips nothing and unsigned numbers are
+unchanged. Signed pixels often use a small part of their range: for them it is the value of the lowest number present, if that
+is negative. MONOCHROME1 counts down from the upper end of the same range.
 
-**DX for processing** (PS3.3 C.8.11.1.1.1) holds what the detector counted, without a VOI to show it by. Dense tissue is made
-bright by Pixel Intensity Relationship Sign, since its photometric interpretation need not be meant for display. The values fill
-an unknown part of the range, so that 0 lies at the percentile opposite to the one that is clipped at. No logarithm is taken:
-many devices' values are logarithms already, and say so unreliably; a linear detector's images therefore look flatter in the
-lungs, and whoever has the images for presentation, too, should use those.
+**DX for processing** (PS3.3 C.8.11.1.1.1) holds detector values without a VOI. Pixel Intensity Relationship Sign decides which
+end is bright, since the photometric interpretation need not be meant for display. The values fill an unknown part of the range,
+so that 0 is the percentile opposite to the clipped one. No logarithm is taken: the values of many devices are logarithms
+already, and their headers are unreliable about it. Images of linear detectors therefore look flatter in the lungs; use the
+images for presentation if you have both.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from components.common.dicom.elements import Elements, integer, is_empty, items, number, text
-from components.common.dicom.header import Header
+from components.common.dicom.header import MONOCHROME1, Header
 from components.common.dicom.refusal import Reason, Refused
 
+Stored = npt.NDArray[np.integer[Any]]
+"""Stored values (H, W)."""
 Values = npt.NDArray[np.float64]
 
 
@@ -31,7 +33,7 @@ class Lut:
     """A lookup table of a modality or VOI LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
 
     first: int
-    """Input that maps to the first entry; whatever is lower maps there too."""
+    """Input that maps to the first entry, as all lower ones do."""
     entries: Values
     top: float
     """Upper end of the output's range."""
@@ -72,33 +74,33 @@ class Grayscale:
 
     bits: int
     """Bits Stored."""
-    signed: bool
+    signed: bool = False
     """Pixel Representation 1: two's complement."""
-    slope: float
-    intercept: float
-    modality: Lut | None
-    voi: Lut | Window | None
-    inverse: bool
+    slope: float = 1.0
+    intercept: float = 0.0
+    modality: Lut | None = None
+    voi: Lut | Window | None = None
+    inverse: bool = False
     """Low values are bright: MONOCHROME1, or Presentation LUT Shape INVERSE (the standard pairs the two)."""
-    padding: tuple[int, int] | None
+    padding: tuple[int, int] | None = None
     """Lowest and highest stored value that mean "no image here"."""
     unprocessed: bool = False
-    """A DX image for processing, with nothing that says how to show it."""
+    """A DX image for processing, without a VOI."""
 
     def numbers(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Bit patterns (N,) of `bits` bits as the numbers that they stand for."""
+        """Returns the stored numbers of bit patterns (N,)."""
         return np.where(codes >> (self.bits - 1), codes - (1 << self.bits), codes) if self.signed else codes
 
     def without_padding(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """The bit patterns (N,) that stand for image."""
+        """Returns those of the bit patterns (N,) that are not padding."""
         if self.padding is None:
             return codes
         numbers = self.numbers(codes)
         return codes[(numbers < self.padding[0]) | (numbers > self.padding[1])]
 
     def brightness(self, stored: npt.NDArray[np.intp]) -> Values:
-        """Stored numbers (N,) that occur in an image, as brightness from 0 up."""
-        values = self._modality(stored.astype(np.float64))
+        """Maps the stored numbers (N,) that occur in an image to brightness from 0 up."""
+        values = self._rescale(stored.astype(np.float64))
         if self.voi is not None:
             values, top = self.voi(values), (self.voi.top if isinstance(self.voi, Lut) else 1.0)
         else:
@@ -106,23 +108,31 @@ class Grayscale:
             values, top = values - low, top - low
         return top - values if self.inverse else values
 
-    def _modality(self, values: Values) -> Values:
+    def _rescale(self, values: Values) -> Values:
         return self.modality(values) if self.modality else values * self.slope + self.intercept
 
     def _range(self, stored: npt.NDArray[np.intp]) -> tuple[float, float]:
-        """Lower and upper end of the modality values, as the module's docstring says."""
+        """Returns both ends of the modality values, as the module's docstring defines them."""
         if self.modality:
             return 0.0, self.modality.top
         ends = (min(0, int(stored.min())), max(0, int(stored.max()))) if self.signed else (0, (1 << self.bits) - 1)
-        low, high = sorted(self._modality(np.array(ends, np.float64)))
+        low, high = sorted(self._rescale(np.array(ends, np.float64)))
         return float(low), float(high)
 
 
+class Decoded(NamedTuple):
+    """The pixels of a file as they are stored, and what they mean."""
+
+    stored: Stored
+    """(H, W)."""
+    grayscale: Grayscale
+
+
 def read_grayscale(elements: Elements, header: Header) -> Grayscale:
-    """Reads how to show the pixels.
+    """Reads how to show the pixels of a DICOM file.
 
     Raises:
-        Refused: what the data set says of it makes no sense.
+        Refused: its attributes are invalid.
     """
     allocated = integer(elements, "BitsAllocated", 0)
     bits = integer(elements, "BitsStored", allocated)
@@ -136,28 +146,26 @@ def read_grayscale(elements: Elements, header: Header) -> Grayscale:
     lowest = min(slope * end for end in ((-1 << (bits - 1), 0) if signed else (0, (1 << bits) - 1))) + intercept
     voi = _read_lut(elements, "VOILUTSequence", signed=not modality and lowest < 0) or _read_window(elements)
     unprocessed = voi is None and _is_for_processing(elements, header)
-    return Grayscale(
-        bits, signed, slope, intercept, modality, voi,
-        inverse=_is_inverse(elements, header, unprocessed), padding=_read_padding(elements, bits, signed), unprocessed=unprocessed,
-    )  # fmt: skip
+    inverse, padding = _is_inverse(elements, header, unprocessed), _read_padding(elements, bits, signed)
+    return Grayscale(bits, signed, slope, intercept, modality, voi, inverse, padding, unprocessed)
 
 
 def _is_for_processing(elements: Elements, header: Header) -> bool:
-    """By Presentation Intent Type, or by SOP class where there is none: images for presentation do come under the other's class."""
+    """By Presentation Intent Type, else by SOP class: some images for presentation have the class of images for processing."""
     intent = text(elements, "PresentationIntentType").upper()
     return intent == "FOR PROCESSING" if intent else header.sop_class == DigitalXRayImageStorageForProcessing
 
 
 def _is_inverse(elements: Elements, header: Header, unprocessed: bool) -> bool:
-    """Whether low values are bright; before processing, whether they are of less exposure (PS3.3 C.8.11.3.1.2)."""
+    """Whether low values are bright; in images for processing, whether they mean less exposure (PS3.3 C.8.11.3.1.2)."""
     sign = integer(elements, "PixelIntensityRelationshipSign", 0)
     if unprocessed and sign:
         return sign > 0
-    return "MONOCHROME1" in header.photometric or text(elements, "PresentationLUTShape").upper() == "INVERSE"
+    return MONOCHROME1 in header.photometric or text(elements, "PresentationLUTShape").upper() == "INVERSE"
 
 
 def _read_window(elements: Elements) -> Window | None:
-    """The first view's window."""
+    """Reads the first of the windows."""
     center, width = text(elements, "WindowCenter"), text(elements, "WindowWidth")
     if not center or not width:
         return None
@@ -171,13 +179,13 @@ def _read_window(elements: Elements) -> Window | None:
 
 
 def _read_lut(elements: Elements, keyword: str, signed: bool) -> Lut | None:
-    """The first item of a LUT sequence; `signed`: its inputs can be negative."""
+    """Reads the first item of a LUT sequence, whose inputs can be negative if `signed`."""
     found = items(elements, keyword)
     if not found:
         return None
     size, first, bits = (int(value) & 0xFFFF for value in found[0].LUTDescriptor)
     size = size or 0x10000
-    entries = _lut_entries(found[0].LUTData, size, "<" if elements.little else ">")
+    entries = _lut_entries(found[0].LUTData, size, "<" if elements.is_little_endian else ">")
     if entries.size != size or not 1 <= bits <= 16:
         raise Refused(Reason.UNREADABLE, "a lookup table that does not fit its descriptor")
     first = first - 0x10000 if signed and first & 0x8000 else first
@@ -185,7 +193,7 @@ def _read_lut(elements: Elements, keyword: str, signed: bool) -> Lut | None:
 
 
 def _lut_entries(data: Any, size: int, order: str) -> Values:
-    """LUT Data, read as words; as bytes if only those suffice (8-bit tables packed two to a word)."""
+    """Reads LUT Data as words, or as bytes if it is too short for words (8-bit tables packed two to a word)."""
     if isinstance(data, bytes):
         words = len(data) >= 2 * size
         return np.frombuffer(data, f"{order}u2" if words else "u1")[:size].astype(np.float64)
@@ -193,7 +201,7 @@ def _lut_entries(data: Any, size: int, order: str) -> Values:
 
 
 def _read_padding(elements: Elements, bits: int, signed: bool) -> tuple[int, int] | None:
-    """Pixel Padding Value and Range Limit (PS3.3 C.7.5.1.1.2), whichever sign they were written with."""
+    """Reads Pixel Padding Value and Range Limit (PS3.3 C.7.5.1.1.2), whatever sign they were written with."""
     if is_empty(elements, "PixelPaddingValue"):
         return None
     value = integer(elements, "PixelPaddingValue", 0)

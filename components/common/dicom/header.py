@@ -1,53 +1,76 @@
-"""What one file's header says, as far as it is read at all."""
+"""The attributes of a file's header that this project uses."""
 
+import re
 from dataclasses import dataclass
 
-from components.common.dicom import views
 from components.common.dicom.elements import Elements, integer, pixel_data, text
+from components.common.dicom.views import read_view
 
-PHOTOMETRICS = ("MONOCHROME1", "MONOCHROME2")
+PHOTOMETRICS = MONOCHROME1, MONOCHROME2 = ("MONOCHROME1", "MONOCHROME2")
+IDENTIFYING = (
+    "PatientName",
+    "PatientID",
+    "OtherPatientIDs",
+    "OtherPatientNames",
+    "PatientBirthName",
+    "PatientMotherBirthName",
+    "ReferringPhysicianName",
+    "PerformingPhysicianName",
+    "OperatorsName",
+    "InstitutionName",
+    "InstitutionAddress",
+    "AccessionNumber",
+)
+"""Attributes whose values have been seen in the wrong field."""
+_SHORTEST_NAME = 3
+_GENERIC = {"MEDICAL", "SYSTEM", "SYSTEMS", "HEALTH", "HEALTHCARE", "IMAGING", "CENTER", "CENTRE", "THE", "AND", "INC", "LTD", "GMBH"}
+"""Words in the names of both manufacturers and hospitals."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What one file's header says, as plain values; text is stripped, and empty where it is missing."""
+    """Attributes of one file as plain values; text is stripped, and empty where it is missing.
 
-    sop_instance_uid: str
-    sop_class: str
-    modality: str
-    body_part: str
-    view: str
-    photometric: str
-    burned_in: str
-    transfer_syntax: str
-    patient_id: str
-    study_instance_uid: str
-    sex: str
-    age: str
-    birth_date: str
-    study_date: str
-    manufacturer: str
-    synthetic: bool
-    has_pixels: bool
-    samples: int
+    The defaults describe a file that holds pixels and nothing else, such as a PNG file.
+    """
+
     height: int
     width: int
+    transfer_syntax: str
+    """UID of the transfer syntax, or the media type of a PNG or JPEG file."""
+    sop_instance_uid: str = ""
+    sop_class: str = ""
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    photometric: str = MONOCHROME2
+    burned_in: str = ""
+    patient_id: str = ""
+    study_instance_uid: str = ""
+    sex: str = ""
+    age: str = ""
+    birth_date: str = ""
+    study_date: str = ""
+    manufacturer: str = ""
+    synthetic: bool = False
+    has_pixels: bool = True
+    samples: int = 1
 
 
 def read_header(elements: Elements, transfer_syntax: str) -> Header:
-    """Reads what is needed of a header.
+    """Reads the header of a DICOM file.
 
     Args:
-        elements: a whole file's.
-        transfer_syntax: the file's.
+        elements: of the whole file.
+        transfer_syntax: UID.
     """
     return Header(
         sop_instance_uid=text(elements, "SOPInstanceUID"),
         sop_class=text(elements, "SOPClassUID"),
         modality=text(elements, "Modality"),
         body_part=text(elements, "BodyPartExamined"),
-        view=views.read_view(elements),
-        photometric=text(elements, "PhotometricInterpretation") or PHOTOMETRICS[1],
+        view=read_view(elements),
+        photometric=text(elements, "PhotometricInterpretation") or MONOCHROME2,
         burned_in=text(elements, "BurnedInAnnotation"),
         transfer_syntax=transfer_syntax,
         patient_id=text(elements, "PatientID"),
@@ -56,10 +79,26 @@ def read_header(elements: Elements, transfer_syntax: str) -> Header:
         age=text(elements, "PatientAge"),
         birth_date=text(elements, "PatientBirthDate"),
         study_date=text(elements, "StudyDate"),
-        manufacturer=views.read_manufacturer(elements),
+        manufacturer=read_manufacturer(elements),
         synthetic=text(elements, "SyntheticData").upper() == "YES",
         has_pixels=bool(pixel_data(elements)),
         samples=integer(elements, "SamplesPerPixel", 1),
         height=integer(elements, "Rows", 0),
         width=integer(elements, "Columns", 0),
     )
+
+
+def read_manufacturer(elements: Elements) -> str:
+    """Returns Manufacturer in upper case; empty if it is missing or may identify a person or a hospital.
+
+    It may if it is written like a person's name, holds a long number, or shares a word with one of the IDENTIFYING attributes.
+    """
+    manufacturer = text(elements, "Manufacturer").upper()
+    if not manufacturer or "^" in manufacturer or re.search(r"\d{4}", manufacturer):
+        return ""
+    others = " ".join(text(elements, keyword) for keyword in IDENTIFYING).upper()
+    return "" if _names(manufacturer) & _names(others) else manufacturer
+
+
+def _names(words: str) -> set[str]:
+    return {word for word in re.findall(r"[^\W_]+", words) if len(word) >= _SHORTEST_NAME} - _GENERIC

@@ -1,9 +1,9 @@
-"""PNG and JPEG files, as most public sets ship them, taken the same way as DICOM pixels.
+"""PNG and JPEG files, the form of most public data sets, read like DICOM pixels with 8 or 16 bits and bright = dense tissue.
 
-Gray of 8 or 16 bits is taken as it is, bright = dense. Colour (RGB, a palette, with alpha) is taken if all channels agree in
-every pixel: such files hold a gray radiograph; others are refused as `unsupported_photometric`, as are fewer than 8 bits,
-CMYK, and alpha that varies. What a picture cannot say, its modality, body part, view or annotations, is not judged, but the
-view where the data set's tables name one. Sizes are judged before anything is decoded. A picture's id is its path.
+Colour (RGB, a palette, with alpha) is accepted if all channels are equal in every pixel, since such files hold a gray
+radiograph. Other colours, fewer than 8 bits, CMYK and varying alpha are refused as `unsupported_photometric`. Modality, body
+part and annotations are unknown and not checked; the view is checked if the tables of the data set name it. The size is checked
+before decoding. The path stands in for the SOPInstanceUID.
 """
 
 import struct
@@ -20,80 +20,60 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from components.common.dicom import checks
-from components.common.dicom.dicom_file import MAX_FILE_BYTES
-from components.common.dicom.grayscale import Grayscale
-from components.common.dicom.header import PHOTOMETRICS, Header
+from components.common.dicom.checks import check_size
+from components.common.dicom.grayscale import Decoded, Grayscale
+from components.common.dicom.header import Header
 from components.common.dicom.refusal import Reason, Refused
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 _PALETTE = 3
 _CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-"""What the pixels depend on (PNG, ISO/IEC 15948, 11.2 and 11.3.2). The decoder gets no other: they may hold anything."""
+"""Chunks that the pixels depend on (ISO/IEC 15948, 11.2 and 11.3.2); others are not passed to the decoder."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class Compressed:
     """A PNG file of checked chunks, or a JPEG file."""
 
     content: bytes
     is_png: bool
 
 
-def is_picture(content: bytes) -> bool:
-    """Whether a file begins as PNG or JPEG, and is not DICOM with such a preamble."""
+def is_png_or_jpeg(content: bytes) -> bool:
+    """Whether a file starts like PNG or JPEG, and is not DICOM with such a preamble."""
     return content.startswith((PNG, JPEG)) and content[128:132] != b"DICM"
 
 
-def open_file(content: bytes) -> tuple[Picture, Header]:
-    """Reads the size, and checks that a PNG is whole.
-
-    Returns:
-        The picture, and a header like that of a DICOM file which says nothing but its size.
+def open_file(content: bytes) -> tuple[Compressed, Header]:
+    """Reads the size, and checks that a PNG file is complete.
 
     Raises:
         Refused: truncated or damaged, fewer than 8 bits, or CMYK.
     """
-    if len(content) > MAX_FILE_BYTES:
-        raise Refused(Reason.UNREADABLE, f"a file of {len(content)} bytes")
     if content.startswith(PNG):
         needed, (height, width) = _read_png(content)
-        return Picture(needed, True), _header("image/png", height, width)
+        return Compressed(needed, True), Header(height, width, "image/png")
     height, width = _read_jpeg(content)
-    return Picture(content, False), _header("image/jpeg", height, width)
+    return Compressed(content, False), Header(height, width, "image/jpeg")
 
 
-def decode(picture: Picture, header: Header) -> tuple[npt.NDArray[Any], Grayscale]:
-    """Decodes a picture of plausible size.
-
-    Returns:
-        Stored values (H, W), uint8 or uint16, and what they mean.
+def decode(compressed: Compressed, header: Header) -> Decoded:
+    """Decodes a file to uint8 or uint16 if its size is plausible.
 
     Raises:
-        Refused: of an implausible size, undecodable, or not gray.
+        Refused: implausible size, undecodable, or not gray.
     """
-    checks.check_size(header.height, header.width)
-    decoded = _decode_png(picture.content) if picture.is_png else _decode_jpeg(picture.content)
+    check_size(header.height, header.width)
+    decoded = _decode_png(compressed.content) if compressed.is_png else _decode_jpeg(compressed.content)
     if decoded.shape[:2] != (header.height, header.width):
         raise Refused(Reason.UNREADABLE, "other pixels than the header says")
     stored = _gray(decoded)
-    bits = 8 * stored.itemsize
-    return stored, Grayscale(
-        bits=bits, signed=False, slope=1.0, intercept=0.0, modality=None, voi=None, inverse=False, padding=None
-    )  # fmt: skip
-
-
-def _header(kind: str, height: int, width: int) -> Header:
-    return Header(
-        sop_instance_uid="", sop_class="", modality="", body_part="", view="", photometric=PHOTOMETRICS[1], burned_in="",
-        transfer_syntax=kind, patient_id="", study_instance_uid="", sex="", age="", birth_date="", study_date="", manufacturer="",
-        synthetic=False, has_pixels=True, samples=1, height=height, width=width,
-    )  # fmt: skip
+    return Decoded(stored, Grayscale(bits=8 * stored.itemsize))
 
 
 def _read_png(content: bytes) -> tuple[bytes, tuple[int, int]]:
-    """The file without the chunks that are not needed, its height and width."""
+    """Returns the file without the chunks that are not needed, its height and width."""
     needed, kinds = [PNG], []
     for kind, chunk in _chunks(content):
         if kind in _CHUNKS:
@@ -110,7 +90,7 @@ def _read_png(content: bytes) -> tuple[bytes, tuple[int, int]]:
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Type and whole of each chunk up to IEND (ISO/IEC 15948, 5.3), checked: libpng would fill in what is missing."""
+    """Yields type and bytes of each chunk up to IEND (ISO/IEC 15948, 5.3) after checking it: libpng would fill in what is missing."""
     position = len(PNG)
     while position + 12 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
@@ -127,7 +107,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _decode_png(content: bytes) -> npt.NDArray[Any]:
-    """(H, W) or (H, W, channels)."""
+    """Returns (H, W) or (H, W, channels)."""
     try:
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -138,7 +118,7 @@ def _decode_png(content: bytes) -> npt.NDArray[Any]:
 
 
 def _read_jpeg(content: bytes) -> tuple[int, int]:
-    """Height and width of a JPEG file of a colour space that can be gray."""
+    """Returns height and width of a JPEG file whose colour space can be gray."""
     with _jpeg(content) as image:
         if image.mode not in ("L", "RGB"):
             raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"colour space {image.mode}")
@@ -146,17 +126,17 @@ def _read_jpeg(content: bytes) -> tuple[int, int]:
 
 
 def _decode_jpeg(content: bytes) -> npt.NDArray[Any]:
-    """(H, W) or (H, W, 3)."""
+    """Returns (H, W) or (H, W, 3)."""
     with _jpeg(content) as image:
         return np.asarray(image)
 
 
 @contextmanager
 def _jpeg(content: bytes) -> Iterator[Image.Image]:
-    """By Pillow, which tells a truncated file, where OpenCV fills in gray. It decodes on first use of the pixels."""
+    """Opens a file with Pillow, which detects truncation, where OpenCV fills in gray. It decodes on first use of the pixels."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are judged here
+            warnings.simplefilter("ignore")  # about the size, which is checked here
             with Image.open(BytesIO(content), formats=("JPEG",)) as image:
                 yield image
     except Image.DecompressionBombError:
@@ -166,7 +146,7 @@ def _jpeg(content: bytes) -> Iterator[Image.Image]:
 
 
 def _gray(decoded: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(H, W) of a picture whose colour channels agree."""
+    """Returns (H, W) if all colour channels are equal."""
     if decoded.ndim == 2:
         return decoded
     colours = decoded[..., :3]

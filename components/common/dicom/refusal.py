@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a file is quarantined, in the order in which the tests are made."""
+    """Why a file is quarantined, in the order in which the checks are made."""
 
     NOT_DICOM = "not_dicom"
     """Neither DICOM, PNG nor JPEG."""
@@ -15,6 +15,7 @@ class Reason(StrEnum):
     UNSUPPORTED_PHOTOMETRIC = "unsupported_photometric"
     BURNED_IN_TEXT = "burned_in_text"
     UNREADABLE = "unreadable"
+    """Truncated, undecodable, or pixel data that does not fit the header."""
     IMPLAUSIBLE_SIZE = "implausible_size"
     BLANK_IMAGE = "blank_image"
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.__main__ import main
-from components.common.dicom.burned_in_text import suspected
+from components.common.dicom.burned_in_text import is_text_suspected
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from tests.common.dicom.phantoms import write
 from tests.preprocess.test_run import KEY, arguments, manifest_of, rows_of
@@ -50,39 +50,39 @@ def test_text_in_a_corner_on_a_dark_ground(place: tuple[float, float], text: str
     image[:] = np.where(np.add.outer(np.zeros(512), np.abs(np.arange(512) - 256)) > 180, image // 4, image)
     image[:60] //= 4
     image[-60:] //= 4
-    assert not suspected(image)
-    assert suspected(written(image, text, place, height))
+    assert not is_text_suspected(image)
+    assert is_text_suspected(written(image, text, place, height))
 
 
 def test_chests_without_text_are_not_suspected() -> None:
-    assert [seed for seed in range(40) if suspected(chest(seed))] == []
+    assert [seed for seed in range(40) if is_text_suspected(chest(seed))] == []
 
 
 def test_a_side_marker_alone_is_no_text() -> None:
-    assert not any(suspected(written(chest(), letter, (0.9, 0.08), 16)) for letter in "LR")
+    assert not any(is_text_suspected(written(chest(), letter, (0.9, 0.08), 16)) for letter in "LR")
 
 
 def test_text_in_the_middle_is_not_looked_for() -> None:
-    assert not suspected(written(chest(), "DOE JOHN", (0.35, 0.5)))
+    assert not is_text_suspected(written(chest(), "DOE JOHN", (0.35, 0.5)))
 
 
 def test_text_at_an_edge_outside_the_corners() -> None:
-    assert suspected(written(chest() // 3, "DOE JOHN", (0.4, 0.05)))
+    assert is_text_suspected(written(chest() // 3, "DOE JOHN", (0.4, 0.05)))
 
 
 def test_sixteen_bits_are_judged_like_eight() -> None:
     plain, labelled = chest(), written(chest(), "DOE JOHN", PLACES["top left"])
-    assert [suspected(image.astype(np.uint16) * 257) for image in (plain, labelled)] == [False, True]
+    assert [is_text_suspected(image.astype(np.uint16) * 257) for image in (plain, labelled)] == [False, True]
 
 
 def test_dark_text_is_found_on_request() -> None:
     inverted = written(255 - chest(), "LTLTL", (0.02, 0.07), 18, value=0)
-    assert suspected(inverted, dark=True) and not suspected(inverted)
+    assert is_text_suspected(inverted, dark=True) and not is_text_suspected(inverted)
 
 
 @pytest.mark.parametrize("image", [np.zeros((512, 512)), np.full((16, 16), 255), np.random.default_rng(0).integers(0, 256, (512, 400))])
 def test_no_picture_breaks_it(image: npt.NDArray[np.generic]) -> None:
-    suspected(image.astype(np.uint8))
+    is_text_suspected(image.astype(np.uint8))
 
 
 @pytest.fixture

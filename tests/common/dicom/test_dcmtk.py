@@ -25,8 +25,7 @@ VOI_LUT = ("+Wl", "1")
 
 
 def ours(content: bytes, size: int) -> Array:
-    stored, grayscale = dicom_file.decode(*dicom_file.open_file(content))
-    return render(stored, grayscale, size, 8, 99.0).pixels
+    return render(dicom_file.prepare(*dicom_file.open_file(content))(), size, 8, 99.0).pixels
 
 
 def theirs(content: bytes, folder: Path, *options: str, syntax: uid.UID = uid.ExplicitVRLittleEndian) -> Array:

@@ -26,8 +26,7 @@ SOURCE_SIZE = 60
 
 
 def render(made: FileDataset, size: int = SOURCE_SIZE, bits: int = 8, percentile: float = 99.0) -> Array:
-    stored, grayscale = dicom_file.decode(*dicom_file.open_file(to_bytes(made)))
-    return rendered(stored, grayscale, size, bits, percentile).pixels
+    return rendered(dicom_file.prepare(*dicom_file.open_file(to_bytes(made)))(), size, bits, percentile).pixels
 
 
 def clipped(brightness: Array, full: int = 255) -> Array:
@@ -45,7 +44,7 @@ def assert_same(image: Array, expected: Array, tolerance: int = 0) -> None:
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_every_transfer_syntax_gives_back_the_stored_values(syntax: UID, bits: int) -> None:
     pixels = picture(61, 47, bits)
-    stored, _ = dicom_file.decode(*dicom_file.open_file(to_bytes(dataset(pixels, bits, syntax))))
+    stored, _ = dicom_file.prepare(*dicom_file.open_file(to_bytes(dataset(pixels, bits, syntax))))()
     assert np.array_equal(stored, pixels)
 
 
@@ -53,13 +52,13 @@ def test_every_transfer_syntax_gives_back_the_stored_values(syntax: UID, bits: i
 @pytest.mark.parametrize("bits", [12, 16])
 def test_signed_values_survive(syntax: UID, bits: int) -> None:
     pixels = (picture(bits=bits).astype("i4") - 2 ** (bits - 1)).astype("i2")
-    stored, _ = dicom_file.decode(*dicom_file.open_file(to_bytes(dataset(pixels, bits, syntax))))
+    stored, _ = dicom_file.prepare(*dicom_file.open_file(to_bytes(dataset(pixels, bits, syntax))))()
     assert np.array_equal(stored, pixels)
 
 
 def test_jpeg_baseline_is_near() -> None:
     pixels = np.round(127 + 100 * np.sin(np.mgrid[0:60, 0:48].sum(0) / 15)).astype("u1")
-    stored, _ = dicom_file.decode(*dicom_file.open_file(to_bytes(dataset(pixels, syntax=JPEGBaseline8Bit))))
+    stored, _ = dicom_file.prepare(*dicom_file.open_file(to_bytes(dataset(pixels, syntax=JPEGBaseline8Bit))))()
     assert_same(stored, pixels, tolerance=3)
 
 
@@ -319,7 +318,7 @@ def test_a_codestream_of_another_size_is_not_decoded(syntax: UID, side: int) -> 
 def test_truncated_files_are_unreadable(syntax: UID, share: float) -> None:
     content = to_bytes(dataset(picture(200, 160), syntax=syntax))
     with pytest.raises(Refused) as refused:
-        dicom_file.decode(*dicom_file.open_file(content[: int(share * len(content))]))
+        dicom_file.prepare(*dicom_file.open_file(content[: int(share * len(content))]))()
     assert refused.value.reason == "unreadable"
 
 
@@ -333,7 +332,7 @@ def test_files_without_preamble_and_meta() -> None:
     made = dataset(picture(bits=12), 12)
     parsed, header = dicom_file.open_file(without_meta(made))
     assert header.transfer_syntax == ImplicitVRLittleEndian and header.patient_id == made.PatientID
-    stored, _ = dicom_file.decode(parsed, header)
+    stored, _ = dicom_file.prepare(parsed, header)()
     assert np.array_equal(stored, picture(bits=12))
 
 

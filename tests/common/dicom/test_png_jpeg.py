@@ -66,7 +66,7 @@ def png(width: int, height: int, data: bytes, depth: int = 8, color: int = 0) ->
     ids=["gray", "rgb", "rgba", "gray-alpha", "palette", "by-hand"],
 )
 def test_png_of_8_bits(content: bytes) -> None:
-    assert png_jpeg.is_picture(content)
+    assert png_jpeg.is_png_or_jpeg(content)
     np.testing.assert_array_equal(decoded(content), GRAY)
 
 
@@ -80,20 +80,20 @@ def test_png_of_16_bits(content: bytes) -> None:
 def test_jpeg(mode: str, progressive: bool) -> None:
     content = encoded(Image.fromarray(GRAY).convert(mode), "JPEG", quality=95, progressive=progressive)
     expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
-    assert png_jpeg.is_picture(content)
+    assert png_jpeg.is_png_or_jpeg(content)
     assert np.abs(decoded(content).astype(int) - expected).max() <= 1
 
 
 def test_it_is_rendered_as_the_same_pixels_in_dicom_are() -> None:
     opened, header = png_jpeg.open_file(encoded(Image.fromarray(GRAY16)))
-    from_png = render(*png_jpeg.decode(opened, header), size=24, bits=8, percentile=99).pixels
-    from_dicom = render(*dicom_file.decode(*dicom_file.open_file(to_bytes(dataset(GRAY16)))), size=24, bits=8, percentile=99).pixels
+    from_png = render(png_jpeg.decode(opened, header), size=24, bits=8, percentile=99).pixels
+    from_dicom = render(dicom_file.prepare(*dicom_file.open_file(to_bytes(dataset(GRAY16))))(), size=24, bits=8, percentile=99).pixels
     np.testing.assert_array_equal(from_png, from_dicom)
 
 
 def test_dicom_with_the_beginning_of_a_jpeg_as_preamble_is_dicom() -> None:
     content = to_bytes(dataset(GRAY))
-    assert not png_jpeg.is_picture(content) and not png_jpeg.is_picture(png_jpeg.JPEG.ljust(128) + content[128:])
+    assert not png_jpeg.is_png_or_jpeg(content) and not png_jpeg.is_png_or_jpeg(png_jpeg.JPEG.ljust(128) + content[128:])
 
 
 def test_what_else_a_png_says_does_not_reach_the_decoder() -> None:
@@ -183,7 +183,7 @@ def test_a_thousand_mutations_are_rows_or_refusals() -> None:
         content = bytearray(originals[number % 3])
         for position in rng.integers(0, len(content), rng.integers(1, 6)):
             content[position] = rng.integers(0, 256)
-        if not png_jpeg.is_picture(bytes(content)):
+        if not png_jpeg.is_png_or_jpeg(bytes(content)):
             continue
         try:
             assert decoded(bytes(content)).dtype in (np.uint8, np.uint16)
