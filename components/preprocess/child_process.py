@@ -1,4 +1,4 @@
-"""Processes of the pool, and a process for one call that may kill it: a decoder that crashes or hangs must not end the stage."""
+"""Child processes: those of the pool, and one for a single call that may crash or hang, which must not end the stage."""
 
 import multiprocessing
 import os
@@ -15,18 +15,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SPAWN = multiprocessing.get_context("spawn")
-"""Nothing is inherited: neither connections to a server nor the parent's threads and locks."""
-
-
+"""Child processes inherit nothing: neither connections to a server nor the parent's threads and locks."""
 MAX_SECONDS = 240.0
-"""For one file. The largest that is decoded at all (50 megapixels of JPEG 2000) takes about 3."""
+"""Time limit for one file. The largest one that is decoded (50 megapixels of JPEG 2000) takes about 3."""
 
 
 class Died(Exception):  # noqa: N818 - what happened to the other process
     """The process ended without an answer.
 
     Args:
-        exit_code: negative: the signal that killed it.
+        exit_code: if negative, the signal that killed it.
     """
 
     def __init__(self, exit_code: int):
@@ -39,12 +37,12 @@ class Hung(Exception):  # noqa: N818 - what happened to the other process
 
 
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls a function of a module in a process of its own.
+    """Calls a module-level function in a child process.
 
     Raises:
         Died: the process crashed or was killed.
-        Hung: it took too long, and was ended.
-        Exception: what the function raised.
+        Hung: it took too long and was killed.
+        Exception: the one that the function raised.
     """
     receiver, sender = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_answer, args=(sender, function, args, kwargs))
@@ -68,14 +66,14 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def begin_process() -> None:
-    """What every process of ours does first: the parent alone answers to signals, and none outlives it."""
+    """Must be called first in every child process: only the parent handles signals, and no child outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
-def describe(error: Exception) -> Exception:
-    """The error with its traceback, which does not travel between processes by itself."""
+def with_traceback(error: Exception) -> Exception:
+    """Adds the traceback as a note, since tracebacks are lost between processes."""
     error.add_note("".join(traceback.format_exception(error)))
     return error
 
@@ -86,11 +84,11 @@ def _answer(sender: Connection, function: Callable[..., object], args: tuple[obj
         try:
             sender.send((function(*args, **kwargs), None))
         except Exception as error:
-            sender.send((None, describe(error)))
+            sender.send((None, with_traceback(error)))
 
 
 def _die_with_parent() -> None:
-    """A parent that was killed cannot say so: without this, its processes would wait for ever."""
+    """Ends this process with its parent, which cannot do so itself if it is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait_for([parent.sentinel])

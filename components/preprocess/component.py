@@ -1,4 +1,4 @@
-"""preprocess as steps of a pipeline: one a partition, and the merge."""
+"""Pipeline steps of preprocess: one per partition, and the merge."""
 
 from kfp import dsl
 
@@ -8,8 +8,7 @@ def preprocess(partition: str, root: str, params: str, runtime: str) -> str:
     """Preprocesses a partition.
 
     Args:
-        partition: JSON of its number (`i/n`), of the folder of the raw files, and of the digest of its listing, so that new files
-            are no hit in the cache.
+        partition: JSON with its number (`i/n`), the raw folder, and the digest of its listing, so that new files miss the cache.
         root: folder of all outputs.
         params: JSON of the section `preprocess`.
         runtime: JSON of the section `runtime`.
@@ -42,13 +41,13 @@ def merge(
     """Joins the partitions to shards.
 
     Args:
-        partitions: folders of all partitions' outputs.
+        partitions: output folders of all partitions.
         root: folder of all outputs.
         params: JSON of the section `preprocess`.
         runtime: JSON of the section `runtime`.
         manifest: manifest.json, which describes the shards.
         metrics: counts.
-        report: of the data.
+        report: data report.
 
     Returns:
         The folder of the shards.

@@ -1,7 +1,7 @@
-"""What leaves the raw files: two pseudonyms and an allow-list of header fields, nothing else.
+"""De-identification: rows hold two pseudonyms and an allow-list of header attributes, nothing else of the raw files.
 
-Pseudonyms are HMAC-SHA256 under a key that only the hospital has (CXR_PSEUDONYM_KEY): with it, and the raw files, a
-pseudonym can be computed again and so linked back; without it, guessing patient ids leads nowhere.
+Pseudonyms are HMAC-SHA256 under a secret key of the hospital (CXR_PSEUDONYM_KEY). With the key and the raw files, a pseudonym can be
+computed again and thus linked back; without the key, guessing patient ids is futile.
 """
 
 import hmac
@@ -30,9 +30,9 @@ ALLOW_LIST = {
     "source_height": ("Rows",),
     "source_width": ("Columns",),
 }
-"""Column -> the header's attributes that it is made of, by `describe`. docs/privacy.md says what each can hold."""
+"""Column -> header attributes from which `describe` makes it. docs/privacy.md says what each can hold."""
 PSEUDONYMS = {"image_id": ("SOPInstanceUID",), "patient_id": ("PatientID", "StudyInstanceUID")}
-"""Column -> the attributes of whose value it is the pseudonym."""
+"""Column -> header attributes whose pseudonym it is."""
 _MAKE_KEY = "set it to a secret key, made with `openssl rand -hex 32`, and keep that key"
 _HIGHEST_AGE = 120.0
 _SIMULATED_KEY = b"of simulated cohorts, whose patients do not exist"
@@ -45,47 +45,47 @@ class Pseudonyms:
 
     key: bytes
     simulated_only: bool = False
-    """The key is the public one, fit for simulated cohorts alone."""
+    """Whether the key is the public one, which is only for simulated cohorts."""
 
     @property
     def key_id(self) -> str:
-        """Tells keys apart without giving them away."""
-        return "simulated" if self.simulated_only else self._of("key", "id")[:8]
+        """Identifies the key without revealing it."""
+        return "simulated" if self.simulated_only else self._digest("key", "id")[:8]
 
     def image(self, uid: str) -> str:
-        """Pseudonym of a SOPInstanceUID: 32 hex digits."""
-        return self._of("image", uid)
+        """Returns the pseudonym of a SOPInstanceUID: 32 hex digits."""
+        return self._digest("image", uid)
 
     def patient(self, identity: str) -> str:
-        """Pseudonym of a patient's identity: 32 hex digits."""
-        return self._of("patient", identity)
+        """Returns the pseudonym of a patient's identity: 32 hex digits."""
+        return self._digest("patient", identity)
 
     def check(self, header: Header) -> None:
-        """Refuses real patients when there is no key.
+        """Checks that files of real patients are not processed without a key.
 
         Raises:
-            UserError: the file is not marked as simulated.
+            UserError: there is no key, and the file is not marked as simulated.
         """
         if self.simulated_only and not header.synthetic:
             raise UserError(f"{ENVIRONMENT_VARIABLE} is not set, and not every file is a simulated one (Synthetic Data): {_MAKE_KEY}")
 
-    def _of(self, domain: str, text: str) -> str:
-        # The domain keeps pseudonyms of different things apart when their raw values agree.
+    def _digest(self, domain: str, text: str) -> str:
+        # The domain keeps pseudonyms of different things apart if their raw values are equal.
         return hmac.digest(self.key, f"{domain}\0{text}".encode("utf-8", "surrogateescape"), "sha256").hex()[:32]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whom an image is of."""
+    """The patient of an image."""
 
     source: str
-    """Where the identity comes from."""
+    """Attribute or table that the identity comes from."""
     text: str
-    """The raw identity. It never leaves the process."""
+    """The raw identity, which must never leave the process."""
 
 
 def load_pseudonyms() -> Pseudonyms:
-    """With the key from the environment, else with the public one for simulated cohorts.
+    """Takes the key from the environment, else the public one for simulated cohorts.
 
     Raises:
         UserError: the key is too short to be secret.
@@ -99,7 +99,7 @@ def load_pseudonyms() -> Pseudonyms:
 
 
 def patient_identity(header: Header, record: Record | None, path: str) -> Identity:
-    """The patient: by PatientID, else labels.csv or the like of a layout, else StudyInstanceUID, else the file stands for itself."""
+    """Identifies the patient by PatientID, else by a table, else by StudyInstanceUID, else by the file."""
     if header.patient_id:
         return Identity("PatientID", f"id:{header.patient_id}")
     if record and record.patient:
@@ -110,16 +110,16 @@ def patient_identity(header: Header, record: Record | None, path: str) -> Identi
 
 
 def image_uid(header: Header, path: str) -> str:
-    """What makes an image unique: its SOPInstanceUID, else its path."""
+    """Identifies the image by SOPInstanceUID, else by path."""
     return header.sop_instance_uid or path
 
 
 def describe(header: Header, record: Record | None) -> dict[str, Any]:
-    """The columns of ALLOW_LIST: from the header, or from labels.csv where the header is silent.
+    """Returns the columns of ALLOW_LIST, from the header, or from a table if the header lacks them.
 
     Args:
         header: of a file that was not refused.
-        record: its row in labels.csv.
+        record: of its image.
     """
     age = parse_age(header.age)
     age = age_between(header.birth_date, header.study_date) if age is None else age
@@ -136,24 +136,24 @@ def describe(header: Header, record: Record | None) -> dict[str, Any]:
 
 
 def view_of(header: Header, record: Record | None) -> str:
-    """View Position as `attributes.canonical_view` spells it; empty if nobody says."""
+    """Returns the canonical view; empty if neither the header nor a table has one."""
     return header.view or (canonical_view(record.view) if record else "")
 
 
 def parse_sex(text: str) -> str | None:
-    """M, F or O (PS3.3 C.7.1.1); anything else is None."""
+    """Returns M, F or O (PS3.3 C.7.1.1); None for anything else."""
     text = text.upper()
     return {"MALE": "M", "FEMALE": "F", "OTHER": "O"}.get(text, text if text in ("M", "F", "O") else None)
 
 
 def parse_age(text: str) -> float | None:
-    """Years from an age string (057Y, 006M, 010W, 005D: PS3.5 6.2) or a bare number of years, capped at 90."""
+    """Parses an age string (057Y, 006M, 010W, 005D: PS3.5 6.2) or a bare number of years; returns years, capped at 90."""
     match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)", text.strip().upper())
     return _plausible(float(match[1]) * _YEARS[match[2] or "Y"]) if match else None
 
 
 def age_between(birth_date: str, study_date: str) -> float | None:
-    """Completed years between two dates (YYYYMMDD): no finer, since the dates themselves must not leave."""
+    """Returns completed years between two dates (YYYYMMDD): nothing finer, since it would reveal the dates."""
     try:
         born, seen = (datetime.strptime(date, "%Y%m%d") for date in (birth_date, study_date))
     except ValueError:
@@ -163,7 +163,7 @@ def age_between(birth_date: str, study_date: str) -> float | None:
 
 
 def parse_manufacturer(text: str) -> str | None:
-    """Upper case, letters, digits and simple punctuation only, at most 32 characters."""
+    """Returns at most 32 characters in upper case: letters, digits and simple punctuation."""
     kept = " ".join(re.sub(r"[^A-Z0-9.&/ -]", " ", text.upper()).split())[:32].strip()
     return kept or None
 

@@ -1,6 +1,6 @@
-"""What is known before the files are read: their paths by part, and the tables by image.
+"""Index of a run: the paths of the raw files by part, and what tables say by image.
 
-It lies on disk (SQLite), so that memory does not grow with the number of files, and every process looks up what it needs.
+It is a SQLite file, so that memory does not grow with the number of files, and every process looks up only what it needs.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ class File(NamedTuple):
 
     path: str
     size: int
-    """In bytes."""
+    """Bytes."""
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
-    """A database with a bounded cache; without a path a private one that vanishes with the process."""
+    """Opens a database with a bounded cache; without a path, a private one that vanishes with the process."""
     connection = sqlite3.connect(path or "")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.execute("PRAGMA temp_store = FILE")
@@ -39,7 +39,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
 
 def to_key(text: str) -> bytes:
-    """Text as it is stored: file names need not be valid UTF-8."""
+    """Encodes text for storage: file names need not be valid UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -49,7 +49,7 @@ def to_text(key: bytes) -> str:
 
 
 class Index:
-    """Files and tables of one run. It travels to other processes as its path, once it is saved."""
+    """Raw files and tables of one run. Once saved, it can be pickled, and is opened again by its path."""
 
     def __init__(self, path: Path | None = None):
         self.path = path
@@ -61,22 +61,22 @@ class Index:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """Opened on first use."""
+        """The database, opened on first use."""
         if self._connection is None:
             self._connection = connect(self.path)
             self._connection.executescript(_SCHEMA)
         return self._connection
 
     def add_files(self, entries: Iterable[storage.Entry], parts: int, partition: Partition) -> int:
-        """Takes in a listing, in any order, as far as it belongs to the partition.
+        """Adds the files of a partition.
 
         Args:
-            entries: of the raw folder.
-            parts: number of parts of the whole.
-            partition: which slice is kept.
+            entries: listing of the raw folder, in any order.
+            parts: number of parts of the shards.
+            partition: which files to add.
 
         Returns:
-            The number of files of the whole listing.
+            The number of files in the whole listing.
         """
         total = 0
 
@@ -92,37 +92,37 @@ class Index:
         return total
 
     def digest(self) -> str:
-        """SHA-256 of the listing; it does not depend on the order in which a server lists."""
+        """Returns the SHA-256 of the listing, whatever its order was."""
         total = hashlib.sha256()
         for path, size, version in self.connection.execute("SELECT path, size, version FROM files ORDER BY part, hash"):
             total.update(json.dumps([path.hex(), size, version]).encode())
         return total.hexdigest()
 
     def parts(self) -> dict[int, int]:
-        """Number of files by part, of the parts that have files."""
+        """Returns the number of files by part, without empty parts."""
         return dict(self.connection.execute("SELECT part, COUNT(*) FROM files GROUP BY part ORDER BY part"))
 
     def files(self, part: int) -> Iterator[File]:
-        """Files of a part in the order in which they are processed, which tells nothing about their names."""
+        """Yields the files of a part in the order of processing, which reveals nothing about their names."""
         for path, size in self.connection.execute("SELECT path, size FROM files WHERE part = ? ORDER BY hash", (part,)):
             yield File(to_text(path), size)
 
     def has_file(self, path: str, parts: int) -> bool:
-        """Whether a file with this relative path was listed."""
+        """Whether a file with this relative path was added."""
         key = part_of(path, parts), bytes.fromhex(path_hash(path))
         return self.connection.execute("SELECT 1 FROM files WHERE part = ? AND hash = ?", key).fetchone() is not None
 
     def map(self, name: str, restore: Callable[[Any], V]) -> "StoredMap[V]":
-        """A mapping from text to values that JSON can hold.
+        """Returns a mapping from text to JSON-serialisable values.
 
         Args:
             name: of the mapping.
-            restore: makes a value of what JSON gives back.
+            restore: converts decoded JSON to a value.
         """
         return StoredMap(self, name, restore)
 
     def save(self, path: Path) -> None:
-        """Moves to a file, whole or not at all. What was saved there before with the same content is replaced."""
+        """Moves the database to a file, atomically; an earlier one with the same content is replaced."""
         self.connection.commit()
         scratch = path.with_name(f".{path.name}")
         scratch.unlink(missing_ok=True)
@@ -134,14 +134,14 @@ class Index:
         self.path = path
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the database."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
 
 class StoredMap(MutableMapping[str, V]):
-    """A dictionary on disk, sorted by key."""
+    """A dictionary in the index, sorted by key."""
 
     def __init__(self, index: Index, name: str, restore: Callable[[Any], V]):
         self._index, self._name, self._restore = index, name, restore

@@ -1,7 +1,7 @@
-"""One part of the shards: the rows of its files, and what is noted about each for the merge.
+"""Writes one part of the shards: the rows of its files, and a note about each file for the merge.
 
-A part is done when its notes are there; a stopped or killed one is begun again and ends with the same bytes. The file that
-was begun last before that is then read in a process of its own: if it crashes its decoder, or hangs it, it is quarantined.
+A part is done when its notes exist. An interrupted one is restarted and ends with the same bytes; the file that was in progress is
+then read in a child process, and quarantined if it crashes its decoder or makes it hang.
 """
 
 import json
@@ -17,34 +17,34 @@ from components.preprocess.prefetch import Contents, contents
 from components.preprocess.rows import Context, Note, Row, process_files
 
 Callbacks = tuple[Callable[[], bool], Callable[[], object], Callable[[], object]]
-"""As `process_part` takes them: stopping, advance, wait."""
+"""`stopping`, `advance` and `wait` of `process_part`."""
 
 
 class Attempts:
-    """On disk, a line an attempt at a part: the number of the file that it had begun last."""
+    """A file with one line per attempt at a part: the number of the raw file that it began last."""
 
     def __init__(self, path: Path):
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._offset = os.fstat(self._descriptor).st_size
         self.suspects = set(last_files(path))
-        """Files that ended an attempt, or happened to be read when it was ended."""
+        """Raw files that ended an attempt, or happened to be in progress when it was ended."""
 
     def begin(self, number: int) -> None:
-        """Notes that a file is begun; the kernel keeps it if this process dies."""
+        """Records that a raw file is begun; the kernel keeps the line if this process dies."""
         os.pwrite(self._descriptor, b"%012d\n" % number, self._offset)
 
     def close(self) -> None:
-        """Ends the attempt without success."""
+        """Ends this attempt."""
         os.close(self._descriptor)
 
-    def succeed(self) -> None:
-        """The part is done, and the record of no more use."""
+    def remove(self) -> None:
+        """Removes the file once the part is done."""
         self._path.unlink()
 
 
 def last_files(path: Path) -> list[int]:
-    """Of each attempt at a part, the number of the file that it had begun last."""
+    """Reads the number of the raw file that each attempt at a part began last."""
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
@@ -55,18 +55,18 @@ class Stopped(Exception):  # noqa: N818 - what was asked for, not a failure
 def process_part(
     context: Context, part: Part, stopping: Callable[[], bool], advance: Callable[[], object], wait: Callable[[], object]
 ) -> None:
-    """Turns the files of a part into a Parquet file and notes; does nothing if they are there.
+    """Turns the files of a part into a Parquet file and notes; does nothing if they exist.
 
     Args:
-        context: what all parts share.
+        context: shared by all parts.
         part: which files.
-        stopping: asked before each step of a file.
-        advance: told after each file.
-        wait: told before a file is fetched, which takes as long as the storage takes.
+        stopping: called before each step of a file; returns whether to stop.
+        advance: called after each file.
+        wait: called before a file is fetched, which has no time limit.
 
     Raises:
-        Stopped: `stopping` said so.
-        UserError: something that only the user can mend, in a label or box, or a file that cannot be read.
+        Stopped: `stopping` returned true.
+        UserError: a mistake in a label or box, or a file that cannot be read.
     """
     if is_done(context.folder, part):
         return
@@ -78,7 +78,7 @@ def process_part(
             notes.flush()
             os.fsync(notes.fileno())
         scratch.replace(context.folder / part.notes_name)
-        attempts.succeed()
+        attempts.remove()
     finally:
         attempts.close()
 
@@ -89,14 +89,14 @@ def is_done(folder: Path, part: Part) -> bool:
 
 
 def read_notes(folder: Path, part: Part) -> Iterator[Note]:
-    """Notes of a finished part, in the order in which its files were processed."""
+    """Yields the notes of a finished part in the order of its files."""
     with (folder / part.notes_name).open(encoding="utf-8") as file:
         for line in file:
             yield Note(**json.loads(line))
 
 
 def _rows(context: Context, part: Part, notes: IO[str], attempts: Attempts, callbacks: Callbacks) -> Iterator[Row]:
-    """Rows of the part; `notes` grows by a line per file."""
+    """Yields the rows of a part, and writes one line per file to `notes`."""
     stopping, advance, wait = callbacks
 
     def fetch(files: Contents) -> Iterator[tuple[str, bytes]]:

@@ -1,7 +1,7 @@
-"""The output of one partition, and how the outputs of all of them come together again.
+"""The output of one partition, and the merge of the outputs of all partitions.
 
-A partition's output is as sensitive as the raw folder: its notes hold raw paths, its list of names raw ids. The merge needs
-them, to find duplicates, and labels of unknown images, across partitions; merged shards are without. So delete it after that.
+A partition's output is as sensitive as the raw folder: its notes hold raw paths, its list of names raw ids. The merge needs them to
+find duplicates, and labels of unknown images, across partitions; merged shards are without. Delete the output after the merge.
 """
 
 import os
@@ -16,8 +16,10 @@ from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.inputs import read_document
 from components.common.runs.storage import write_json
-from components.preprocess import merge
 from components.preprocess.params import Preprocess
+from components.preprocess import manifest
+from components.preprocess.ledger import read_ledger
+from components.preprocess.merge import NAMES
 from components.preprocess.parts import Part, Partition
 from components.preprocess.rows import Context
 
@@ -29,36 +31,40 @@ class Output(NamedTuple):
 
     folder: str
     described: dict[str, Any]
-    """Its partition.json."""
+    """Content of its partition.json."""
     digest: str
-    """SHA-256 of that."""
+    """SHA-256 of partition.json."""
 
     @property
     def partition(self) -> Partition:
-        """Which slice it is."""
+        """Which partition it is."""
         return Partition(*self.described["partition"])
 
     def parts(self) -> list[Part]:
-        """Those that had files."""
+        """Returns the parts that have files."""
         return [Part(number, files) for number, files in self.described["parts"]]
+
+    def local_name(self, name: str) -> str:
+        """Returns the name of a file beside those of other partitions."""
+        return f"{self.partition.number}-{name}" if name == NAMES else name
 
 
 def write(context: Context, partition: Partition, parts: list[Part], out: Path) -> dict[str, float]:
-    """Moves parts and notes to the output and describes them. Doing it again changes nothing.
+    """Links parts and notes into the output and describes them; idempotent.
 
     Returns:
         The metrics.
     """
-    with closing(merge.read_ledger(context.folder, parts)) as ledger:
+    with closing(read_ledger(context.folder, parts)) as ledger:
         metrics: dict[str, float] = {"files": ledger.files, "quarantined": ledger.quarantined}
     names = [name for part in parts for name in (part.notes_name, part.name)]
-    files = [name for name in (merge.NAMES, *names) if (context.folder / name).exists()]
+    files = [name for name in (NAMES, *names) if (context.folder / name).exists()]
     for name in files:
         _link(context.folder / name, out / name)
     content = {
         "partition": list(partition),
         "raw": context.raw,
-        **merge.describe(context),
+        **manifest.describe(context),
         "parts": [[part.number, part.files] for part in parts],
         "files": [{"name": name, "sha256": storage.digest_file(out / name)} for name in files],
     }
@@ -67,17 +73,18 @@ def write(context: Context, partition: Partition, parts: list[Part], out: Path) 
 
 
 def open_all(folders: list[str]) -> list[Output]:
-    """Opens the outputs of all partitions of one whole, in order.
+    """Opens the outputs of all partitions, in order.
 
     Raises:
-        UserError: one is missing, is there twice, or does not belong to the others.
+        UserError: one is missing, is given twice, or does not belong to the others.
     """
-    outputs = sorted((Output(folder, *read_document(folder, PARTITION, "preprocess --partition")) for folder in folders), key=_order)
+    outputs = [Output(folder, *read_document(folder, PARTITION, "preprocess --partition")) for folder in folders]
+    outputs.sort(key=lambda output: output.partition)
     first = outputs[0]
     for output in outputs:
-        other = [name for name in _common(first) if _common(output).get(name) != _common(first)[name]]
-        if other:
-            raise UserError(f"{output.folder}: differs from {first.folder} in {', '.join(other)}; make all with the same settings")
+        different = [name for name in _settings(first) if _settings(output).get(name) != _settings(first)[name]]
+        if different:
+            raise UserError(f"{output.folder}: differs from {first.folder} in {', '.join(different)}; make all with the same settings")
     total = first.partition.total
     found = [output.partition.number for output in outputs]
     missing = sorted(set(range(total)) - set(found))
@@ -90,28 +97,27 @@ def open_all(folders: list[str]) -> list[Output]:
 
 
 def gather(outputs: list[Output], folder: Path) -> list[Part]:
-    """Brings parts and notes into one folder, and checks them; what is there already stays.
+    """Brings parts and notes into one folder, and checks their digests; existing ones are kept.
 
     Returns:
         All parts, in order.
 
     Raises:
-        UserError: a file is missing, or is not what the partition wrote.
+        UserError: a file is missing, or was changed.
     """
     folder.mkdir(exist_ok=True)
     for output in outputs:
         for file in output.described["files"]:
-            _fetch(output, file["name"], file["sha256"], folder)
+            _fetch(storage.join(output.folder, file["name"]), folder / output.local_name(file["name"]), file["sha256"])
     return sorted(part for output in outputs for part in output.parts())
 
 
 def names_files(outputs: list[Output], folder: Path) -> list[Path]:
-    """Where `gather` put the lists of names."""
-    return [folder / _local_name(output, merge.NAMES) for output in outputs]
+    """Returns where `gather` put the lists of names."""
+    return [folder / output.local_name(NAMES) for output in outputs]
 
 
-def _fetch(output: Output, name: str, sha256: str, folder: Path) -> None:
-    source, target = storage.join(output.folder, name), folder / _local_name(output, name)
+def _fetch(source: str, target: Path, sha256: str) -> None:
     if target.exists() and storage.digest_file(target) == sha256:
         return
     target.unlink(missing_ok=True)
@@ -126,12 +132,8 @@ def _fetch(output: Output, name: str, sha256: str, folder: Path) -> None:
         raise UserError(f"{source}: is not what the partition wrote; make the partition again")
 
 
-def _local_name(output: Output, name: str) -> str:
-    return f"{output.partition.number}-{name}" if name == merge.NAMES else name
-
-
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody will write to, or a copy where the disk is another."""
+    """Makes a hard link, which is safe since finished files never change, or a copy on another disk."""
     target.unlink(missing_ok=True)
     with suppress(OSError):
         os.link(source, target)
@@ -139,29 +141,25 @@ def _link(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _order(output: Output) -> Partition:
-    return output.partition
-
-
-def _common(output: Output) -> dict[str, Any]:
-    """What all must have in common, one level deep in the parameters."""
+def _settings(output: Output) -> dict[str, Any]:
+    """Returns what all partitions must share, with one entry per parameter."""
     content = {name: value for name, value in output.described.items() if name not in ("partition", "parts", "files", "params")}
     flat = {f"params.{name}": value for name, value in output.described["params"].items()}
     return {**content, **flat, "number of partitions": output.partition.total}
 
 
 def digests(outputs: list[Output]) -> dict[str, str]:
-    """SHA-256 by name of input, for a job."""
+    """Returns the inputs of the merge for its job: name -> SHA-256."""
     return {f"shards.{output.partition.number}": output.digest for output in outputs}
 
 
-def common(outputs: list[Output]) -> dict[str, Any]:
-    """What `merge.describe` gave in each partition."""
+def shared(outputs: list[Output]) -> dict[str, Any]:
+    """Returns what `manifest.describe` returned in each partition."""
     return {name: outputs[0].described[name] for name in ("schema_version", "findings", "pseudonym_key_id", "labels", "params")}
 
 
 def section(outputs: list[Output]) -> Preprocess:
-    """The parameters of the whole.
+    """Returns the parameters of the partitions.
 
     Raises:
         UserError: the partitions were made by another version.

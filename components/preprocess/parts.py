@@ -1,4 +1,4 @@
-"""Which part of the shards a file belongs to, and which partition of the work a part."""
+"""Parts and partitions: which part of the shards a file belongs to, and which partition of the work a part."""
 
 import hashlib
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from components.common.errors import UserError
 
 
 class Part(NamedTuple):
-    """Files that go into one Parquet file."""
+    """The files that go into one Parquet file."""
 
     number: int
     files: int
-    """How many."""
+    """How many there are."""
 
     @property
     def name(self) -> str:
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Partition(NamedTuple):
-    """One of `total` disjoint slices of the parts: those whose number leaves the remainder `number`."""
+    """One of `total` disjoint sets of parts: those whose number modulo `total` is `number`."""
 
     number: int = 0
     total: int = 1
@@ -39,27 +39,27 @@ class Partition(NamedTuple):
         return f"{self.number}/{self.total}"
 
     def owns(self, part: int) -> bool:
-        """Whether a part belongs to this slice."""
+        """Whether a part belongs to this partition."""
         return part % self.total == self.number
 
 
+def parse_partition(text: str) -> Partition:
+    """Parses I/N with I from 0 to N - 1.
+
+    Raises:
+        UserError: the text has another form.
+    """
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and int(number) < int(total)):
+        raise UserError(f"--partition {text}: must be I/N with I from 0 to N - 1; for four partitions, give 0/4 to 3/4")
+    return Partition(int(number), int(total))
+
+
 def part_of(path: str, parts: int) -> int:
-    """Index of the part that the file with this relative path belongs to, out of `parts`."""
+    """Returns the number of the part, out of `parts`, that the file with this relative path belongs to."""
     return int(path_hash(path)[:16], 16) % parts
 
 
 def path_hash(path: str) -> str:
-    """SHA-256 of a relative path, in hex; files are processed in its order, which tells nothing about their names."""
+    """Returns the SHA-256 of a relative path; files are processed in its order, which reveals nothing about their names."""
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def parse_partition(text: str) -> Partition:
-    """Reads i/n, with i from 0 to n - 1.
-
-    Raises:
-        UserError: it is something else.
-    """
-    number, _, total = text.partition("/")
-    if not (number.isdecimal() and total.isdecimal() and int(number) < int(total)):
-        raise UserError(f"--partition {text}: must read I/N with I from 0 to N - 1, such as 0/4 and 3/4 for the first and last of four")
-    return Partition(int(number), int(total))

@@ -1,6 +1,6 @@
-"""Parts in this process or in a pool of processes.
+"""Processes parts in this process or in a pool of child processes.
 
-A module of its own: each process of the pool imports it, and must not wait for MLflow.
+Each child process imports this module, so it must not import MLflow, which takes seconds.
 """
 
 import os
@@ -27,16 +27,16 @@ Advance = Callable[[int], object]
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20
 _GRACE_SECONDS = 60
-"""Beyond the time for one step of a file, in which a process may itself be waiting for one that reads a suspect."""
+"""Added to the time limit of a step, during which a process may itself wait for a child that reads a suspect file."""
 
 
 @contextmanager
 def processing(context: Context, parts: list[Part], workers: int) -> Iterator[Callable[[], None]]:
-    """Processes what is not done yet, in this process or in a pool, which begins at once.
+    """Processes unfinished parts, in this process or in a pool that starts at once.
 
     Yields:
-        A function that returns when all is done. It raises Interrupted if a signal arrived (finished parts are kept), and UserError from
-        a part, or if a process of the pool died again and again.
+        A function that returns when all parts are done. It raises Interrupted after a signal (finished parts are kept), and
+        UserError from a part, or if processes of the pool die repeatedly.
     """
     context.folder.mkdir(exist_ok=True)
     todo = [part for part in parts if not is_done(context.folder, part)]
@@ -54,7 +54,7 @@ def processing(context: Context, parts: list[Part], workers: int) -> Iterator[Ca
 
 
 def workers_of(wanted: int) -> int:
-    """Number of processes that `runtime.workers` stands for: 0 is one a core."""
+    """Returns the number of processes for `runtime.workers`: 0 means one per core."""
     return wanted or len(os.sched_getaffinity(0))
 
 
@@ -66,42 +66,42 @@ def _process_here(context: Context, parts: list[Part], advance: Advance) -> None
 
 
 class _Shared:
-    """What the processes of the pool share with this one."""
+    """State shared with all processes of the pool."""
 
     def __init__(self) -> None:
         self.stop = child_process.SPAWN.Event()
         self.files = child_process.SPAWN.Value("Q", 0)
 
     def advance(self) -> None:
-        """One file more is done."""
+        """Counts a finished file."""
         with self.files.get_lock():
             self.files.value += 1
 
 
 class _Worker:
-    """A process that works on one part after the other."""
+    """A child process that processes one part after the other."""
 
     def __init__(self, context: Context, shared: _Shared):
         self.connection, theirs = child_process.SPAWN.Pipe()
         self._begun = child_process.SPAWN.RawValue("d", 0.0)
         self.process = child_process.SPAWN.Process(target=_work, args=(theirs, context, shared, self._begun))
         self.process.start()
-        theirs.close()  # the process's death must be felt at our end
+        theirs.close()  # so that the connection closes when the process dies
         self.part: Part | None = None
 
     def give(self, part: Part) -> None:
-        """Lets it work on a part."""
+        """Assigns a part."""
         self.part = part
         self.connection.send(part)
 
-    def end_if_stuck(self) -> None:
-        """Kills it if it has been at one step of a file for too long; its death then shows as any other."""
+    def kill_if_stuck(self) -> None:
+        """Kills the process if a step of a file takes too long; the pool then handles it like any other death."""
         begun = self._begun.value
         if begun and time.monotonic() - begun > child_process.MAX_SECONDS + _GRACE_SECONDS:
             self.process.kill()
 
     def stop(self) -> None:
-        """Waits until it has ended."""
+        """Waits until the process has ended."""
         self.connection.close()
         self.process.join(_STOP_SECONDS)
         if self.process.is_alive():
@@ -110,9 +110,9 @@ class _Worker:
 
 
 class _Pool:
-    """Unlike those of the standard library, it survives the death of a process, and ends one that hangs.
+    """A pool that survives the death of a process and kills one that hangs, unlike those of the standard library.
 
-    A thread looks after the processes, so that they are at work while this one starts MLflow.
+    A thread supervises the processes, so that they work while the main thread imports MLflow.
     """
 
     def __init__(self, context: Context, workers: int, parts: list[Part], advance: Advance):
@@ -122,7 +122,7 @@ class _Pool:
         self._error: BaseException | None = None
         self._closing = threading.Event()
         self._workers = [_Worker(context, self._shared) for _ in range(workers)]
-        self._thread = threading.Thread(target=self._look_after, args=(parts,), name="pool")
+        self._thread = threading.Thread(target=self._supervise, args=(parts,), name="pool")
         self._thread.start()
 
     def finish(self) -> None:
@@ -138,14 +138,14 @@ class _Pool:
         self._closing.set()
         self._thread.join()
 
-    def _look_after(self, parts: list[Part]) -> None:
+    def _supervise(self, parts: list[Part]) -> None:
         try:
             self._process(parts)
-        except BaseException as error:  # for the thread that waits
+        except BaseException as error:  # raised again by `finish`
             self._error = error
 
     def _process(self, parts: list[Part]) -> None:
-        queue = deque(sorted(parts, key=lambda part: -part.files))  # the largest first: all processes end at nearly the same time
+        queue = deque(sorted(parts, key=lambda part: -part.files))  # the largest first, so that all processes finish at about the same time
         try:
             while (queue or any(worker.part for worker in self._workers)) and not (signals.requested() or self._closing.is_set()):
                 for worker in self._workers:
@@ -154,15 +154,15 @@ class _Pool:
                 for connection in wait([worker.connection for worker in self._workers if worker.part], _POLL_SECONDS):
                     self._receive(next(worker for worker in self._workers if worker.connection is connection))
                 for worker in self._workers:
-                    worker.end_if_stuck()
-                self._show()
+                    worker.kill_if_stuck()
+                self._show_progress()
         finally:
             self._shared.stop.set()
             for worker in self._workers:
                 worker.stop()
 
     def _receive(self, worker: _Worker) -> None:
-        """The end of a part, or of the process."""
+        """Handles the end of a part, or of the process."""
         try:
             error = worker.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -173,24 +173,24 @@ class _Pool:
             raise error
 
     def _replace(self, dead: _Worker) -> None:
-        """Another process begins the part again, with the file that was being read in a process of its own."""
+        """Lets a new process restart the part, where it reads the file that was in progress in a child process."""
         assert dead.part
         dead.stop()
         last = last_files(self._context.folder / dead.part.attempts_name)
         if not last or last.count(last[-1]) > 1:
-            raise UserError("processes of the pool die again and again, perhaps for want of memory; lower runtime.workers and run again")
+            raise UserError("processes of the pool die repeatedly, perhaps for lack of memory; lower runtime.workers and run again")
         fresh = _Worker(self._context, self._shared)
         self._workers[self._workers.index(dead)] = fresh
         fresh.give(dead.part)
 
-    def _show(self) -> None:
+    def _show_progress(self) -> None:
         now = self._shared.files.value
         self._advance(now - self._shown)
         self._shown = now
 
 
 def _work(connection: Connection, context: Context, shared: _Shared, begun: Any) -> None:
-    """What a process of the pool does; `begun` says since when it is at a step of a file, on the system's monotonic clock."""
+    """Runs in a process of the pool; `begun` holds the start of the current step of a file (monotonic clock), 0 between steps."""
     child_process.begin_process()
 
     def begin() -> bool:
@@ -215,5 +215,5 @@ def _work(connection: Connection, context: Context, shared: _Shared, begun: Any)
         except Stopped:
             return
         except Exception as error:
-            answer = child_process.describe(error)
+            answer = child_process.with_traceback(error)
         connection.send(answer)

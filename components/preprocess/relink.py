@@ -1,7 +1,7 @@
-"""Raw ids to pseudonyms, inside the hospital: `python -m components.preprocess.relink < ids.txt`.
+"""Links pseudonyms back to raw ids, inside the hospital: `python -m components.preprocess.relink < ids.txt`.
 
-Reads one id a line and prints `pseudonym<TAB>id`. A pseudonym is linked back by computing those of all ids it could stand for;
-without the key (CXR_PSEUDONYM_KEY) nobody can do that.
+Reads one id per line and prints `pseudonym<TAB>id`. A pseudonym is linked back by computing those of all candidate ids, which
+nobody can do without the key (CXR_PSEUDONYM_KEY).
 """
 
 import argparse
@@ -19,18 +19,18 @@ KINDS: dict[str, Callable[[Pseudonyms, str], str]] = {
     "file": lambda pseudonyms, text: pseudonyms.patient(f"file:{text}"),
     "image": lambda pseudonyms, text: pseudonyms.image(text),
 }
-"""Of ids: a PatientID (or the patient of a table), a StudyInstanceUID or a path that stands in for one where it is missing, and
-a SOPInstanceUID (or the path of a picture)."""
+"""Kind of id -> pseudonym: PatientID (or the patient of a table); StudyInstanceUID or path, which stand in for a missing PatientID;
+SOPInstanceUID (or the path of a PNG or JPEG file)."""
 
 
 def pairs(ids: Iterable[str], kind: str, pseudonyms: Pseudonyms, wanted: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """Pseudonyms with the ids that they stand for.
+    """Yields pseudonyms with their raw ids.
 
     Args:
-        ids: raw, with white space around them.
-        kind: of KINDS.
+        ids: raw ids, stripped here.
+        kind: one of KINDS.
         pseudonyms: with the key of the shards.
-        wanted: the only pseudonyms to give; empty: all.
+        wanted: the only pseudonyms to yield; empty for all.
     """
     for line in ids:
         text = line.strip()
@@ -40,14 +40,14 @@ def pairs(ids: Iterable[str], kind: str, pseudonyms: Pseudonyms, wanted: frozens
 
 
 def check_key(pseudonyms: Pseudonyms, shards: str) -> None:
-    """Makes sure that the shards were made with this key.
+    """Checks that shards were made with this key.
 
     Args:
         pseudonyms: with the key.
-        shards: the output folder of preprocess.
+        shards: output folder of preprocess.
 
     Raises:
-        UserError: they were made with another, or are no shards.
+        UserError: they were made with another key, or are no shards.
     """
     manifest, _ = read_document(shards, MANIFEST, "preprocess")
     made_with = manifest["pseudonym_key_id"]
@@ -56,11 +56,11 @@ def check_key(pseudonyms: Pseudonyms, shards: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the pairs and returns the exit code: 0 done, 2 the user's mistake."""
+    """Prints the pairs and returns the exit code: 0 for success, 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m components.preprocess.relink", description=__doc__)
     parser.add_argument("--kind", choices=KINDS, default="patient", help="what the ids are (default: patient)")
-    parser.add_argument("--shards", metavar="PATH", help="output folder of preprocess; its key must be this one")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PSEUDONYM", help="print these pseudonyms alone")
+    parser.add_argument("--shards", metavar="PATH", help="output folder of preprocess, to check that it was made with this key")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PSEUDONYM", help="print only these pseudonyms")
     options = parser.parse_args(arguments)
     try:
         pseudonyms = load_pseudonyms()

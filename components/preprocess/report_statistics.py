@@ -1,6 +1,6 @@
-"""What the data report shows, gathered row by row: counts, histograms, and the images that stand out.
+"""Statistics for the data report, row by row: counts, histograms, and the most extreme images.
 
-Memory does not grow with the number of rows. Rows come in the order of the parts, whoever made these.
+Memory does not grow with the number of rows, and the result does not depend on who made the parts.
 """
 
 import math
@@ -21,39 +21,44 @@ from components.preprocess.deidentify import MAX_AGE
 from components.preprocess.rows import BINS, Note
 
 COLUMNS = ("image_id", "split", "bits", "view", "sex", "age", "manufacturer", "source_height", "source_width")
-"""Of a row, that are looked at."""
+"""Columns of the shards that are needed here."""
 TEXT_SUSPECTED = "text_suspected.csv"
 KINDS = ("view", "sex", "manufacturer", "age_band")
 UNKNOWN = "unknown"
 SHOWN = 6
-"""Images of each kind of extreme."""
+"""Number of images per kind of extreme."""
 NARROW = 1.3
-"""Longer to shorter side from which an image counts as narrow."""
+"""Minimum ratio of the longer to the shorter side of a narrow image."""
 _BAND = 10
 MAX_VALUES = 200
-"""Different values of one kind that are counted by name; a free text could have any number."""
+"""Maximum number of distinct values per kind; free text could have any number."""
 OTHER = "other"
 
 
-class Image(NamedTuple):
-    """A row as far as its extremes go."""
+class ImageStatistics(NamedTuple):
+    """What makes an image extreme."""
 
     image_id: str
     mean: float
-    """Of its pixels, as a fraction of the full range."""
+    """Mean of its pixels, as a fraction of the full range."""
     std: float
     height: int
-    """Of the source, in pixels."""
+    """Height of the source, in pixels."""
     width: int
+
+    @property
+    def aspect(self) -> float:
+        """Ratio of the longer to the shorter side."""
+        return max(self.height, self.width) / min(self.height, self.width)
 
 
 class Extreme(NamedTuple):
-    """A way to stand out."""
+    """A kind of extreme."""
 
     name: str
-    measure: Callable[[Image], float]
-    """The lowest values are kept; infinity: not at all."""
-    describe: Callable[[Image], str]
+    measure: Callable[[ImageStatistics], float]
+    """The images with the lowest values are kept, except infinity."""
+    describe: Callable[[ImageStatistics], str]
 
 
 EXTREMES = (
@@ -64,50 +69,50 @@ EXTREMES = (
     Extreme("smallest source", lambda image: image.height * image.width, lambda image: f"{image.width} × {image.height} pixels"),
     Extreme(
         "narrowest",
-        lambda image: -_aspect(image) if _aspect(image) >= NARROW else math.inf,
+        lambda image: -image.aspect if image.aspect >= NARROW else math.inf,
         lambda image: f"{image.width} × {image.height} pixels",
     ),
 )
 
 
 class ExtremeImage(NamedTuple):
-    """An image that stands out, in the order of how much."""
+    """One of the most extreme images; they sort by how extreme they are."""
 
     value: float
     image_id: str
     part: str
-    """File name of the part that holds it."""
+    """File name of its part."""
     row: int
-    """Its index there."""
+    """Index of its row in the part."""
     note: str
-    """By how much, in words."""
+    """The measured value, in words."""
 
 
 @dataclass
 class ReportStatistics:
-    """Grows by one row at a time."""
+    """Statistics that grow by one row at a time."""
 
     values: dict[str, dict[str, Counter[str]]] = field(
         default_factory=lambda: {kind: {split: Counter() for split in shards.SPLITS} for kind in KINDS}
     )
     """Kind -> split -> value -> number of rows."""
     histograms: dict[str, Any] = field(default_factory=lambda: {split: np.zeros(BINS, np.int64) for split in shards.SPLITS})
-    """Split -> number of pixels (BINS,) by brightness."""
+    """Split -> number of pixels by brightness (BINS,)."""
     text_suspected: Counter[str] = field(default_factory=Counter)
-    """Split -> number of rows with what looks like text."""
+    """Split -> number of rows with suspected text."""
     text_rows: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="ascii", newline=""))  # noqa: SIM115
-    """Which rows these are, as lines of CSV; on disk, since there can be many."""
+    """These rows as lines of CSV, on disk since there can be many."""
     extremes: dict[str, list[ExtremeImage]] = field(default_factory=lambda: {extreme.name: [] for extreme in EXTREMES})
-    """The SHOWN most extreme images of each kind. None with suspected text is among them: they are shown as pictures."""
+    """The SHOWN most extreme images of each kind, without those with suspected text, since the report shows them."""
 
     def add(self, row: Mapping[str, Any], note: Note, part: str, index: int) -> None:
-        """Takes in a row.
+        """Adds a row.
 
         Args:
             row: at least COLUMNS.
             note: about its file.
-            part: file name of the part that holds it.
-            index: of the row there.
+            part: file name of its part.
+            index: of the row in the part.
         """
         split = row["split"]
         known = {**{kind: row.get(kind) for kind in KINDS}, "age_band": age_band(row["age"])}
@@ -118,15 +123,15 @@ class ReportStatistics:
             self.text_suspected[split] += 1
             self.text_rows.write(f"{row['image_id']},{split},{part}\n")
         else:
-            self._keep(_image(row, note), part, index)
+            self._keep_if_extreme(_measure(row, note), part, index)
 
     def counts(self) -> dict[str, Any]:
-        """For the manifest: kind -> split -> value -> number of rows, and the rows with what looks like text."""
+        """Returns entries of the manifest: kind -> split -> value -> number of rows, and the rows with suspected text."""
         tables = {kind: {split: dict(sorted(counter.items())) for split, counter in splits.items()} for kind, splits in self.values.items()}
         return {**tables, "text_suspected": {split: self.text_suspected[split] for split in shards.SPLITS}}
 
     def write_text_suspected(self, path: Path) -> None:
-        """Lists the rows with what looks like text: image_id, split and part."""
+        """Writes the list of rows with suspected text: image_id, split and part."""
         self.text_rows.seek(0)
         with path.open("w", encoding="ascii", newline="") as file:
             file.write("image_id,split,part\n")
@@ -135,51 +140,39 @@ class ReportStatistics:
     def _count(self, counter: Counter[str], value: str) -> None:
         counter[value if value in counter or len(counter) < MAX_VALUES else OTHER] += 1
 
-    def _keep(self, image: Image, part: str, index: int) -> None:
+    def _keep_if_extreme(self, image: ImageStatistics, part: str, index: int) -> None:
         for extreme in EXTREMES:
             kept = self.extremes[extreme.name]
             value = extreme.measure(image)
-            # Ties go by the id, whatever order the rows come in.
+            # Ties are broken by id, so that the order of the rows is irrelevant.
             if value < math.inf and (len(kept) < SHOWN or (value, image.image_id) < kept[-1][:2]):
                 insort(kept, ExtremeImage(value, image.image_id, part, index, extreme.describe(image)))
                 del kept[SHOWN:]
 
 
 def age_band(age: float | None) -> str:
-    """Ten years, such as 50-59; 90+ as ages are capped there."""
+    """Returns a band of ten years, such as 50-59; 90+ for the cap."""
     if age is None or math.isnan(age):
         return UNKNOWN
     start = int(age) // _BAND * _BAND
     return f"{start}+" if start >= MAX_AGE else f"{start:02d}-{start + _BAND - 1:02d}"
 
 
-def load_pixels(folder: Path, kept: ExtremeImage) -> shards.Pixels:
-    """The picture of an image that stands out.
-
-    Args:
-        folder: of the finished parts.
-        kept: where it is.
-
-    Returns:
-        (H, W).
-    """
-    with pq.ParquetFile(folder / kept.part) as file:
+def load_pixels(folder: Path, image: ExtremeImage) -> shards.Pixels:
+    """Reads the pixels (H, W) of an extreme image from its part in `folder`."""
+    with pq.ParquetFile(folder / image.part) as file:
         group, start = 0, 0
-        while start + file.metadata.row_group(group).num_rows <= kept.row:
+        while start + file.metadata.row_group(group).num_rows <= image.row:
             start += file.metadata.row_group(group).num_rows
             group += 1
         table = file.read_row_group(group, columns=["image_id", "pixels", "codec", "height", "width", "bits"])
-    row = table.slice(kept.row - start, 1).to_pylist()[0]
-    assert row["image_id"] == kept.image_id
+    row = table.slice(image.row - start, 1).to_pylist()[0]
+    assert row["image_id"] == image.image_id
     return shards.decode(row)
 
 
-def _image(row: Mapping[str, Any], note: Note) -> Image:
+def _measure(row: Mapping[str, Any], note: Note) -> ImageStatistics:
     count, total, squares = note.sums
     full = 2 ** row["bits"] - 1
     std = math.sqrt(squares * count - total**2) / count / full
-    return Image(row["image_id"], total / count / full, std, row["source_height"], row["source_width"])
-
-
-def _aspect(image: Image) -> float:
-    return max(image.height, image.width) / min(image.height, image.width)
+    return ImageStatistics(row["image_id"], total / count / full, std, row["source_height"], row["source_width"])

@@ -1,7 +1,7 @@
 """Raw files to Parquet shards: `python -m components preprocess --raw DIR --out DIR`.
 
-In several processes on several machines: `--partition 0/4` to `--partition 3/4`, then `preprocess merge --shards DIR ... --out DIR`
-makes of their outputs what a single run would have made.
+On several machines: `--partition 0/4` to `--partition 3/4`, then `preprocess merge --shards DIR ... --out DIR` makes the shards of a
+single run from their outputs.
 """
 
 import logging
@@ -16,16 +16,17 @@ from components.common.runs import storage
 from components.common.runs.inputs import upstream_run_ids
 from components.common.runs.params import Runtime
 from components.common.runs.stage_run import StageRun, stage_run
-from components.preprocess import layouts, merge, partitions
+from components.preprocess import layouts, manifest, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index
+from components.preprocess.ledger import read_ledger
 from components.preprocess.params import Preprocess
 from components.preprocess.parts import Part, Partition, parse_partition
 from components.preprocess.pool import processing, workers_of
 from components.preprocess.rows import Context
 
 WORK_FOLDER = "parts"
-"""Of the work folder: parts and notes before the merge."""
+"""Subfolder of the work folder with parts and notes before the merge."""
 INDEX = "index.sqlite"
 
 log = logging.getLogger(__name__)
@@ -35,27 +36,27 @@ def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: 
     """Turns every file below `raw` into a row or a quarantine entry.
 
     Args:
-        raw: folder of DICOM, PNG or JPEG files, and of the tables that the layout has.
+        raw: folder of DICOM, PNG or JPEG files, and of the tables of the layout.
         out: output folder.
         params: the section `preprocess`.
         runtime: the section `runtime`.
-        partition: `i/n`: only the i-th of n slices, whose output `merge` joins with the others'.
+        partition: `i/n`: only the i-th of n partitions, whose outputs `merge_partitions` joins.
 
     Raises:
-        UserError: nothing to read, a mistake in the tables, too many files refused, no pseudonym key.
+        UserError: no files, a mistake in a table, too many files quarantined, no pseudonym key.
     """
-    part_of_whole = parse_partition(partition) if partition else Partition()
+    this_partition = parse_partition(partition) if partition else Partition()
     _refuse_nesting(raw, out)
     decoders.check_decoders()
     pseudonyms = load_pseudonyms()
     index = Index()
     table = layouts.read(raw, params, index)
     images = (entry for entry in storage.walk(raw) if table.is_image(entry.path))
-    count = index.add_files(images, params.parts, part_of_whole)
+    count = index.add_files(images, params.parts, this_partition)
     if not count:
         raise UserError(f"{raw}: holds no files{table.place}; give the folder of the images with --raw")
     if not table.complete and len(table.records) > count:
-        log.warning("preprocess: the data set's tables name %d images, %d are here", len(table.records), count)
+        log.warning("preprocess: the tables of the data set name %d images, of which %d exist", len(table.records), count)
     inputs = {"raw": index.digest(), **table.digests}
     depends = {"pseudonym_key": pseudonyms.key_id} | ({"partition": partition} if partition else {})
     with stage_run("preprocess", out, params, inputs, runtime=runtime, depends=depends, connect=False) as job:
@@ -65,27 +66,27 @@ def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: 
         context = Context(raw, folder, params, pseudonyms, table, index)
         parts = [Part(number, files) for number, files in index.parts().items()]
         with processing(context, parts, runtime.workers) as finish:
-            job.connect()  # importing MLflow takes seconds, in which the pool is already working
+            job.connect()  # importing MLflow takes seconds, during which the pool works
             finish()
-        merge.write_names(context, part_of_whole)
+        merge.write_names(context, this_partition)
         if partition:
-            metrics = partitions.write(context, part_of_whole, parts, job.folder)
+            metrics = partitions.write(context, this_partition, parts, job.folder)
         else:
-            metrics = _complete(job, runtime, parts, merge.describe(context), [folder / merge.NAMES], raw)
+            metrics = _complete(job, runtime, parts, manifest.describe(context), [folder / merge.NAMES], raw)
             job.attach(MANIFEST)
         job.publish(metrics, drop=(WORK_FOLDER,))
 
 
 def merge_partitions(*, shards: list[str], out: str, runtime: Runtime) -> None:
-    """Joins the outputs of all partitions to what a single run would have made, byte for byte.
+    """Joins the outputs of all partitions to the shards of a single run, byte for byte.
 
     Args:
-        shards: output folders of `run` with a partition, all n of them.
+        shards: output folders of all n partitions.
         out: output folder.
         runtime: the section `runtime`; the other parameters are those of the partitions.
 
     Raises:
-        UserError: partitions are missing or do not fit together, labels name unknown images, too many files refused.
+        UserError: partitions are missing or do not belong together, a table names unknown images, too many files quarantined.
     """
     outputs = partitions.open_all(shards)
     params = partitions.section(outputs)
@@ -93,7 +94,7 @@ def merge_partitions(*, shards: list[str], out: str, runtime: Runtime) -> None:
     with stage_run("preprocess", out, params, partitions.digests(outputs), runtime=runtime, upstream=upstream) as job:
         folder = job.folder / WORK_FOLDER
         parts, names = partitions.gather(outputs, folder), partitions.names_files(outputs, folder)
-        metrics = _complete(job, runtime, parts, partitions.common(outputs), names, outputs[0].described["raw"])
+        metrics = _complete(job, runtime, parts, partitions.shared(outputs), names, outputs[0].described["raw"])
         job.attach(MANIFEST)
         job.publish(metrics, drop=(WORK_FOLDER,))
 
@@ -106,32 +107,29 @@ def _refuse_nesting(raw: str, out: str) -> None:
         raise UserError(f"{out}: lies inside the raw folder {raw}, whose files are all read; choose another --out")
 
 
-def _complete(job: StageRun, runtime: Runtime, parts: list[Part], common: dict[str, Any], names: list[Path], raw: str) -> dict[str, float]:
-    """Judges the whole, completes the work folder and returns the metrics."""
+def _complete(job: StageRun, runtime: Runtime, parts: list[Part], shared: dict[str, Any], names: list[Path], raw: str) -> dict[str, float]:
+    """Checks all files together, completes the work folder and returns the metrics."""
     folder = job.folder / WORK_FOLDER
-    with closing(merge.read_ledger(folder, parts)) as ledger:
-        report = merge.write_quarantine(ledger, job.folder)
+    with closing(read_ledger(folder, parts)) as ledger:
+        quarantine = merge.write_quarantine(ledger, job.folder)
         merge.check_names(ledger, names, raw)
-        merge.check_quarantine(ledger, runtime.max_quarantined, report)
+        merge.check_quarantine(ledger, runtime.max_quarantined, quarantine)
         threads = workers_of(runtime.workers)
         merge.finish_parts(parts, ledger, folder, job.folder, threads)
-        summary = merge.Summary(common["findings"])
+        summary = manifest.Summary(shared["findings"])
         for part in parts:
             summary.add(part, ledger, folder, job.folder)
         summary.digest_parts(job.folder, threads)
         merge.check_patients(ledger, raw)
-        manifest = merge.write_manifest(job.folder / MANIFEST, common, ledger, summary)
-        rows = manifest["counts"]["rows"]
+        written = manifest.write_manifest(job.folder / MANIFEST, shared, ledger, summary)
+        rows = written["counts"]["rows"]
         log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
-        return _metrics(manifest)
+        return _metrics(written)
 
 
-def _metrics(manifest: dict[str, object]) -> dict[str, float]:
-    counts = manifest["counts"]
-    assert isinstance(counts, dict)
+def _metrics(written: dict[str, Any]) -> dict[str, float]:
+    counts, pixels = written["counts"], written["train_pixels"]
     flat = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")}
     flat |= {f"quarantined_{reason}": count for reason, count in counts["reasons"].items()}
     flat |= {f"{kind}_{split}": counts[kind][split] for kind in ("images", "patients") for split in SPLITS}
-    pixels = manifest["train_pixels"]
-    assert isinstance(pixels, dict)
     return flat | {"train_mean": pixels["mean"], "train_std": pixels["std"]}

@@ -4,15 +4,16 @@ from pathlib import Path
 import pytest
 
 from components.common.errors import UserError
-from components.preprocess import labels
+from components.preprocess.params import Preprocess
 from components.preprocess.labels import Box, Table
+from components.preprocess.layouts import table as layout
 
 
 def read(folder: Path, labels_csv: str | None = None, boxes_csv: str | None = None, unknown: str = "ignore") -> Table:
     for name, text in (("labels.csv", labels_csv), ("boxes.csv", boxes_csv)):
         if text is not None:
             (folder / name).write_text(text, encoding="utf-8")
-    return labels.read(str(folder), unknown)
+    return layout.read(str(folder), Preprocess.model_validate({"unknown_labels": unknown}), None)
 
 
 def test_both_files_are_optional(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_mistakes_in_boxes_name_the_line(tmp_path: Path, row: str, message: str)
 def test_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes("image,Erguß\n".encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):
-        labels.read(str(tmp_path), "ignore")
+        layout.read(str(tmp_path), Preprocess(), None)
 
 
 def test_an_image_named_twice_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.__main__ import main
+from components.preprocess.params import Preprocess
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.index import Index
-from components.preprocess.labels import BOXES, LABELS, read
+from components.preprocess.labels import BOXES, LABELS
+from components.preprocess.layouts import table
 from components.preprocess.parts import Partition, parse_partition
 from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
 from tests.preprocess.test_run import KEY, arguments, bytes_of, manifest_of, rows_of, write_cohort
@@ -101,7 +103,7 @@ def test_a_partition_is_no_shards(tmp_path: Path, raw: Path) -> None:
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/4", "a/b", "1/0", "1/", "0.5/2"])
 def test_partition_must_be_one_of_n(tmp_path: Path, raw: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, main([*arguments(tmp_path), f"--partition={text}"]))
-    assert f"--partition {text}: must read I/N" in message
+    assert f"--partition {text}: must be I/N" in message
 
 
 def test_partitions_are_disjoint_and_whole() -> None:
@@ -112,7 +114,7 @@ def test_partitions_are_disjoint_and_whole() -> None:
 
 def test_tables_on_disk_are_those_in_memory(tmp_path: Path, raw: Path) -> None:
     index = Index()
-    on_disk, in_memory = read(str(raw), "ignore", index), read(str(raw), "ignore")
+    on_disk, in_memory = table.read(str(raw), Preprocess(), index), table.read(str(raw), Preprocess(), None)
     index.save(tmp_path / "index.sqlite")
     assert repr(dict(on_disk.records)) == repr(dict(sorted(in_memory.records.items())))
     assert dict(on_disk.boxes) == in_memory.boxes and len(on_disk.boxes) == 1

@@ -21,7 +21,8 @@ from components.__main__ import main
 from components.common.formats import shards
 from components.common.runs.params import Runtime
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
-from components.preprocess.merge import Ledger, input_digest
+from components.preprocess.ledger import Ledger
+from components.preprocess.manifest import input_digest
 from components.preprocess.rows import Note
 from tests.common.dicom.phantoms import IDENTIFIERS, dataset, picture, to_bytes, write
 
@@ -218,7 +219,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shards.partial/*/parts/*.jsonl")}
     assert 4 <= len(done) < 40
     touched: dict[Path, int] = {}
-    monkeypatch.setattr("components.preprocess.run.merge.read_ledger", _spy(done, touched))
+    monkeypatch.setattr("components.preprocess.run.read_ledger", _spy(done, touched))
     assert main(arguments(tmp_path, "parts=40")) == 0
     assert touched == done, "a finished part was done again"
     assert bytes_of(tmp_path / "shards") == bytes_of(slow_cohort / "straight")
@@ -249,7 +250,7 @@ def test_kills_at_random_moments(tmp_path: Path, slow_cohort: Path, kills: int) 
 
 def _spy(done: dict[Path, int], touched: dict[Path, int]) -> Any:
     """The real function, which also notes when the parts of the first run were written."""
-    from components.preprocess.merge import read_ledger
+    from components.preprocess.ledger import read_ledger
 
     def read(*arguments: Any) -> Any:
         touched.update({path: path.stat().st_mtime_ns for path in done if path.exists() and not touched.get(path)})

@@ -1,31 +1,22 @@
-"""Data sets as they lie on disk after the download, chosen by `preprocess.layout`.
+"""Layouts of data sets on disk, chosen by `preprocess.layout`: one module per layout, with its name.
 
-One module a layout. Each fills a `labels.Table` from the set's own files, so that nothing behind it knows where a label
-comes from. Rules that hold for all public sets:
+A layout has a function `read(raw, params, index)`, which reads the tables of the data set into a `labels.Table`, so that no other
+code knows where a label comes from. Rules for all public data sets:
 
-- Every class or finding of the set becomes a label column under its own name, No Finding and Normal among them.
-- An image that the set's files do not name has unknown labels. Named images need not be there: many people have a part.
-- Files outside the set's image folders (readmes, tables, what archive tools left) are not looked at.
+- Every class or finding becomes a label column under its own name, including No Finding and Normal.
+- An image that the tables do not name has unknown labels. Named images need not exist: many people have only a part.
+- Files outside the image folders (readmes, tables, leftovers of archive tools) are ignored.
 """
 
 from collections.abc import Callable
 
-from components.common.errors import UserError
-from components.preprocess import labels
+from components.preprocess.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
-from components.preprocess.layouts import chexpert, folders, nih, rsna, vindr
-from components.preprocess.params import Preprocess
-
-
-def _read_table(raw: str, params: Preprocess, index: Index | None) -> Table:
-    if params.split == "official":
-        raise UserError("preprocess.split: the layout `table` has no official split; set it to hash")
-    return labels.read(raw, params.unknown_labels, index)
-
+from components.preprocess.layouts import chexpert, folders, nih, rsna, table, vindr
 
 LAYOUTS: dict[str, Callable[[str, Preprocess, Index | None], Table]] = {
-    "table": _read_table,
+    "table": table.read,
     "nih": nih.read,
     "rsna": rsna.read,
     "vindr": vindr.read,
@@ -35,14 +26,14 @@ LAYOUTS: dict[str, Callable[[str, Preprocess, Index | None], Table]] = {
 
 
 def read(raw: str, params: Preprocess, index: Index | None = None) -> Table:
-    """Reads what the raw folder's own files say of its images.
+    """Reads what the tables of a raw folder say about its images.
 
     Args:
-        raw: the raw folder.
-        params: `layout` and the parameters that layouts have.
+        raw: raw folder.
+        params: `layout` and the parameters of layouts.
         index: holds the rows on disk, so that memory does not grow with their number.
 
     Raises:
-        UserError: a file of the layout is missing, or has a mistake, which is named with its line.
+        UserError: a table is missing, or has a mistake, with its line.
     """
     return LAYOUTS[params.layout](raw, params, index)

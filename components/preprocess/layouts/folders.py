@@ -1,12 +1,11 @@
-"""A folder for each class, as in the paediatric set of Kermany et al. (Cell 2018, Mendeley Data v2).
+"""One folder per class, as in the paediatric data set of Kermany et al. (Cell 2018, Mendeley Data v2).
 
-`CLASS/...` or `train/CLASS/...` beside `val/` and `test/`; every class becomes a label. Kermany's file names keep a patient's
+`CLASS/...`, or `train/CLASS/...` beside `val/` and `test/`; every class becomes a label. Kermany's file names contain a patient
 number: person123_bacteria_45.jpeg, IM-0115-0001.jpeg, NORMAL2-IM-1234-0001.jpeg, and in a later release
-BACTERIA-1008087-0001.jpeg (disease, patient, image of this patient). One number stands for one patient here,
-whatever the rest of the name says: if the authors counted bacterial and viral cases apart, some patients are joined, which is
-harmless; the other mistake would put one patient on both sides of the split. For the same reason the official split, whose
-folders share numbers, is kept as it is only on request, and then a number counts within its folder. Any other file
-name is a patient of its own.
+BACTERIA-1008087-0001.jpeg (disease, patient, image of the patient). Here one number is one patient, whatever the rest of the name
+says. If the authors numbered bacterial and viral cases separately, some patients are merged, which is harmless; the opposite
+mistake would put a patient in two splits. The folders of the official split share numbers, so that it is used on request only, and a
+number then counts within its folder. An image with any other file name is a patient of its own.
 """
 
 import re
@@ -20,23 +19,23 @@ from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Official split by folder name, in lower case."""
+"""Folder name in lower case -> official split."""
 _PATIENT = re.compile(r"(?:^|-)(IM-\d+)-\d+|^(person\d+)_|^(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
 
 
 @dataclass(frozen=True)
 class Folders(Table):
-    """A table that is read off the paths."""
+    """A table that is derived from the paths."""
 
     within_split: bool = False
-    """Whether a patient's number counts within its folder of the official split."""
+    """Whether a patient number counts within its folder of the official split."""
 
     def is_image(self, path: str) -> bool:
-        """Whether the file lies in the folder of a class."""
+        """Whether the file is in the folder of a class."""
         return not is_leftover(path) and class_of(path) is not None
 
     def record(self, path: str, uid: str) -> Record | None:
-        """What the path says."""
+        """Returns what the path says."""
         labels = tuple(float(finding == class_of(path)) for finding in self.findings)
         patient = patient_of(path)
         if patient and self.within_split:
@@ -62,18 +61,13 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     official = params.split == "official"
     if official and not splits:
         raise UserError(f"{raw}: no folders train, val or test, so no official split; set preprocess.split to hash")
-    return Folders(tuple(sorted(classes)), folder_splits=_divided(splits), complete=False, within_split=official)
-
-
-def _divided(splits: dict[str, str]) -> dict[str, str]:
-    """Without an official validation split one is taken out of train."""
-    if "val" in splits.values():
-        return splits
-    return {folder: UNDIVIDED if split == "train" else split for folder, split in splits.items()}
+    if "val" not in splits.values():
+        splits = {folder: UNDIVIDED if split == "train" else split for folder, split in splits.items()}
+    return Folders(tuple(sorted(classes)), folder_splits=splits, complete=False, within_split=official)
 
 
 def class_of(path: str) -> str | None:
-    """The first folder below that of the split; None for a file outside of any."""
+    """Returns the first folder below that of the split; None for a file outside of any."""
     parts = path.split("/")[:-1]
     if parts and parts[0].lower() in SPLITS:
         parts = parts[1:]
@@ -81,6 +75,6 @@ def class_of(path: str) -> str | None:
 
 
 def patient_of(path: str) -> str:
-    """The patient's number in a Kermany file name; empty for another."""
+    """Returns the patient number of a Kermany file name; empty for another."""
     match = _PATIENT.search(base_name(path))
     return str(match[match.lastindex or 0]) if match else ""

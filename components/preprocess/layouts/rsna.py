@@ -1,8 +1,8 @@
 """RSNA Pneumonia Detection Challenge 2018: DICOM files in stage_2_train_images/, two tables.
 
-`stage_2_detailed_class_info.csv` gives each image one of three classes; `stage_2_train_labels.csv` has a row for each box of
-lung opacity, in pixels of the stored image, or one row without a box. The files' PatientID is the image's own: the set does
-not say which images share a patient. Officially `stage_2_test_images/` is for testing; its labels were never published.
+`stage_2_detailed_class_info.csv` gives each image one of three classes; `stage_2_train_labels.csv` has one row per box of lung
+opacity, in pixels of the stored image, or one row without a box. PatientID is different in each file: the data set does not say
+which images share a patient. The official test images are in `stage_2_test_images/`; their labels were never published.
 """
 
 from components.common.errors import UserError
@@ -21,25 +21,23 @@ _BOX_COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
-    """Reads the set's tables.
+    """Reads the tables.
 
     Raises:
-        UserError: a table is missing, has a mistake, or they contradict each other.
+        UserError: a table is missing or has a mistake, or they contradict each other.
     """
     digests: dict[str, str] = {}
     records, boxes = storage_of(index)
-    tables.find(raw, params.layout, CLASSES)
-    tables.find(raw, params.layout, BOXES)
-    for line, row in tables.table(raw, CLASSES, ("patientId", "class"), digests):
+    tables.find(raw, "rsna", CLASSES)
+    tables.find(raw, "rsna", BOXES)
+    for line, row in tables.published_rows(raw, CLASSES, ("patientId", "class"), digests):
         tables.check_known(f"{CLASSES} line {line}", [row["class"]], FINDINGS)
         labels = tuple(float(finding == row["class"]) for finding in FINDINGS)
-        before = records.setdefault(row["patientId"], Record(line, labels, row["patientId"], "", "", "", file=CLASSES))
-        if before.labels != labels:
-            raise UserError(f"{CLASSES} line {line}: another class than in line {before.line} for the same image; download it again")
-    for line, row in tables.table(raw, BOXES, _BOX_COLUMNS, digests):
+        first = records.setdefault(row["patientId"], Record(line, labels, row["patientId"], "", "", "", file=CLASSES))
+        if first.labels != labels:
+            raise UserError(f"{CLASSES} line {line}: another class than in line {first.line} for the same image; download it again")
+    for line, row in tables.published_rows(raw, BOXES, _BOX_COLUMNS, digests):
         if row["Target"] == "1":
-            cells = tuple(row[name] for name in _BOX_COLUMNS[1:5])
-            add_box(boxes, row["patientId"], parse_box(line, OPACITY, cells, BOXES))
-    return Table(
-        FINDINGS, records, boxes, digests, key=stem, folders=tuple(FOLDER_SPLITS), folder_splits=FOLDER_SPLITS, complete=False
-    )  # fmt: skip
+            add_box(boxes, row["patientId"], parse_box(line, OPACITY, [row[name] for name in _BOX_COLUMNS[1:5]], BOXES))
+    folders = tuple(FOLDER_SPLITS)
+    return Table(FINDINGS, records, boxes, digests, key=stem, folders=folders, folder_splits=FOLDER_SPLITS, complete=False)

@@ -1,17 +1,17 @@
 """VinDr-CXR (Nguyen et al., Sci Data 2022): DICOM files in train/ and test/, each read by several radiologists.
 
-Two forms are published. PhysioNet's has annotations/image_labels_{train,test}.csv, a row for each image and reader with a
-column for each finding, and annotations/annotations_{train,test}.csv with their boxes; the test set's is one consensus. Kaggle's has
-train.csv alone, with a row for each box, or for "No finding", of a reader; its test/ has no labels.
+Two forms are published. PhysioNet's has annotations/image_labels_{train,test}.csv, with one row per image and reader and one column
+per finding, and annotations/annotations_{train,test}.csv with their boxes; the test set has one consensus. Kaggle's has train.csv
+only, with one row per box, or "No finding", of a reader; its test/ has no labels.
 
-Each training image has three readers. `preprocess.readers` makes one label of their opinions: `majority`, more than half
-of the image's readers saw it, or `any`, one did. An image keeps the boxes of the findings that it has by this rule; boxes
-of one finding that overlap by half (intersection over union) are taken for the same one and become their mean. Officially
-test/ is for testing; train/ is divided between training and validation by hash.
+Each training image has three readers. `preprocess.readers` makes one label of them: `majority` (more than half of the readers of
+the image saw the finding) or `any` (at least one did). An image keeps the boxes of its positive findings; boxes of one finding
+with an intersection over union of at least 0.5 are merged into their mean. The official test set is test/; train/ is divided
+between training and validation by hash.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,17 +38,18 @@ _RENAMED = {"Other disease": "Other diseases"}
 _BOX_COLUMNS = ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")
 _SEEN = {"1": True, "1.0": True, "0": False, "0.0": False, "": False}
 _SAME_BOX = 0.5
+"""Minimum intersection over union of boxes that are merged."""
 
 
 @dataclass
 class Opinions:
-    """What the readers of one image said."""
+    """The readers' opinions on one image."""
 
     line: int
     file: str
     readers: set[str] = field(default_factory=set)
     seen: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Readers by finding."""
+    """Finding -> readers who saw it."""
 
     def has(self, finding: str, rule: str) -> bool:
         """Whether the image has the finding, by `majority` or `any`."""
@@ -64,61 +65,45 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     """
     digests: dict[str, str] = {}
     if storage.exists(storage.join(raw, PHYSIONET_LABELS[0])):
-        findings, opinions = _read_labels(raw, digests)
+        findings, opinions = _read_physionet(raw, digests)
         drawn = _read_boxes(raw, [tables.find(raw, "vindr", PHYSIONET_BOXES[0]), PHYSIONET_BOXES[1]], findings, digests)
     else:
         tables.find(raw, "vindr", KAGGLE, PHYSIONET_LABELS[0])
         findings, opinions = KAGGLE_FINDINGS, _read_kaggle(raw, digests)
         drawn = _read_boxes(raw, [KAGGLE], findings, digests)
     records, boxes = storage_of(index)
-    _fill(findings, opinions, drawn, params.readers, records, boxes)
-    return Table(
-        findings, records, boxes, digests, key=stem, folders=tuple(FOLDER_SPLITS), folder_splits=FOLDER_SPLITS, complete=False
-    )  # fmt: skip
-
-
-def _fill(
-    findings: tuple[str, ...],
-    opinions: dict[str, Opinions],
-    drawn: dict[str, list[Box]],
-    rule: str,
-    records: MutableMapping[str, Record],
-    boxes: MutableMapping[str, list[Box]],
-) -> None:
     for image, said in opinions.items():
-        has = {finding: said.has(finding, rule) for finding in findings}
-        records[image] = Record(said.line, tuple(float(has[finding]) for finding in findings), "", "", "", "", file=said.file)
-        kept = joined(box for box in drawn.get(image, ()) if has[box.label])
-        if kept:
-            boxes[image] = kept
+        has = {finding: said.has(finding, params.readers) for finding in findings}
+        records[image] = Record(said.line, tuple(map(float, has.values())), "", "", "", "", file=said.file)
+        merged = merge_overlapping(box for box in drawn.get(image, ()) if has[box.label])
+        if merged:
+            boxes[image] = merged
+    folders = tuple(FOLDER_SPLITS)
+    return Table(findings, records, boxes, digests, key=stem, folders=folders, folder_splits=FOLDER_SPLITS, complete=False)
 
 
-def _read_labels(raw: str, digests: dict[str, str]) -> tuple[tuple[str, ...], dict[str, Opinions]]:
-    """PhysioNet's: findings in the order of the columns, and what was said by image."""
-    columns = tables.columns(raw, PHYSIONET_LABELS[0], ("image_id", "rad_id"))
+def _read_physionet(raw: str, digests: dict[str, str]) -> tuple[tuple[str, ...], dict[str, Opinions]]:
+    """Returns the findings in the order of the columns, and the opinions by image."""
+    columns = tables.columns_of(raw, PHYSIONET_LABELS[0], ("image_id", "rad_id"))
     findings = tuple(name for name in columns if name not in ("image_id", "rad_id"))
     opinions: dict[str, Opinions] = {}
     for file in PHYSIONET_LABELS:
-        for line, row in tables.table(raw, file, ("image_id",), digests):
+        for line, row in tables.published_rows(raw, file, ("image_id",), digests):
             said = opinions.setdefault(row["image_id"], Opinions(line, file))
             reader = row.get("rad_id", "consensus")
             said.readers.add(reader)
             cells = {_RENAMED.get(name, name): cell for name, cell in row.items()}
             for finding in findings:
-                if _parse_seen(f"{file} line {line}", finding, cells):
+                if cells.get(finding) not in _SEEN:
+                    raise UserError(f"{file} line {line}: {finding} is {cells.get(finding)!r}; it must be 1, 0 or blank")
+                if _SEEN[cells[finding]]:
                     said.seen[finding].add(reader)
     return findings, opinions
 
 
-def _parse_seen(place: str, finding: str, cells: dict[str, str]) -> bool:
-    if cells.get(finding) not in _SEEN:
-        raise UserError(f"{place}: {finding} is {cells.get(finding)!r}; it must be 1, 0 or blank")
-    return _SEEN[cells[finding]]
-
-
 def _read_kaggle(raw: str, digests: dict[str, str]) -> dict[str, Opinions]:
     opinions: dict[str, Opinions] = {}
-    for line, row in tables.table(raw, KAGGLE, ("image_id", "class_name", "rad_id"), digests):
+    for line, row in tables.published_rows(raw, KAGGLE, ("image_id", "class_name", "rad_id"), digests):
         tables.check_known(f"{KAGGLE} line {line}", [row["class_name"]], KAGGLE_FINDINGS)
         said = opinions.setdefault(row["image_id"], Opinions(line, KAGGLE))
         said.readers.add(row["rad_id"])
@@ -127,10 +112,10 @@ def _read_kaggle(raw: str, digests: dict[str, str]) -> dict[str, Opinions]:
 
 
 def _read_boxes(raw: str, files: Iterable[str], findings: tuple[str, ...], digests: dict[str, str]) -> dict[str, list[Box]]:
-    """The boxes of all readers by image; rows without a box (No finding) are left out."""
+    """Returns the boxes of all readers by image, without the rows that have no box (No finding)."""
     drawn: defaultdict[str, list[Box]] = defaultdict(list)
     for file in files:
-        for line, row in tables.table(raw, file, _BOX_COLUMNS, digests):
+        for line, row in tables.published_rows(raw, file, _BOX_COLUMNS, digests):
             label = _RENAMED.get(row["class_name"], row["class_name"])
             tables.check_known(f"{file} line {line}", [label], findings)
             if row["x_min"] and label != NO_FINDING:
@@ -143,11 +128,11 @@ def _parse_box(line: int, label: str, row: dict[str, str], file: str) -> Box:
         left, top, right, bottom = (float(row[name]) for name in _BOX_COLUMNS[2:])
     except ValueError:
         raise UserError(f"{file} line {line}: x_min, y_min, x_max and y_max must be numbers") from None
-    return parse_box(line, label, (str(left), str(top), str(right - left), str(bottom - top)), file)
+    return parse_box(line, label, map(str, (left, top, right - left, bottom - top)), file)
 
 
-def joined(boxes: Iterable[Box]) -> list[Box]:
-    """Boxes of the same finding that overlap by half as their mean, in the order of the first of each."""
+def merge_overlapping(boxes: Iterable[Box]) -> list[Box]:
+    """Merges overlapping boxes of the same finding into their mean, in the order of the first of each."""
     groups: list[list[Box]] = []
     for box in boxes:
         same = (group for group in groups if group[0].label == box.label and overlap(_mean(group), box) >= _SAME_BOX)
@@ -165,7 +150,7 @@ def _mean(group: list[Box]) -> Box:
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union."""
+    """Computes the intersection over union."""
     across = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
     down = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
     shared = max(across, 0.0) * max(down, 0.0)

@@ -5,7 +5,7 @@ import pytest
 
 from components.common.errors import UserError
 from components.preprocess.labels import Box
-from components.preprocess.layouts.vindr import joined, overlap
+from components.preprocess.layouts.vindr import merge_overlapping, overlap
 from tests.preprocess.layouts.miniature import positives, run, table, write_dicom, write_text
 
 A, B, C = (f"{number:x}" * 32 for number in (10, 11, 12))
@@ -102,10 +102,10 @@ def test_overlap_is_intersection_over_union() -> None:
     assert overlap(square, Box(4, "A", 20, 20, 5, 5)) == 0 and overlap(square, Box(4, "A", 10, 0, 5, 5)) == 0
 
 
-def test_boxes_of_one_finding_that_overlap_are_joined() -> None:
+def test_boxes_of_one_finding_that_overlap_are_merge_overlapping() -> None:
     one, near, far = Box(2, "A", 0, 0, 10, 10), Box(3, "A", 2, 0, 10, 10), Box(4, "A", 50, 0, 10, 10)
     other = Box(5, "B", 0, 0, 10, 10)
-    assert joined([one, near, far, other]) == [Box(2, "A", 1, 0, 10, 10), far, other]
+    assert merge_overlapping([one, near, far, other]) == [Box(2, "A", 1, 0, 10, 10), far, other]
 
 
 @pytest.mark.parametrize(

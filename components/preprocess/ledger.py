@@ -1,0 +1,107 @@
+"""The notes about all files in a database, so that memory does not grow with their number."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from components.preprocess.index import connect, to_key, to_text
+from components.preprocess.part_writer import read_notes
+from components.preprocess.parts import Part
+from components.preprocess.rows import Note
+
+# Paths are blobs, since they need not be UTF-8; they sort by code point.
+_SCHEMA = """
+CREATE TABLE files (path BLOB PRIMARY KEY, sha256 TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
+CREATE TABLE images (id TEXT PRIMARY KEY, path BLOB) WITHOUT ROWID;
+CREATE TABLE refused_images (id TEXT PRIMARY KEY);
+CREATE TABLE patients (split TEXT, id TEXT, PRIMARY KEY (split, id)) WITHOUT ROWID;
+"""
+_KEEP_FIRST_PATH = "INSERT INTO images VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET path = min(path, excluded.path)"
+
+
+class Ledger:
+    """Which files are rows, duplicates or quarantined, and which patients the rows have."""
+
+    def __init__(self, path: Path):
+        path.unlink(missing_ok=True)
+        self.files = 0
+        self.kept = 0
+        """Number of files that are not quarantined, including duplicates."""
+        self.reasons: dict[str, int] = {}
+        """Reason -> number of quarantined files."""
+        self._database = connect(path)
+        self._database.executescript(_SCHEMA)
+
+    def add(self, notes: Iterable[Note]) -> None:
+        """Adds the notes of a part."""
+        reasons = Counter(self.reasons)
+        for note in notes:
+            self.files += 1
+            self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (to_key(note.path), note.sha256, note.reason, note.detail))
+            if note.reason is not None:
+                reasons[note.reason] += 1
+                self._database.execute("INSERT OR IGNORE INTO refused_images VALUES (?)", (note.image_id,))
+            else:
+                self.kept += 1
+                self._database.execute(_KEEP_FIRST_PATH, (note.image_id, to_key(note.path)))
+        self._database.commit()
+        self.reasons = dict(sorted(reasons.items()))
+
+    def is_row(self, note: Note) -> bool:
+        """Whether a file that is not quarantined is the first one with its image, by path."""
+        found = self._database.execute("SELECT path FROM images WHERE id = ?", (note.image_id,)).fetchone()
+        return found is not None and found[0] == to_key(note.path)
+
+    def is_known(self, image_id: str) -> bool:
+        """Whether any file has this image, be it a row, a duplicate or quarantined."""
+        query = "SELECT 1 FROM images WHERE id = :id UNION ALL SELECT 1 FROM refused_images WHERE id = :id"
+        return self._database.execute(query, {"id": image_id}).fetchone() is not None
+
+    def add_patient(self, split: str, patient_id: str) -> None:
+        """Adds the patient of a row."""
+        self._database.execute("INSERT OR IGNORE INTO patients VALUES (?, ?)", (split, patient_id))
+
+    def patients(self) -> dict[str, int]:
+        """Returns the number of patients by split."""
+        return dict(self._database.execute("SELECT split, COUNT(*) FROM patients GROUP BY split"))
+
+    def patients_in_several_splits(self) -> int:
+        """Returns the number of patients who are in more than one split."""
+        return self._count("SELECT COUNT(*) FROM (SELECT id FROM patients GROUP BY id HAVING COUNT(*) > 1)")
+
+    @property
+    def duplicates(self) -> int:
+        """Number of files whose image another row has."""
+        return self.kept - self._count("SELECT COUNT(*) FROM images")
+
+    @property
+    def quarantined(self) -> int:
+        """Number of quarantined files."""
+        return sum(self.reasons.values())
+
+    def refused(self) -> Iterator[dict[str, str]]:
+        """Yields path (as UTF-8), reason and detail of quarantined files, by path."""
+        for path, reason, detail in self._database.execute("SELECT path, reason, detail FROM files WHERE reason IS NOT NULL ORDER BY path"):
+            printable = to_text(path).encode("utf-8", "backslashreplace").decode()
+            yield {"path": printable, "reason": reason, "detail": detail or ""}
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """Yields path and SHA-256 of every file, by path."""
+        for path, sha256 in self._database.execute("SELECT path, sha256 FROM files ORDER BY path"):
+            yield to_text(path), sha256
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._database.close()
+
+    def _count(self, query: str) -> int:
+        count: int = self._database.execute(query).fetchone()[0]
+        return count
+
+
+def read_ledger(folder: Path, parts: list[Part]) -> Ledger:
+    """Reads the notes of all parts."""
+    ledger = Ledger(folder / "ledger.sqlite")
+    for part in parts:
+        ledger.add(read_notes(folder, part))
+    return ledger
