@@ -102,7 +102,7 @@ def test_suspected_text_is_counted_and_listed(two_images: Path) -> None:
     assert counts["text_suspected"][listed["split"]] == 1 and row["split"] == listed["split"]
     assert listed["image_id"] in {row["image_id"] for row in rows_of_part(folder, listed["part"])}
     report = (folder / "report.html").read_text()
-    assert "is in 1 image (50.0 %" in report and "text_suspected.csv" in report
+    assert "found near an edge of 1 image (50.0 %" in report and "text_suspected.csv" in report
     assert f"<code>{listed['image_id']}</code>" not in report, "a suspected image was shown"
 
 
@@ -121,4 +121,4 @@ def test_the_check_can_be_switched_off_and_the_report_says_so(two_images: Path) 
     assert main(arguments(two_images, "size=512", "text_check=off")) == 0
     counts = manifest_of(two_images / "shards")["counts"]
     assert counts["rows"] == 2 and sum(counts["text_suspected"].values()) == 0
-    assert "Text was not looked for" in (two_images / "shards" / "report.html").read_text()
+    assert "Text was not searched for" in (two_images / "shards" / "report.html").read_text()
