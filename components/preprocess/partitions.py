@@ -16,10 +16,10 @@ from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.inputs import read_document
 from components.common.runs.storage import write_json
-from components.preprocess.params import Preprocess
 from components.preprocess import manifest
 from components.preprocess.ledger import read_ledger
 from components.preprocess.merge import NAMES
+from components.preprocess.params import Preprocess
 from components.preprocess.parts import Part, Partition
 from components.preprocess.rows import Context
 

@@ -23,11 +23,11 @@ from components.common.dicom.render import Rendered, render
 from components.common.errors import UserError
 from components.common.formats import shards
 from components.common.runs import storage
-from components.preprocess.params import Preprocess
 from components.preprocess import child_process, deidentify
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table
+from components.preprocess.params import Preprocess
 from components.preprocess.split import split_of, split_undivided
 
 Row = dict[str, Any]

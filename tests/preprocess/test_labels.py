@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from components.common.errors import UserError
-from components.preprocess.params import Preprocess
 from components.preprocess.labels import Box, Table
 from components.preprocess.layouts import table as layout
+from components.preprocess.params import Preprocess
 
 
 def read(folder: Path, labels_csv: str | None = None, boxes_csv: str | None = None, unknown: str = "ignore") -> Table:

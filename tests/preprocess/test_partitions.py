@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.__main__ import main
-from components.preprocess.params import Preprocess
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.index import Index
 from components.preprocess.labels import BOXES, LABELS
 from components.preprocess.layouts import table
+from components.preprocess.params import Preprocess
 from components.preprocess.parts import Partition, parse_partition
 from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
 from tests.preprocess.test_run import KEY, arguments, bytes_of, manifest_of, rows_of, write_cohort

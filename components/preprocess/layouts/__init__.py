@@ -10,10 +10,10 @@ code knows where a label comes from. Rules for all public data sets:
 
 from collections.abc import Callable
 
-from components.preprocess.params import Preprocess
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
 from components.preprocess.layouts import chexpert, folders, nih, rsna, table, vindr
+from components.preprocess.params import Preprocess
 
 LAYOUTS: dict[str, Callable[[str, Preprocess, Index | None], Table]] = {
     "table": table.read,

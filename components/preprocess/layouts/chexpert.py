@@ -13,10 +13,10 @@ from collections.abc import MutableMapping
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.preprocess.params import Preprocess
 from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table, add_record, base_name, label_values, parse_labels, storage_of
+from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 
 SPLITS = {"train.csv": UNDIVIDED, "valid.csv": "test"}

@@ -9,10 +9,10 @@ between training and validation by hash.
 from collections.abc import MutableMapping
 
 from components.common.runs import storage
-from components.preprocess.params import Preprocess
 from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, add_box, add_record, base_name, parse_box, storage_of
+from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 
 ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")

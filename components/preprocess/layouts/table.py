@@ -6,7 +6,6 @@ per finding: 1, 0, blank (unknown) or -1 (uncertain; `preprocess.unknown_labels`
 """
 
 from components.common.errors import UserError
-from components.preprocess.params import Preprocess
 from components.preprocess import tables
 from components.preprocess.index import Index
 from components.preprocess.labels import (
@@ -21,6 +20,7 @@ from components.preprocess.labels import (
     parse_labels,
     storage_of,
 )
+from components.preprocess.params import Preprocess
 
 OPTIONAL = ("patient", "view", "sex", "age")
 BOX_COLUMNS = ("image", "label", "x", "y", "width", "height")
