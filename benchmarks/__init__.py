@@ -1,1 +1,1 @@
-"""Each prints a ratio against a floor or a peer, measured side by side in one run."""
+"""Benchmarks: each prints ratios to a lower bound or to another library, measured side by side in one run."""

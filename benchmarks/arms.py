@@ -1,64 +1,53 @@
-"""Pretrains every arm on all cohorts together, and reads their features with a linear probe on each cohort.
+"""Pretrain every arm of the study on all cohorts together, and evaluate its features with a linear probe on each cohort.
 
     python -m benchmarks.arms --shards DIR ... --out DIR [--params FILE] [--set section.key=value ...]
 
-Prints a table of Markdown; docs/results.md holds one. What is done already is not done again.
+Prints two tables of Markdown, which docs/results.md quotes. Outputs that exist already are reused.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import stages
+from benchmarks.stages import overrides, read_json, with_interval
 from components.params import Params, load
+
+ENDS = ("loss_nce", "similarity_layer1", "similarity_layer4", "positive_similarity", "negative_similarity", "feature_std")
+"""Metrics at the end of pretraining."""
 
 
 def main() -> None:
-    """Runs pretrain, classify and evaluate study, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", required=True, nargs="+")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--params", default="params.yaml")
-    parser.add_argument("--set", action="append", default=[])
+    """Run pretrain, classify and evaluate study, and print the tables."""
+    parser = stages.parser(__doc__ or "")
+    parser.add_argument("--shards", required=True, nargs="+", help="output folders of preprocess")
     options = parser.parse_args()
     params = load(options.params, options.set)
-    common = ["--params", options.params, *(word for item in options.set for word in ("--set", item))]
+    common = ["--params", options.params, *overrides(options.set)]
+    backbones, cells, page = (options.out / name for name in ("backbones", "cells", "page"))
     for arm in params.study.arms:
         for seed in map(str, params.study.seeds):
-            backbone = options.out / "backbones" / arm / seed
-            run(["pretrain", "--shards", *options.shards, *common, *setting(pretrain__preset=arm, pretrain__seed=seed)], backbone)
+            backbone = backbones / arm / seed
+            settings = overrides([f"pretrain.preset={arm}", f"pretrain.seed={seed}"])
+            run(["pretrain", "--shards", *options.shards, *common, *settings], backbone)
             for shards in options.shards:
-                cell = options.out / "cells" / "probe" / Path(shards).name / arm / seed
-                probe = ["classify", "--shards", shards, "--backbone", str(backbone)]
-                run([*probe, *common, *setting(classify__mode="linear", classify__seed=seed)], cell)
-    page = options.out / "page"
-    run(["evaluate", "study", "--cells", str(options.out / "cells"), *common], page)
-    print(table(read(page / "metrics.json"), [Path(shards).name for shards in options.shards], params))
+                settings = overrides(["classify.mode=linear", f"classify.seed={seed}"])
+                probe = ["classify", "--shards", shards, "--backbone", str(backbone), *common, *settings]
+                run(probe, cells / "probe" / Path(shards).name / arm / seed)
+    run(["evaluate", "study", "--cells", str(cells), *common], page)
+    print(probe_table(read_json(page / "metrics.json"), [Path(shards).name for shards in options.shards], params))
     print()
-    print(ends({arm: read(options.out / "backbones" / arm / str(params.study.seeds[0]) / "metrics.json") for arm in params.study.arms}))
+    first = str(params.study.seeds[0])
+    print(end_table({arm: read_json(backbones / arm / first / "metrics.json") for arm in params.study.arms}))
 
 
 def run(command: list[str], out: Path) -> None:
-    """Runs a stage, unless its output is there."""
+    """Run a stage unless its output exists."""
     if not (out / "run.json").exists():
-        subprocess.run([sys.executable, "-m", "components", *command, "--out", str(out)], check=True)
+        stages.run([*command, "--out", str(out)])
 
 
-def setting(**values: str) -> list[str]:
-    """Overrides of parameters: section__key=value."""
-    return [word for name, value in values.items() for word in ("--set", f"{name.replace('__', '.')}={value}")]
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-def table(metrics: dict[str, Any], cohorts: list[str], params: Params) -> str:
-    """Macro test AUROC of the probes, and the difference to the reference with its interval."""
+def probe_table(metrics: dict[str, Any], cohorts: list[str], params: Params) -> str:
+    """Tabulate the probes' macro test AUROC and its difference from the reference arm."""
     reference = params.study.reference
     lines = [
         f"| arm | {' | '.join(f'{name}: macro AUROC (interval) | minus {reference} (interval)' for name in cohorts)} |",
@@ -66,23 +55,16 @@ def table(metrics: dict[str, Any], cohorts: list[str], params: Params) -> str:
     ]
     for arm in params.study.arms:
         names = [f"probe_{cohort}_{arm}" for cohort in cohorts]
-        cells = [cell(metrics, name, end, form) for name in names for end, form in (("", "{:.3f}"), ("_difference", "{:+.3f}"))]
+        cells = [cell for name in names for cell in (with_interval(metrics, name), with_interval(metrics, f"{name}_difference", "{:+.3f}"))]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def ends(metrics: dict[str, dict[str, Any]]) -> str:
-    """What pretraining ended with, for the first seed of each arm that was trained."""
-    names = ("loss_nce", "similarity_layer1", "similarity_layer4", "positive_similarity", "negative_similarity", "feature_std")
-    lines = [f"| end of pretraining | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    lines += [f"| {arm} | {' | '.join(f'{values[name]:.3f}' for name in names)} |" for arm, values in metrics.items() if values]
+def end_table(metrics: dict[str, dict[str, Any]]) -> str:
+    """Tabulate the metrics at the end of pretraining; an arm that is not trained has none."""
+    lines = [f"| end of pretraining | {' | '.join(ENDS)} |", "|---|" + "---:|" * len(ENDS)]
+    lines += [f"| {arm} | {' | '.join(f'{values[name]:.3f}' for name in ENDS)} |" for arm, values in metrics.items() if values]
     return "\n".join(lines)
-
-
-def cell(metrics: dict[str, Any], name: str, end: str, form: str) -> str:
-    """A number with its interval, or a dash."""
-    values = [metrics.get(f"{name}{end}{limit}") for limit in ("", "_low", "_high")]
-    return "-" if None in values else f"{form} ({form} to {form})".format(*values)
 
 
 if __name__ == "__main__":

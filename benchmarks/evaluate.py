@@ -1,8 +1,8 @@
-"""The bootstrap over patients beside a loop over scikit-learn, and their largest difference.
+"""Time the bootstrap over patients against a loop over scikit-learn, and print their largest difference.
 
     python -m benchmarks.evaluate [--images 25000] [--findings 14] [--resamples 2000] [--loop 3]
 
-The loops are timed on a few resamples and multiplied: all of them would take minutes.
+The loops are timed on a few resamples and extrapolated, since all resamples would take minutes.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from components.common.statistics.ranking import bootstrap_ranking
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=25_000)
     parser.add_argument("--findings", type=int, default=14)
     parser.add_argument("--resamples", type=int, default=2_000)
-    parser.add_argument("--loop", type=int, default=3, help="resamples of the loop")
+    parser.add_argument("--loop", type=int, default=3, help="resamples of the loops over scikit-learn")
     options = parser.parse_args()
     targets, scores, patients = cohort(options.images, options.findings)
     print(f"{options.images:,} images of {patients.max() + 1:,} patients, {options.findings} findings, {options.resamples:,} resamples")
@@ -43,12 +43,12 @@ def main() -> None:
         theirs = (time.process_time() - started) * options.resamples / options.loop
         total += theirs
         print(f"{f'{name}, a loop over scikit-learn':<48} {theirs:8.1f} {theirs / ours:8.1f}")
-        print(f"  largest difference in {expected.size} of them: {np.abs(found[: options.loop] - expected).max():.1e}")
+        print(f"  largest difference among {expected.size} values: {np.abs(found[: options.loop] - expected).max():.1e}")
     print(f"{'both, loops over scikit-learn':<48} {total:8.1f} {total / ours:8.1f}")
 
 
 def cohort(images: int, findings: int) -> tuple[Floats, Floats, Integers]:
-    """Targets from 1 to 40 % positive, scores in float32 as predictions hold them, and one to four images a patient."""
+    """Draw targets with prevalences from 1 to 40 %, scores rounded to float32, and one to four images per patient."""
     rng = np.random.default_rng(0)
     patients = np.repeat(np.arange(images), rng.integers(1, 5, images))[:images]
     targets = (rng.random((images, findings)) < np.geomspace(0.01, 0.4, findings)).astype(np.float64)
@@ -57,7 +57,7 @@ def cohort(images: int, findings: int) -> tuple[Floats, Floats, Integers]:
 
 
 def sklearn_loop(metric: Callable[..., float], targets: Floats, scores: Floats, patients: Integers, resamples: int) -> Floats:
-    """(B, F): the first of the same resamples, each image as often as its patient was drawn."""
+    """Compute a metric (resamples, findings) on the first of the same resamples, repeating images as often as their patient was drawn."""
     rows = []
     for weights in next(resampled_weights(int(patients.max()) + 1, min(resamples, CHUNK), seed=0)).T:
         drawn = np.repeat(np.arange(len(patients)), weights[patients])

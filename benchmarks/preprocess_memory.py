@@ -1,17 +1,18 @@
-"""Peak memory of preprocess at two numbers of rows: python -m benchmarks.preprocess_memory [--rows 1000 100000] [--workers 2].
+"""Measure the peak memory of preprocess at two numbers of rows.
 
-The listing is simulated: a few phantom files without ids of their own stand under many names (symbolic links), so that each name is
-an image of its own, with a row in labels.csv. Printed is the peak of the largest process, and the ratio of the last to the first.
+    python -m benchmarks.preprocess_memory [--rows 1000 100000] [--workers 2]
+
+The listing is simulated: symbolic links give a few phantom files many names. The phantoms have no ids of their own, so that every name
+counts as an image, with a row in labels.csv. Printed are the peak of the largest process and the ratio of the last to the first.
 """
 
 import argparse
-import os
-import sys
 import tempfile
 from pathlib import Path
 
 from pydicom import dcmread
 
+from benchmarks import stages
 from components.params import Params
 from components.simulate.params import Simulate
 from components.simulate.run import run as simulate
@@ -21,8 +22,8 @@ PER_FOLDER = 1000
 
 
 def main() -> None:
-    """Prints a line a number of rows, and the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print a line for each number of rows, and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 def make_originals(folder: Path) -> list[Path]:
-    """Phantoms without SOPInstanceUID and PatientID."""
+    """Make phantoms without SOPInstanceUID, PatientID and StudyInstanceUID."""
     simulate(out=str(folder), **Params(simulate=Simulate(patients=8, size=96)).arguments("simulate"))
     found = sorted(folder.rglob("*.dcm"))
     for path in found:
@@ -44,24 +45,18 @@ def make_originals(folder: Path) -> list[Path]:
 
 
 def measure(scratch: Path, originals: list[Path], rows: int, workers: int) -> float:
-    """Runs the stage on a simulated listing; returns the peak of its largest process, in MiB."""
+    """Run the stage on a simulated listing, and return the peak of its largest process in MiB."""
     raw = scratch / f"raw-{rows}"
     write_listing(raw, originals, rows)
-    options = {"preprocess.size": 64, "preprocess.parts": 4, "runtime.workers": workers, "runtime.max_quarantined": 0.9}
-    overrides = [item for name, value in options.items() for item in ("--set", f"{name}={value}")]
-    command = ["-m", "components", "preprocess", "--raw", str(raw), "--out", str(scratch / f"out-{rows}"), *overrides]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'mlflow.db'}"}
-    child = os.posix_spawn(sys.executable, [sys.executable, *command], environment)
-    _, status, usage = os.wait4(child, 0)
-    if status:
-        sys.exit(f"preprocess ended with status {status}")
-    peak = usage.ru_maxrss / 1024
-    print(f"{rows:>9,} rows: {peak:7.1f} MiB, {usage.ru_utime + usage.ru_stime:.0f} s of CPU time", flush=True)
-    return peak
+    settings = ["preprocess.size=64", "preprocess.parts=4", f"runtime.workers={workers}", "runtime.max_quarantined=0.9"]
+    command = ["preprocess", "--raw", str(raw), "--out", str(scratch / f"out-{rows}"), *stages.overrides(settings)]
+    usage = stages.run(command, mlflow=scratch / "mlflow.db")
+    print(f"{rows:>9,} rows: {usage.peak:7.1f} MiB, {usage.cpu:.0f} s of CPU time", flush=True)
+    return usage.peak
 
 
 def write_listing(raw: Path, originals: list[Path], rows: int) -> None:
-    """Makes the links and labels.csv."""
+    """Write the links and labels.csv."""
     raw.mkdir()
     with (raw / "labels.csv").open("w") as labels:
         labels.write(",".join(["image", "patient", *(f"finding {number}" for number in range(FINDINGS))]) + "\n")

@@ -1,42 +1,31 @@
-"""The whole stage with one process and with two, on so many copies of the files that its start is a small part."""
+"""Time the whole stage with one process and with two, on so many copies of the files that its start hardly counts."""
 
-import os
 import shutil
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pydicom
 
-from benchmarks.preprocess_timing import heading, row
+from benchmarks import stages
+from benchmarks.timing import heading, row
 
 FILES = 5_000
 
 
-class Run(NamedTuple):
-    """How long a command took."""
-
-    wall: float
-    cpu: float
-    """Seconds of all its processes."""
-
-
 def processes(originals: list[Path], scratch: Path, size: int, floor: Callable[[int], float]) -> None:
-    """Wall clock and CPU time of the command, and what is left of the ratio when its start is taken off.
+    """Print wall-clock and CPU time of the command, and how much faster two processes are, with and without its start.
 
     Args:
         originals: files to copy.
         scratch: folder for copies and outputs.
-        size: of the rows' images.
-        floor: seconds until each of so many processes has decoded the same files, and no more: the machine's own limit.
+        size: longer side of the images in pixels.
+        floor: returns the seconds in which each of N processes decodes the same files: the limit that the machine sets.
     """
     one, many = scratch / "one", scratch / "many"
     copies(originals, one, 1)
     count = copies(originals, many, max(len(originals), FILES))
-    stage(one, scratch, size, 1)  # makes MLflow's database
+    stage(one, scratch, size, 1)  # creates MLflow's database
     start = stage(one, scratch, size, 1)
     runs = {workers: stage(many, scratch, size, workers) for workers in (1, 2)}
     heading(f"the stage as a command, {count} files", "seconds", "of CPU", "files/s")
@@ -50,27 +39,17 @@ def processes(originals: list[Path], scratch: Path, size: int, floor: Callable[[
         shutil.rmtree(folder)
 
 
-def stage(raw: Path, scratch: Path, size: int, workers: int) -> Run:
-    """Runs it."""
-    out = scratch / f"out-{raw.name}-{workers}"
-    options = {"preprocess.size": size, "runtime.workers": workers, "runtime.max_quarantined": 0.9}
-    overrides = [item for name, value in options.items() for item in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "components", "preprocess", "--raw", str(raw), "--out", str(out), *overrides]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'mlflow.db'}"}
-    started = time.perf_counter()
-    with (scratch / "log").open("wb") as log:
-        child = os.posix_spawn(sys.executable, command, environment, file_actions=[(os.POSIX_SPAWN_DUP2, log.fileno(), 2)])
-        _, status, usage = os.wait4(child, 0)
-    wall = time.perf_counter() - started
-    if status:
-        sys.exit(f"preprocess ended with status {status}: {(scratch / 'log').read_text()[-500:]}")
-    return Run(wall, usage.ru_utime + usage.ru_stime)
+def stage(raw: Path, scratch: Path, size: int, workers: int) -> stages.Usage:
+    """Run preprocess."""
+    settings = [f"preprocess.size={size}", f"runtime.workers={workers}", "runtime.max_quarantined=0.9"]
+    command = ["preprocess", "--raw", str(raw), "--out", str(scratch / f"out-{raw.name}-{workers}"), *stages.overrides(settings)]
+    return stages.run(command, mlflow=scratch / "mlflow.db", log=scratch / "log")
 
 
 def copies(originals: list[Path], folder: Path, count: int) -> int:
-    """Writes so many files, or a few more, each an image of its own: copies get another SOPInstanceUID of the same length.
+    """Write at least `count` files, each with a SOPInstanceUID of its own of the same length; return how many.
 
-    Deflated files, where it cannot be found, are written once.
+    Deflated files, in which the UID cannot be replaced, are written once.
     """
     edits = [edit_of(path) for path in originals[:count]]
     written = 0
@@ -86,7 +65,7 @@ def copies(originals: list[Path], folder: Path, count: int) -> int:
 
 
 def edit_of(path: Path) -> Callable[[int], bytes | None]:
-    """The file with a numbered SOPInstanceUID; None where it is the same as before."""
+    """Return a function that numbers the SOPInstanceUID of a file, or returns None if it cannot."""
     content = path.read_bytes()
     uid = str(pydicom.dcmread(path, stop_before_pixels=True).get("SOPInstanceUID", "")).encode()
     found = uid if uid[-5:].isdigit() and content.count(uid) > 1 else b""

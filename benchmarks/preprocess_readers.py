@@ -1,4 +1,4 @@
-"""Reading: shards beside other formats' readers, sizes of row groups, and ways to pack pixels."""
+"""Time the reader of shards against readers of other formats, sizes of row groups, and codecs for pixels."""
 
 import importlib
 import io
@@ -16,21 +16,21 @@ import pyarrow as pa
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.preprocess_timing import Candidates, heading, installed, milliseconds, row, table, turns
+from benchmarks.timing import Candidates, heading, installed, milliseconds, row, table, turns
 from components.common.formats import shards
 from components.common.runs import storage
 from components.common.training import reader
 
 IMAGES = 400
-"""Of a reader's round."""
+"""Images per round of a reader."""
 GROUPED_IMAGES = 1600
-"""Of a round with some size of row groups."""
+"""Images per round with row groups of one size."""
 ROW_GROUPS = (25, 50, 100, 200, 400)
 BATCH = 20
 
 
 def readers(images: list[Any], scratch: Path, rounds: int) -> None:
-    """Decoded pixels of the same images, in shuffled order where the format has one, with a worker or thread a core."""
+    """Time reading the same images, shuffled where the format allows it, with one worker or thread per core."""
     images = repeated(images, IMAGES)
     workers = len(os.sched_getaffinity(0))
     candidates: Candidates = {}
@@ -41,7 +41,7 @@ def readers(images: list[Any], scratch: Path, rounds: int) -> None:
 
 
 def row_groups(images: list[Any], scratch: Path, rounds: int) -> None:
-    """How fast shards are read, and what lies in memory, by the number of rows in a row group."""
+    """Time reading shards, and print what lies in memory, by the number of rows in a row group."""
     images = repeated(images, GROUPED_IMAGES)
     opened = {size: packed(images, scratch / f"groups-{size}", size) for size in ROW_GROUPS}
     ways: dict[str, Callable[[reader.Reader], object]] = {
@@ -57,26 +57,26 @@ def row_groups(images: list[Any], scratch: Path, rounds: int) -> None:
 
 
 def codecs(images: list[Any], rounds: int) -> None:
-    """Ways to pack the pixels of a row, one core."""
-    table_of = {name: turns({"pack": partial(all_of, pack, images)}, rounds) for name, (pack, _) in CODECS.items()}
+    """Time ways to pack the pixels of a row, on one core."""
     heading("packing, one core", "ms to pack", "ms to unpack", "share of the raw bytes")
     raw = sum(image.nbytes for image in images)
     for name, (pack, unpack) in CODECS.items():
         stored = [(pack(image), image) for image in images]
         assert all(np.array_equal(unpack(content, image), image) for content, image in stored), name
-        unpacking = turns({"unpack": lambda stored=stored, unpack=unpack: [unpack(*pair) for pair in stored]}, rounds)["unpack"]
+        ways = {"pack": partial(all_of, pack, images), "unpack": partial(unpack_all, unpack, stored)}
+        times = turns(ways, rounds)
         share = sum(len(content) for content, _ in stored) / raw
-        row(name, *(f"{milliseconds(times, len(images)):.2f}" for times in (table_of[name]["pack"], unpacking)), f"{share:.2f}")
+        row(name, *(f"{milliseconds(times[way], len(images)):.2f}" for way in ways), f"{share:.2f}")
 
 
 def ours(images: list[Any], scratch: Path, workers: int) -> Candidates:
-    """Shards through components.common.training.reader."""
+    """Read shards with components.common.training.reader."""
     opened = packed(images, scratch / "shards", shards.ROWS_PER_GROUP)
     return {"shards, components.common.training.reader": lambda: count(batch.images for batch in opened.shuffled(BATCH, 0, 0))}
 
 
 def packed(images: list[Any], folder: Path, rows_per_group: int) -> reader.Reader:
-    """Opens shards of the images."""
+    """Write shards of the images and open them."""
     folder.mkdir()
     blank = {"split": "train", "labels": [], "boxes": []}
     rows = ({**shards.encode(image), "image_id": f"{n}", "patient_id": f"{n}", **blank} for n, image in enumerate(images))
@@ -89,7 +89,7 @@ def packed(images: list[Any], folder: Path, rows_per_group: int) -> reader.Reade
 
 
 def png_folder(images: list[Any], scratch: Path, workers: int) -> Candidates:
-    """ImageFolder of torchvision on PNGs."""
+    """Read PNG files with torchvision's ImageFolder."""
     from torchvision.datasets import ImageFolder
 
     folder = scratch / "png" / "class"
@@ -101,7 +101,7 @@ def png_folder(images: list[Any], scratch: Path, workers: int) -> Candidates:
 
 
 def webdataset_png(images: list[Any], scratch: Path, workers: int) -> Candidates:
-    """Tar files of PNGs, a shard a worker."""
+    """Read tar files of PNGs with webdataset, one shard per worker."""
     if not installed("webdataset"):
         return {}
     wds = importlib.import_module("webdataset")
@@ -119,7 +119,7 @@ def webdataset_png(images: list[Any], scratch: Path, workers: int) -> Candidates
 
 
 def mds(images: list[Any], scratch: Path, workers: int) -> Candidates:
-    """mosaicml-streaming's own format, raw arrays (its fastest) and PNG."""
+    """Read mosaicml-streaming's own format, with raw arrays (its fastest) and with PNG."""
     if not installed("streaming"):
         return {}
     streaming = importlib.import_module("streaming")
@@ -139,7 +139,7 @@ def mds(images: list[Any], scratch: Path, workers: int) -> Candidates:
 
 
 def hugging_face(images: list[Any], scratch: Path, workers: int) -> Candidates:
-    """Hugging Face datasets on Parquet of PNGs."""
+    """Read Parquet files of PNGs with Hugging Face datasets."""
     if not installed("datasets"):
         return {}
     datasets = importlib.import_module("datasets")
@@ -152,76 +152,82 @@ def hugging_face(images: list[Any], scratch: Path, workers: int) -> Candidates:
 
 
 def loader(dataset: Any, workers: int, shuffle: bool | None = None) -> Iterator[Any]:
-    """A sample at a time: images differ in size, and collating is no part of any format."""
+    """Yield one sample at a time: images differ in size, and collating belongs to no format."""
     return iter(DataLoader(dataset, batch_size=None, shuffle=shuffle, num_workers=workers))
 
 
 def count(images: Iterable[Any], expected: int = IMAGES) -> int:
-    """Uses up the images; all of them must come."""
+    """Consume the images, and make sure that none is missing."""
     total = sum(len(image) if image.ndim == 3 else 1 for image in images)
     assert total == expected, total
     return total
 
 
 def repeated(images: list[Any], number: int) -> list[Any]:
-    """So many, over and over."""
+    """Repeat the images up to a number."""
     return [images[n % len(images)] for n in range(number)]
 
 
 def packed_bytes(images: list[Any]) -> float:
-    """Mean size of a row's pixels."""
+    """Return the mean packed size of an image."""
     return sum(len(shards.encode(image)["pixels"]) for image in images[:100]) / len(images[:100])
 
 
 def all_of(work: Callable[[Any], object], items: Iterable[Any]) -> None:
-    """Does it to every item."""
+    """Do something with every item."""
     for item in items:
         work(item)
 
 
+def unpack_all(unpack: Callable[[Any, Any], object], stored: list[tuple[Any, Any]]) -> None:
+    """Decode every item, given the image that it was encoded from."""
+    for content, image in stored:
+        unpack(content, image)
+
+
 def png(image: Any) -> bytes:
-    """PNG by Pillow's defaults."""
+    """Encode as PNG with Pillow's defaults."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def unpack_png(content: bytes) -> Any:
-    """PNG by Pillow."""
+    """Decode PNG with Pillow."""
     return np.array(Image.open(io.BytesIO(content)))
 
 
 def differences(image: Any) -> Any:
-    """In reading order."""
+    """Subtract from each pixel the one before it, in row-major order."""
     return imagecodecs.delta_encode(image.reshape(-1))
 
 
 def whole(flat: Any, image: Any) -> Any:
-    """From differences, in the shape of `image`."""
+    """Undo `differences`, in the shape of `image`."""
     return imagecodecs.delta_decode(np.frombuffer(flat, image.dtype)).reshape(image.shape)
 
 
 def by_bits(image: Any) -> Any:
-    """Differences, sorted by bit."""
+    """Shuffle the bits of the differences."""
     return imagecodecs.bitshuffle_encode(differences(image))
 
 
 def from_bits(planes: Any, image: Any) -> Any:
-    """The reverse."""
+    """Undo `by_bits`."""
     return whole(imagecodecs.bitshuffle_decode(np.frombuffer(planes, image.dtype)), image)
 
 
 def zstd(level: int) -> Any:
-    """Level -1 is without entropy coding."""
+    """Return the codec at a level; -1 is without entropy coding."""
     return pa.Codec("zstd", compression_level=level)
 
 
 def row_of(content: bytes, image: Any) -> dict[str, Any]:
-    """What a row says of its pixels."""
+    """Return the columns that describe a row's pixels."""
     return {"pixels": content, "codec": shards.CODEC, "bits": 8 * image.itemsize, "height": image.shape[0], "width": image.shape[1]}
 
 
-CODECS: dict[str, tuple[Callable[[Any], bytes], Callable[[Any, Any], Any]]] = {
+CODECS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     "the shards' own: differences, bitshuffle, zstd -1": (
         lambda image: shards.encode(image)["pixels"],
         lambda content, image: shards.decode(row_of(content, image)),
@@ -246,4 +252,4 @@ CODECS: dict[str, tuple[Callable[[Any], bytes], Callable[[Any, Any], Any]]] = {
     "JPEG-LS": (imagecodecs.jpegls_encode, lambda content, image: imagecodecs.jpegls_decode(content)),
     "PNG, Pillow": (png, lambda content, image: unpack_png(content)),
 }
-"""Name -> to bytes, and back with the image's shape and type known."""
+"""Name -> functions that encode an image, and decode it given its shape and type."""

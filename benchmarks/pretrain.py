@@ -1,12 +1,13 @@
-"""A pretraining step beside its floor and its peers; the IFA term beside the authors' loop; views beside albumentations.
+"""Time a pretraining step against a lower bound and lightly, the IFA term against the authors' loop, and views against albumentations.
 
     python -m benchmarks.pretrain [--arch resnet18 resnet50] [--size 128] [--batch 32] [--rounds 9] [--shards DIR]
 
-The floor is the arithmetic that no implementation can avoid: forward and backward of the query encoder and forward of the key
-encoder on ready views. Candidates take turns in every round, so that a drifting machine hits them alike; ratios are taken within
-a round, and the tables give their median and quartiles. Ours are steps of components.pretrain.run, as `pretrain` makes them, on
-ready views; views are timed apart. On a GPU: images a second at 512 px, the share of its speed at multiplying matrices in bf16,
-and the wait for data from shards. albumentations is left out where it is not installed (`pip install '.[bench]'`).
+The floor (lower bound) is the arithmetic that no implementation can avoid: forward and backward pass of the query encoder and forward
+pass of the key encoder on ready views. Candidates take turns in every round, so that a change in the machine's speed affects them
+alike; ratios are taken within a round, and the tables show their median and quartiles. Our candidates are steps of
+components.pretrain.run on ready views; views are timed separately. On a GPU, the benchmark also prints images per second at 512 px, the
+share of the speed of a bf16 matrix product, and the wait for data. Libraries that are not installed are left out with a message;
+`make .venv-bench` installs them.
 """
 
 import argparse
@@ -26,10 +27,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.preprocess_timing import Candidates, heading, installed, milliseconds, row, turns
 from benchmarks.pretrain_peers import Floor, albumentations_view, lightly, similarity_loop
 from benchmarks.pretrain_term import terms
-from benchmarks.pretrain_timing import clock, spread
+from benchmarks.timing import Candidates, heading, installed, milliseconds, row, spread, turns, wall_clock
 from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode, open_shards
 from components.common.runs import storage
 from components.common.runs.params import Runtime
@@ -44,13 +44,13 @@ TERM_BATCH = 16
 
 
 def main() -> None:
-    """Prints all tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50"], choices=["resnet18", "resnet50"])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--shards", help="output folder of preprocess, for the wait for data; else images are made up")
+    parser.add_argument("--shards", help="output folder of preprocess, read on a GPU (default: synthetic images)")
     options = parser.parse_args()
     device = loop.set_up("auto", 0)
     print(f"{options.size} px, batch {options.batch}, {options.rounds} rounds, {device}, {torch.get_num_threads()} threads")
@@ -63,11 +63,11 @@ def main() -> None:
         if device.type == "cuda":
             on_gpu(options.shards or make_shards(Path(folder, "large"), 512, 512), device)
         else:
-            print("\nno GPU: images a second at 512 px, share of the bf16 peak and wait for data were not measured")
+            print("\nno GPU: images per second at 512 px, share of the bf16 matrix product and wait for data were not measured")
 
 
 def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device) -> None:
-    """A whole step on ready views: encoders, loss, backward, optimizer, momentum update, queue."""
+    """Time a whole step on ready views: encoders, loss, backward pass, optimizer, momentum update, queue."""
     floor, groups = Floor(arch, device), Pretrain().shuffle_groups
     task = pretraining(shards, arch, batch, "moco", 1)
     ready = task._views(next(task.batches(0, 0)), 0)
@@ -88,7 +88,7 @@ def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device)
         f"moco, {groups} groups": stepping(pretraining(shards, arch, batch, "moco", groups), ready),
         f"moco + ifa, {groups} groups": stepping(pretraining(shards, arch, batch, "ifa", groups), ready),
     }
-    times = turns(candidates, rounds, clock(device))
+    times = turns(candidates, rounds, wall_clock(device))
     first, plain = times["floor: query forward and backward, key forward"], times["moco"]
     heading(f"step, {arch}", "ms", "over the floor", "over moco")
     for name, values in times.items():
@@ -96,7 +96,7 @@ def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device)
 
 
 def pretraining(shards: str, arch: str, batch: int, preset: str, groups: int, queue: int = QUEUE) -> Pretraining:
-    """The stage's own task."""
+    """Return the training task of the stage."""
     params = {"arch": arch, "preset": preset, "batch_size": batch, "queue_size": queue, "shuffle_groups": groups, "probe_epochs": 0}
     task = Pretraining(Pretrain.model_validate(params), Runtime(), open_shards([shards]))
     task.start()
@@ -104,21 +104,21 @@ def pretraining(shards: str, arch: str, batch: int, preset: str, groups: int, qu
 
 
 def stepping(task: Pretraining, ready: tuple[Tensor, Tensor, Geometry]) -> Callable[[], object]:
-    """Steps of a task that is always given the same views."""
+    """Return a training step that always gets the same views."""
     batch = next(task.batches(0, 0))
     task._views = lambda batch, epoch: ready  # type: ignore[method-assign]
     return lambda: task.train_step(batch, 0, 0.0)
 
 
 def views(rounds: int, device: torch.device, size: int = 512, batch: int = 16) -> None:
-    """One view of each image."""
+    """Time one view of each image."""
     images = np.random.default_rng(0).random((batch, size, size, 1), dtype=np.float32)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
     candidates: Candidates = {"ours": lambda: augment.view(tensor, np.arange(batch), 0, 0, 0)}
     if installed("albumentations"):
         change = albumentations_view(size)
         candidates["albumentations"] = lambda: [change(image) for image in images]
-    times = turns(candidates, rounds, clock(device))
+    times = turns(candidates, rounds, wall_clock(device))
     heading(f"views at {size} px", "ms", "images/s", "over ours")
     for name, values in times.items():
         each = milliseconds(values, batch)
@@ -126,7 +126,7 @@ def views(rounds: int, device: torch.device, size: int = 512, batch: int = 16) -
 
 
 def on_gpu(shards: str, device: torch.device, batch: int = 64, count: int = 30) -> None:
-    """Steps of ResNet-50 at 512 px with views and reader, in bf16."""
+    """Time steps of ResNet-50 at 512 px with augmentation and reader, in bf16."""
     heading("ResNet-50 at 512 px, bf16", "images/s", "share of the bf16 matmul", "wait for data")
     peak = matmul_speed(device)
     for preset in ("moco", "ifa", "aligned"):
@@ -139,8 +139,8 @@ def on_gpu(shards: str, device: torch.device, batch: int = 64, count: int = 30) 
 
 
 def throughput(task: Pretraining, count: int, device: torch.device, warm: int = 5) -> tuple[float, float]:
-    """Images a second over `count` steps after some to warm up, and the share of the time that was waited for data."""
-    now = clock(device)
+    """Return images per second over `count` steps after `warm` steps to warm up, and the share of the time spent waiting for data."""
+    now = wall_clock(device)
     batches = (batch for epoch in itertools.count() for batch in task.batches(epoch, 0))
     for batch in itertools.islice(batches, warm):
         task.train_step(batch, 0, 0.0)
@@ -155,9 +155,9 @@ def throughput(task: Pretraining, count: int, device: torch.device, warm: int = 
 
 
 def matmul_speed(device: torch.device, side: int = 8192, repeats: int = 20) -> float:
-    """Floating-point operations a second that a large product of bf16 matrices reaches here."""
+    """Return the floating-point operations per second of a large bf16 matrix product on this device."""
     one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    now = clock(device)
+    now = wall_clock(device)
     one @ other
     started = now()
     for _ in range(repeats):
@@ -166,7 +166,7 @@ def matmul_speed(device: torch.device, side: int = 8192, repeats: int = 20) -> f
 
 
 def make_shards(folder: Path, size: int, images: int) -> str:
-    """Shards of smooth made-up images, all of them for training."""
+    """Write shards of smooth synthetic images, all in the train split."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows = [_row(rng, size, index) for index in range(images)]

@@ -1,4 +1,4 @@
-"""What pretraining is measured beside: a floor, the authors' way to write the IFA term, lightly and albumentations."""
+"""References for pretraining: the lower bound, the authors' form of the IFA term, lightly and albumentations."""
 
 import copy
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from components.pretrain import augment
 
 
 class Floor:
-    """The arithmetic that no implementation can avoid."""
+    """Lower bound: the arithmetic that no implementation can avoid."""
 
     def __init__(self, arch: str, device: torch.device):
         self.device = device
@@ -25,7 +25,7 @@ class Floor:
         self.key = copy.deepcopy(self.query).requires_grad_(False)
 
     def step(self, query: Tensor, key: Tensor) -> None:
-        """Query forward and backward, key forward."""
+        """Run the query encoder forward and backward, and the key encoder forward."""
         self.query.zero_grad(set_to_none=True)
         with loop.autocast(self.device):
             with torch.no_grad():
@@ -35,7 +35,7 @@ class Floor:
 
 
 def lightly(arch: str, dim: int, queue: int, temperature: float, views: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    """A step of MoCo v2 as lightly's documentation puts its parts together, on the same backbone."""
+    """Return a step of MoCo v2 as in lightly's documentation, on the same backbone."""
     resnet, device = backbones.build(arch), views[0].device
     width = backbones.width(resnet)
     query = nn.Sequential(resnet, MoCoProjectionHead(width, width, dim)).to(device).to(memory_format=torch.channels_last)
@@ -58,7 +58,7 @@ def lightly(arch: str, dim: int, queue: int, temperature: float, views: tuple[Te
 
 
 def similarity_loop(query_map: Tensor, key_map: Tensor) -> Tensor:
-    """s_l(p) a sample at a time, as the authors' code has it: each sample is taken from its batch and written into a result."""
+    """Compute s_l(p) sample by sample, as the authors' code does."""
     similarity = query_map.new_zeros(len(query_map), *query_map.shape[2:])
     for index in range(len(query_map)):
         similarity[index] = F.cosine_similarity(query_map[index], key_map[index], dim=0, eps=1e-6)
@@ -66,12 +66,12 @@ def similarity_loop(query_map: Tensor, key_map: Tensor) -> Tensor:
 
 
 def similarity_torch(query_map: Tensor, key_map: Tensor) -> Tensor:
-    """s_l(p) by one call of torch."""
+    """Compute s_l(p) with one call to torch."""
     return F.cosine_similarity(query_map, key_map, dim=1)
 
 
 def albumentations_view(size: int) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-    """Changes of the kinds, ranges and probabilities of `augment`, an image (H, W, 1) at a time."""
+    """Return an augmentation of one image (H, W, 1) with the operations, ranges and probabilities of `augment`."""
     import albumentations as A
 
     shift, probability = augment.SHIFT, augment.PROBABILITY

@@ -1,33 +1,32 @@
-"""The IFA term alone, beside the authors' loop over samples: time, and memory beyond the maps themselves."""
+"""Time the IFA term alone against the authors' loop over samples, and measure its memory beyond the feature maps."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.preprocess_timing import Candidates, heading, row, turns
 from benchmarks.pretrain_peers import similarity_loop, similarity_torch
-from benchmarks.pretrain_timing import clock, spread
+from benchmarks.timing import heading, milliseconds, row, spread, turns, wall_clock
 from components.pretrain.losses import similarity_map
 
 MAPS = {"layer1": (256, 128), "layer4": (2048, 16)}
-"""Channels and side after the stages of a ResNet-50, of 512 px images."""
+"""Channels and side of the feature maps of a ResNet-50 on images of 512 px."""
 LAYOUTS = {"channels_last, as in our step": torch.channels_last, "contiguous, as in the authors'": torch.contiguous_format}
 WAYS = {"a loop over samples": similarity_loop, "F.cosine_similarity": similarity_torch, "ours": similarity_map}
 
 
 def terms(rounds: int, batch: int, device: torch.device) -> None:
-    """Forward and backward of both stages' terms."""
+    """Time the forward and backward pass of the terms of both stages."""
     for layout, memory_format in LAYOUTS.items():
         pairs = [_maps(batch, *shape, device, memory_format) for shape in MAPS.values()]
-        candidates: Candidates = {name: _term(way, pairs) for name, way in WAYS.items()}
-        times = turns(candidates, rounds, clock(device))
+        candidates = {name: _term(way, pairs) for name, way in WAYS.items()}
+        times = turns(candidates, rounds, wall_clock(device))
         memory = {name: _extra(candidate, device) for name, candidate in candidates.items()}
         heading(f"IFA term at 512 px, batch {batch}, {layout}", "ms", "loop's time over it", "extra memory, MB", "of the loop's")
         loop = next(iter(times))
         for name, values in times.items():
-            milliseconds = f"{1000 * sorted(values)[len(values) // 2]:.0f}"
-            row(name, milliseconds, spread(times[loop], values), f"{memory[name] / 1e6:.0f}", f"{memory[name] / memory[loop]:.2f}")
+            extra = (f"{memory[name] / 1e6:.0f}", f"{memory[name] / memory[loop]:.2f}")
+            row(name, f"{milliseconds(values):.0f}", spread(times[loop], values), *extra)
 
 
 def _maps(batch: int, channels: int, side: int, device: torch.device, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
@@ -39,13 +38,13 @@ def _term(way: Callable[[Tensor, Tensor], Tensor], pairs: list[tuple[Tensor, Ten
     def run() -> None:
         for query, key in pairs:
             query = query.detach().requires_grad_()
-            (1 - way(query, key)).abs().mean().backward()
+            (1 - way(query, key)).abs().mean().backward()  # type: ignore[no-untyped-call]
 
     return run
 
 
 def _extra(candidate: Callable[[], object], device: torch.device) -> int:
-    """Bytes allocated at most at a time, the gradient included."""
+    """Return the peak of the allocated bytes, gradients included."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
