@@ -29,7 +29,7 @@ FLAGS = [
     "--hide-scrollbars",
     "--virtual-time-budget=5000",
 ]
-# Says what the page is like, clicks a head of the first table with several rows, and says how the rows then stand.
+# Clicks heads of one table and reports the order of its rows, then a few properties of the page.
 PROBE = """
 <script>
 const table = document.querySelectorAll("table:has(thead)")[WHICH];
@@ -52,7 +52,7 @@ def browse(page: Path, profile: Path, *flags: str) -> str:
 
 
 def told(page: Path, profile: Path, which: int, heads: list[int], width: int) -> dict[str, list[str]]:
-    """What the probe says of a copy of the page that has it."""
+    """Runs the probe in a copy of the page and returns its report."""
     copy = page.with_name("probed.html")
     probe = PROBE.replace("WHICH", str(which)).replace("HEADS", str(heads))
     copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{probe}</body>"), encoding="utf-8")
@@ -75,7 +75,7 @@ def page(make_predictions: MakePredictions, tmp_path: Path) -> Path:
 
 
 def test_tables_sort_by_a_click(page: Path, tmp_path: Path) -> None:
-    """The table of findings, by AUROC: Absent has none and stays below the others, the macro average below all."""
+    """Sorts the table of findings by AUROC: Absent has none and stays below the others, the macro average stays last."""
     found = told(page, tmp_path / "profile", 1, [2, 2, 0], 1280)
     assert "Absent" in found["before"][0]
     first, second, by_name = (names.split(";") for names in found["then"])

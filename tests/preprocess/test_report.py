@@ -26,7 +26,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Page(HTMLParser):
-    """What a browser would load and show."""
+    """The parts of a page that a browser would load and show."""
 
     def __init__(self, content: str):
         super().__init__()
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 
 def write_cohort(raw: Path, patients: int = 30) -> None:
-    """Images of rising contrast, of which one patient has two, with labels; and files that are refused."""
+    """Writes images of rising contrast, two per patient, with labels; and two files that are refused."""
     lines = ["image,Mass <b>,Nodule"]
     for index in range(patients):
         pixels = (picture(40 + index, 40, seed=index) / 255 * (3 * index + 40) + 60).astype("u1")
@@ -180,7 +180,7 @@ def row(image_id: str, **values: Any) -> dict[str, Any]:
     return {"image_id": image_id, **base, **values}
 
 
-def test_a_survey_is_bounded_and_keeps_the_true_extremes() -> None:
+def test_the_statistics_are_bounded_and_keep_the_true_extremes() -> None:
     rng = np.random.default_rng(0)
     pixels = {f"{index:032x}": rng.integers(0, 256, 16) for index in range(500)}
     notes = {
@@ -189,22 +189,22 @@ def test_a_survey_is_bounded_and_keeps_the_true_extremes() -> None:
     }
     kept = []
     for names in (list(pixels), list(pixels)[::-1]):
-        survey = ReportStatistics()
+        statistics = ReportStatistics()
         for index, name in enumerate(names):
-            survey.add(row(name), notes[name], "part", index)
-        kept.append([(each.value, each.image_id) for each in survey.extremes["brightest"]])
-        assert all(len(each) <= SHOWN for each in survey.extremes.values()) and survey.histograms["train"][0] == 16 * 500
+            statistics.add(row(name), notes[name], "part", index)
+        kept.append([(each.value, each.image_id) for each in statistics.extremes["brightest"]])
+        assert all(len(each) <= SHOWN for each in statistics.extremes.values()) and statistics.histograms["train"][0] == 16 * 500
     assert kept[0] == kept[1]
     assert [name for _, name in kept[0]] == sorted(pixels, key=lambda name: (-pixels[name].mean(), name))[:SHOWN]
 
 
 def test_a_flood_of_values_is_counted_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_statistics, "MAX_VALUES", 3)
-    survey = ReportStatistics()
+    statistics = ReportStatistics()
     for index in range(10):
         note = Note("", "", None, sums=(1, 1, 1), histogram=(1,) + (0,) * (BINS - 1))
-        survey.add(row(f"{index}", manufacturer=f"MAKER {index % 5}"), note, "part", index)
-    assert survey.counts()["manufacturer"]["train"] == {"MAKER 0": 2, "MAKER 1": 2, "MAKER 2": 2, "other": 4}
+        statistics.add(row(f"{index}", manufacturer=f"MAKER {index % 5}"), note, "part", index)
+    assert statistics.counts()["manufacturer"]["train"] == {"MAKER 0": 2, "MAKER 1": 2, "MAKER 2": 2, "other": 4}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
