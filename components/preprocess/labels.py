@@ -148,18 +148,6 @@ def _restore_boxes(rows: list[list[Any]]) -> list[Box]:
     return [Box(*cells) for cells in rows]
 
 
-def add_record(records: MutableMapping[str, Record], image: str, record: Record) -> None:
-    """Adds the record of an image.
-
-    Raises:
-        UserError: the image has one already.
-    """
-    if image in records:
-        first = records[image]
-        raise UserError(f"{record.file} line {record.line}: names the same image as line {first.line} of {first.file}; remove one")
-    records[image] = record
-
-
 def label_values(unknown_labels: str) -> dict[str, float]:
     """Returns the valid cells of a label column and their values."""
     uncertain = _UNCERTAIN[unknown_labels]
@@ -191,11 +179,6 @@ def parse_box(line: int, label: str, cells: Iterable[str], file: str) -> Box:
     if not (math.isfinite(x) and math.isfinite(y) and 0 < width < math.inf and 0 < height < math.inf):
         raise UserError(f"{file} line {line}: x, y, width and height must be numbers, the last two above 0")
     return Box(line, label, x, y, width, height, file)
-
-
-def add_box(boxes: MutableMapping[str, list[Box]], image: str, box: Box) -> None:
-    """Appends to the boxes of an image, which may be on disk."""
-    boxes[image] = [*boxes.get(image, ()), box]
 
 
 def _clip(box: Box, height: int, width: int) -> Box:

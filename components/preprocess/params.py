@@ -1,10 +1,21 @@
 """Parameters of `preprocess`."""
 
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from components.common.runs.params import Fraction, Section
+
+LAYOUTS = tuple(module.name for module in iter_modules([str(Path(__file__).parent / "layouts")]))
+"""Names of the layouts: those of the modules in the package `layouts`, which are not imported for it."""
+
+
+def _check_layout(name: str) -> str:
+    if name not in LAYOUTS:
+        raise ValueError(f"must be one of {', '.join(LAYOUTS)}, not {name!r}")
+    return name
 
 
 def _not_a_yaml_boolean(value: Any) -> Any:
@@ -15,7 +26,7 @@ def _not_a_yaml_boolean(value: Any) -> Any:
 class Preprocess(Section):
     """Raw files to shards."""
 
-    layout: Literal["table", "nih", "rsna", "vindr", "chexpert", "folders"] = "table"
+    layout: Annotated[str, AfterValidator(_check_layout)] = "table"
     """Layout of the raw folder. table: labels.csv and boxes.csv at its top, both optional; folders: one folder per class; the
     others: a public data set as it is downloaded (components/preprocess/layouts)."""
     split: Literal["hash", "official"] = "hash"

@@ -1,4 +1,4 @@
-"""Reading the CSV tables of a data set, with the line of the first mistake."""
+"""Reads the CSV tables of a raw folder for a layout, and collects what they say about its images."""
 
 import csv
 import hashlib
@@ -7,64 +7,124 @@ from io import TextIOWrapper
 
 from components.common.errors import UserError
 from components.common.runs import storage
+from components.preprocess.index import Index
+from components.preprocess.labels import Box, Record, storage_of
 
 Line = tuple[int, dict[str, str]]
 """Line number, and stripped cells by column."""
 
 
-def find(raw: str, layout: str, *names: str) -> str:
-    """Returns the first of the given file names that exists.
-
-    Raises:
-        UserError: none does.
-    """
-    found = next((name for name in names if storage.exists(storage.join(raw, name))), None)
-    if found is None:
-        others = f" (or {', '.join(names[1:])})" if names[1:] else ""
-        raise UserError(f"{storage.join(raw, names[0])}: no such file{others}; preprocess.layout `{layout}` expects it at the top of --raw")
-    return found
-
-
-def published_rows(raw: str, name: str, required: tuple[str, ...], digests: dict[str, str]) -> Iterator[Line]:
-    """Yields the rows of a published table, without its header.
-
-    Columns without a name, and missing or additional blank cells, are accepted: published tables have them.
+class Tables:
+    """The tables of one raw folder.
 
     Args:
         raw: raw folder.
-        name: file name of the table, which exists.
-        required: columns that must exist; the first one names the image and is never blank.
-        digests: takes the file's SHA-256.
-
-    Raises:
-        UserError: with the line of the first mistake.
+        layout: its layout, for messages.
+        index: holds records and boxes on disk; None to hold them in memory.
+        lenient: accept columns without a name, and missing or additional blank cells, which published tables have.
     """
-    lines = _lines(raw, name, required, digests, lenient=True)
-    next(lines, None)
-    return lines
 
+    def __init__(self, raw: str, layout: str, index: Index | None, lenient: bool = True):
+        self.raw, self.layout, self.lenient = raw, layout, lenient
+        self.records, self.boxes = storage_of(index)
+        self.digests: dict[str, str] = {}
 
-def columns_of(raw: str, name: str, required: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the column names of a published table."""
-    return tuple(next(_lines(raw, name, required, {}, lenient=True))[1])
+    def exists(self, name: str) -> bool:
+        """Whether a table exists."""
+        return storage.exists(storage.join(self.raw, name))
 
+    def find(self, *names: str) -> str:
+        """Returns the first of the given file names that exists.
 
-def own_rows(raw: str, name: str, required: tuple[str, ...], digests: dict[str, str]) -> tuple[tuple[str, ...], Iterator[Line]]:
-    """Returns column names and rows of a table that users write themselves; nothing if it does not exist.
+        Raises:
+            UserError: none does.
+        """
+        found = next(filter(self.exists, names), None)
+        if found is None:
+            others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+            missing = f"{storage.join(self.raw, names[0])}: no such file{others}"
+            raise UserError(f"{missing}; preprocess.layout `{self.layout}` expects it at the top of --raw")
+        return found
 
-    Args and errors are those of `published_rows`.
-    """
-    if not storage.exists(storage.join(raw, name)):
-        return (), iter(())
-    lines = _lines(raw, name, required, digests, lenient=False)
-    return tuple(next(lines)[1]), lines
+    def columns(self, name: str, required: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the column names of a table; arguments and errors are those of `rows`."""
+        return tuple(next(self._lines(name, required))[1])
 
+    def rows(self, name: str, required: tuple[str, ...]) -> Iterator[Line]:
+        """Yields the rows of a table.
 
-def read_list(raw: str, name: str, digests: dict[str, str]) -> list[str]:
-    """Returns the lines of a text file, stripped, without blank ones."""
-    content = storage.read(storage.join(raw, name))
-    digests[name] = storage.digest(content)
-    return [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
+        Args:
+            name: file name.
+            required: columns that must exist; the first one names the image and is never blank.
+
+        Raises:
+            UserError: with the line of the first mistake.
+        """
+        lines = self._lines(name, required)
+        next(lines)
+        return lines
+
+    def lines(self, name: str) -> list[str]:
+        """Returns the lines of a text file, stripped, without blank ones."""
+        content = storage.read(storage.join(self.raw, name))
+        self.digests[name] = storage.digest(content)
+        return [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
+
+    def add_record(self, image: str, record: Record) -> None:
+        """Adds the record of an image.
+
+        Raises:
+            UserError: the image has one already.
+        """
+        if image in self.records:
+            first = self.records[image]
+            raise UserError(f"{record.file} line {record.line}: names the same image as line {first.line} of {first.file}; remove one")
+        self.records[image] = record
+
+    def add_box(self, image: str, box: Box) -> None:
+        """Adds a box to those of an image."""
+        self.boxes[image] = [*self.boxes.get(image, ()), box]
+
+    def _lines(self, name: str, required: tuple[str, ...]) -> Iterator[Line]:
+        """Yields the header, with blank cells, and then the rows."""
+        uri = storage.join(self.raw, name)
+        try:
+            with storage.opened(uri) as file:
+                self.digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+                reader = csv.reader(TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
+                columns = self._columns(name, next(reader, []), required)
+                yield 1, dict.fromkeys(columns, "")
+                for cells in reader:
+                    if any(cells):
+                        yield reader.line_num, self._by_column(f"{name} line {reader.line_num}", columns, cells, required[0])
+        except UnicodeDecodeError:
+            raise UserError(f"{uri}: is not UTF-8; save it as CSV in UTF-8") from None
+        except csv.Error as error:
+            raise UserError(f"{uri}: is not valid CSV ({error}); save it as CSV in UTF-8") from None
+
+    def _columns(self, name: str, cells: list[str], required: tuple[str, ...]) -> list[str]:
+        columns = [cell.strip() for cell in cells]
+        while self.lenient and columns and not columns[-1]:
+            columns.pop()
+        missing = [column for column in required if column not in columns]
+        if missing:
+            raise UserError(f"{name} line 1: lacks the column {missing[0]}; it must have {', '.join(required)}")
+        if len(set(columns)) < len(columns) or "" in columns:
+            raise UserError(f"{name} line 1: every column needs a name of its own")
+        return columns
+
+    def _by_column(self, place: str, columns: list[str], cells: list[str], image: str) -> dict[str, str]:
+        if self.lenient:
+            while len(cells) > len(columns) and not cells[-1].strip():
+                cells.pop()
+            cells += [""] * (len(columns) - len(cells))
+        if len(cells) != len(columns):
+            raise UserError(f"{place}: has {len(cells)} cells, the header {len(columns)}")
+        row = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+        if not row[image]:
+            raise UserError(f"{place}: names no image")
+        return row
 
 
 def check_known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
@@ -76,51 +136,3 @@ def check_known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{place}: {unknown[0]!r} is no label of this data set; download the file again")
-
-
-def _lines(raw: str, name: str, required: tuple[str, ...], digests: dict[str, str], lenient: bool) -> Iterator[Line]:
-    """Yields the header, with blank cells, and then the rows."""
-    uri = storage.join(raw, name)
-    try:
-        with storage.opened(uri) as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            reader = csv.reader(TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
-            columns = _columns(name, next(reader, []), required, lenient)
-            yield 1, dict.fromkeys(columns, "")
-            for cells in reader:
-                if any(cells):
-                    padded = _pad(cells, len(columns)) if lenient else cells
-                    yield reader.line_num, _by_column(f"{name} line {reader.line_num}", columns, padded, required[0])
-    except UnicodeDecodeError:
-        raise UserError(f"{uri}: is not UTF-8; save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{uri}: is not valid CSV ({error}); save it as CSV in UTF-8") from None
-
-
-def _columns(name: str, cells: list[str], required: tuple[str, ...], lenient: bool) -> list[str]:
-    columns = [cell.strip() for cell in cells]
-    while lenient and columns and not columns[-1]:
-        columns.pop()
-    missing = [column for column in required if column not in columns]
-    if missing:
-        raise UserError(f"{name} line 1: lacks the column {missing[0]}; it must have {', '.join(required)}")
-    if len(set(columns)) < len(columns) or "" in columns:
-        raise UserError(f"{name} line 1: every column needs a name of its own")
-    return columns
-
-
-def _pad(cells: list[str], width: int) -> list[str]:
-    """Removes or adds blank cells at the end."""
-    while len(cells) > width and not cells[-1].strip():
-        cells.pop()
-    return cells + [""] * (width - len(cells))
-
-
-def _by_column(place: str, columns: list[str], cells: list[str], image: str) -> dict[str, str]:
-    if len(cells) != len(columns):
-        raise UserError(f"{place}: has {len(cells)} cells, the header {len(columns)}")
-    row = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
-    if not row[image]:
-        raise UserError(f"{place}: names no image")
-    return row

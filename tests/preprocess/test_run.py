@@ -274,7 +274,7 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -
 
 
 def test_mistakes_get_one_sentence(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"{raw}: no such folder" in fails(tmp_path, capsys)
+    assert f"{raw}: no such file or folder" in fails(tmp_path, capsys)
     raw.mkdir()
     assert f"{raw}: holds no files" in fails(tmp_path, capsys)
     write_cohort(raw, 2)

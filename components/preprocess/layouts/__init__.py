@@ -1,4 +1,4 @@
-"""Layouts of data sets on disk, chosen by `preprocess.layout`: one module per layout, with its name.
+"""Layouts of data sets on disk: `preprocess.layout` names one of the modules of this package, so a new layout is one file here.
 
 A layout has a function `read(raw, params, index)`, which reads the tables of the data set into a `labels.Table`, so that no other
 code knows where a label comes from. Rules for all public data sets:
@@ -8,21 +8,11 @@ code knows where a label comes from. Rules for all public data sets:
 - Files outside the image folders (readmes, tables, leftovers of archive tools) are ignored.
 """
 
-from collections.abc import Callable
+from importlib import import_module
 
 from components.preprocess.index import Index
 from components.preprocess.labels import Table
-from components.preprocess.layouts import chexpert, folders, nih, rsna, table, vindr
 from components.preprocess.params import Preprocess
-
-LAYOUTS: dict[str, Callable[[str, Preprocess, Index | None], Table]] = {
-    "table": table.read,
-    "nih": nih.read,
-    "rsna": rsna.read,
-    "vindr": vindr.read,
-    "chexpert": chexpert.read,
-    "folders": folders.read,
-}
 
 
 def read(raw: str, params: Preprocess, index: Index | None = None) -> Table:
@@ -36,4 +26,5 @@ def read(raw: str, params: Preprocess, index: Index | None = None) -> Table:
     Raises:
         UserError: a table is missing, or has a mistake, with its line.
     """
-    return LAYOUTS[params.layout](raw, params, index)
+    table: Table = import_module(f"{__name__}.{params.layout}").read(raw, params, index)
+    return table

@@ -9,15 +9,13 @@ official split holds out valid/, read by three radiologists: it becomes the test
 """
 
 import re
-from collections.abc import MutableMapping
 
 from components.common.errors import UserError
-from components.common.runs import storage
-from components.preprocess import tables
 from components.preprocess.index import Index
-from components.preprocess.labels import Record, Table, add_record, base_name, label_values, parse_labels, storage_of
+from components.preprocess.labels import Record, Table, base_name, label_values, parse_labels
 from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
+from components.preprocess.tables import Tables
 
 SPLITS = {"train.csv": UNDIVIDED, "valid.csv": "test"}
 BATCH_1 = "CheXpert-v1.0 batch 1 (validate & csv)"
@@ -44,27 +42,23 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     Raises:
         UserError: train.csv is missing, or a table has a mistake.
     """
-    digests: dict[str, str] = {}
-    records, boxes = storage_of(index)
-    values = {**label_values(params.unknown_labels), "": 0.0}
-    train = tables.find(raw, "chexpert", "train.csv", f"{BATCH_1}/train.csv")
-    _read(raw, train, values, digests, records)
+    tables = Tables(raw, "chexpert", index)
+    train = tables.find("train.csv", f"{BATCH_1}/train.csv")
     valid = train.replace("train.csv", "valid.csv")
-    if storage.exists(storage.join(raw, valid)):
-        _read(raw, valid, values, digests, records)
-    named = {base_name(file): digest for file, digest in digests.items()}  # MLflow tags must not contain parentheses
-    return CheXpert(FINDINGS, records, boxes, named, key=name_of, complete=False)
-
-
-def _read(raw: str, file: str, values: dict[str, float], digests: dict[str, str], records: MutableMapping[str, Record]) -> None:
-    split = SPLITS[base_name(file)]
-    for line, row in tables.published_rows(raw, file, _COLUMNS, digests):
-        labels = parse_labels(f"{file} line {line}", row, FINDINGS, values)
-        image = name_of(row["Path"])
-        if not image:
-            raise UserError(f"{file} line {line}: the path {row['Path']!r} does not end in patientN/studyN/...; download the file again")
-        view = LATERAL if row["Frontal/Lateral"] == "Lateral" else row["AP/PA"]
-        add_record(records, image, Record(line, labels, image.partition("/")[0], view, row["Sex"], row["Age"], split, file))
+    values = {**label_values(params.unknown_labels), "": 0.0}
+    for file in (train, valid) if tables.exists(valid) else (train,):
+        for line, row in tables.rows(file, _COLUMNS):
+            labels = parse_labels(f"{file} line {line}", row, FINDINGS, values)
+            image = name_of(row["Path"])
+            if not image:
+                raise UserError(
+                    f"{file} line {line}: the path {row['Path']!r} does not end in patientN/studyN/...; download the file again"
+                )
+            patient, split = image.partition("/")[0], SPLITS[base_name(file)]
+            view = LATERAL if row["Frontal/Lateral"] == "Lateral" else row["AP/PA"]
+            tables.add_record(image, Record(line, labels, patient, view, row["Sex"], row["Age"], split, file))
+    digests = {base_name(file): digest for file, digest in tables.digests.items()}  # MLflow tags must not contain parentheses
+    return CheXpert(FINDINGS, tables.records, tables.boxes, digests, key=name_of, complete=False)
 
 
 def name_of(path: str) -> str:

@@ -6,14 +6,11 @@
 between training and validation by hash.
 """
 
-from collections.abc import MutableMapping
-
-from components.common.runs import storage
-from components.preprocess import tables
 from components.preprocess.index import Index
-from components.preprocess.labels import Box, Record, Table, add_box, add_record, base_name, parse_box, storage_of
+from components.preprocess.labels import Record, Table, base_name, parse_box
 from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
+from components.preprocess.tables import Tables, check_known
 
 ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 BOXES = "BBox_List_2017.csv"
@@ -37,36 +34,22 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     Raises:
         UserError: a table or list is missing, or has a mistake.
     """
-    digests: dict[str, str] = {}
-    records, boxes = storage_of(index)
-    entries = tables.find(raw, "nih", *ENTRIES)
-    splits = _read_splits(raw, digests) if params.split == "official" else {}
-    for line, row in tables.published_rows(raw, entries, _COLUMNS, digests):
-        name = row["Image Index"]
-        add_record(records, name, _record(entries, line, row, splits.get(name, "")))
-    if storage.exists(storage.join(raw, BOXES)):
-        _read_boxes(raw, digests, boxes)
-    return Table(FINDINGS, records, boxes, digests, key=base_name, folders=("images*",), complete=False)
-
-
-def _record(file: str, line: int, row: dict[str, str], split: str) -> Record:
-    named = row["Finding Labels"].split("|")
-    tables.check_known(f"{file} line {line}", named, FINDINGS)
-    labels = tuple(float(finding in named) for finding in FINDINGS)
-    sex = next((row[column] for column in _SEX_COLUMNS if column in row), "")
-    return Record(line, labels, row["Patient ID"], row["View Position"], sex, row["Patient Age"], split, file)
-
-
-def _read_splits(raw: str, digests: dict[str, str]) -> dict[str, str]:
+    tables = Tables(raw, "nih", index)
+    entries = tables.find(*ENTRIES)
     splits: dict[str, str] = {}
-    for file, split in LISTS.items():
-        tables.find(raw, "nih", file)
-        splits |= dict.fromkeys(tables.read_list(raw, file, digests), split)
-    return splits
-
-
-def _read_boxes(raw: str, digests: dict[str, str], boxes: MutableMapping[str, list[Box]]) -> None:
-    for line, row in tables.published_rows(raw, BOXES, _BOX_COLUMNS, digests):
-        label = _BOX_NAMES.get(row["Finding Label"], row["Finding Label"])
-        tables.check_known(f"{BOXES} line {line}", [label], FINDINGS)
-        add_box(boxes, row["Image Index"], parse_box(line, label, [row[name] for name in _BOX_COLUMNS[2:]], BOXES))
+    if params.split == "official":
+        for file, split in LISTS.items():
+            splits |= dict.fromkeys(tables.lines(tables.find(file)), split)
+    for line, row in tables.rows(entries, _COLUMNS):
+        named = row["Finding Labels"].split("|")
+        check_known(f"{entries} line {line}", named, FINDINGS)
+        labels = tuple(float(finding in named) for finding in FINDINGS)
+        sex = next((row[column] for column in _SEX_COLUMNS if column in row), "")
+        image, patient, view, age = (row[column] for column in ("Image Index", "Patient ID", "View Position", "Patient Age"))
+        tables.add_record(image, Record(line, labels, patient, view, sex, age, splits.get(image, ""), entries))
+    if tables.exists(BOXES):
+        for line, row in tables.rows(BOXES, _BOX_COLUMNS):
+            label = _BOX_NAMES.get(row["Finding Label"], row["Finding Label"])
+            check_known(f"{BOXES} line {line}", [label], FINDINGS)
+            tables.add_box(row["Image Index"], parse_box(line, label, [row[name] for name in _BOX_COLUMNS[2:]], BOXES))
+    return Table(FINDINGS, tables.records, tables.boxes, tables.digests, key=base_name, folders=("images*",), complete=False)

@@ -6,11 +6,11 @@ which images share a patient. The official test images are in `stage_2_test_imag
 """
 
 from components.common.errors import UserError
-from components.preprocess import tables
 from components.preprocess.index import Index
-from components.preprocess.labels import Record, Table, add_box, parse_box, stem, storage_of
+from components.preprocess.labels import Record, Table, parse_box, stem
 from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
+from components.preprocess.tables import Tables, check_known
 
 CLASSES = "stage_2_detailed_class_info.csv"
 BOXES = "stage_2_train_labels.csv"
@@ -26,18 +26,17 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     Raises:
         UserError: a table is missing or has a mistake, or they contradict each other.
     """
-    digests: dict[str, str] = {}
-    records, boxes = storage_of(index)
-    tables.find(raw, "rsna", CLASSES)
-    tables.find(raw, "rsna", BOXES)
-    for line, row in tables.published_rows(raw, CLASSES, ("patientId", "class"), digests):
-        tables.check_known(f"{CLASSES} line {line}", [row["class"]], FINDINGS)
+    tables = Tables(raw, "rsna", index)
+    tables.find(CLASSES)
+    tables.find(BOXES)
+    for line, row in tables.rows(CLASSES, ("patientId", "class")):
+        check_known(f"{CLASSES} line {line}", [row["class"]], FINDINGS)
         labels = tuple(float(finding == row["class"]) for finding in FINDINGS)
-        first = records.setdefault(row["patientId"], Record(line, labels, row["patientId"], "", "", "", file=CLASSES))
+        first = tables.records.setdefault(row["patientId"], Record(line, labels, row["patientId"], "", "", "", file=CLASSES))
         if first.labels != labels:
             raise UserError(f"{CLASSES} line {line}: another class than in line {first.line} for the same image; download it again")
-    for line, row in tables.published_rows(raw, BOXES, _BOX_COLUMNS, digests):
+    for line, row in tables.rows(BOXES, _BOX_COLUMNS):
         if row["Target"] == "1":
-            add_box(boxes, row["patientId"], parse_box(line, OPACITY, [row[name] for name in _BOX_COLUMNS[1:5]], BOXES))
-    folders = tuple(FOLDER_SPLITS)
-    return Table(FINDINGS, records, boxes, digests, key=stem, folders=folders, folder_splits=FOLDER_SPLITS, complete=False)
+            tables.add_box(row["patientId"], parse_box(line, OPACITY, [row[name] for name in _BOX_COLUMNS[1:5]], BOXES))
+    splits = FOLDER_SPLITS
+    return Table(FINDINGS, tables.records, tables.boxes, tables.digests, stem, tuple(splits), splits, complete=False)

@@ -6,21 +6,10 @@ per finding: 1, 0, blank (unknown) or -1 (uncertain; `preprocess.unknown_labels`
 """
 
 from components.common.errors import UserError
-from components.preprocess import tables
 from components.preprocess.index import Index
-from components.preprocess.labels import (
-    BOXES,
-    LABELS,
-    Record,
-    Table,
-    add_box,
-    add_record,
-    label_values,
-    parse_box,
-    parse_labels,
-    storage_of,
-)
+from components.preprocess.labels import BOXES, LABELS, Record, Table, label_values, parse_box, parse_labels
 from components.preprocess.params import Preprocess
+from components.preprocess.tables import Tables
 
 OPTIONAL = ("patient", "view", "sex", "age")
 BOX_COLUMNS = ("image", "label", "x", "y", "width", "height")
@@ -34,14 +23,15 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     """
     if params.split == "official":
         raise UserError("preprocess.split: the layout `table` has no official split; set it to hash")
-    digests: dict[str, str] = {}
-    records, boxes = storage_of(index)
-    values = label_values(params.unknown_labels)
-    columns, rows = tables.own_rows(raw, LABELS, ("image",), digests)
-    findings = tuple(name for name in columns if name not in ("image", *OPTIONAL))
-    for line, row in rows:
-        labels = parse_labels(f"{LABELS} line {line}", row, findings, values)
-        add_record(records, row["image"], Record(line, labels, *(row.get(name, "") for name in OPTIONAL)))
-    for line, row in tables.own_rows(raw, BOXES, BOX_COLUMNS, digests)[1]:
-        add_box(boxes, row["image"], parse_box(line, row["label"], [row[name] for name in BOX_COLUMNS[2:]], BOXES))
-    return Table(findings, records, boxes, digests)
+    tables = Tables(raw, "table", index, lenient=False)
+    findings: tuple[str, ...] = ()
+    if tables.exists(LABELS):
+        findings = tuple(name for name in tables.columns(LABELS, ("image",)) if name not in ("image", *OPTIONAL))
+        values = label_values(params.unknown_labels)
+        for line, row in tables.rows(LABELS, ("image",)):
+            labels = parse_labels(f"{LABELS} line {line}", row, findings, values)
+            tables.add_record(row["image"], Record(line, labels, *(row.get(name, "") for name in OPTIONAL)))
+    if tables.exists(BOXES):
+        for line, row in tables.rows(BOXES, BOX_COLUMNS):
+            tables.add_box(row["image"], parse_box(line, row["label"], [row[name] for name in BOX_COLUMNS[2:]], BOXES))
+    return Table(findings, tables.records, tables.boxes, tables.digests)

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from components.common.errors import UserError
-from components.common.runs import storage
-from components.preprocess import tables
 from components.preprocess.index import Index
-from components.preprocess.labels import Box, Record, Table, parse_box, stem, storage_of
+from components.preprocess.labels import Box, Record, Table, parse_box, stem
 from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
+from components.preprocess.tables import Tables, check_known
 
 FOLDER_SPLITS = {"train": UNDIVIDED, "test": "test"}
 NO_FINDING = "No finding"
@@ -63,32 +62,31 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     Raises:
         UserError: a table is missing, or has a mistake.
     """
-    digests: dict[str, str] = {}
-    if storage.exists(storage.join(raw, PHYSIONET_LABELS[0])):
-        findings, opinions = _read_physionet(raw, digests)
-        drawn = _read_boxes(raw, [tables.find(raw, "vindr", PHYSIONET_BOXES[0]), PHYSIONET_BOXES[1]], findings, digests)
+    tables = Tables(raw, "vindr", index)
+    if tables.exists(PHYSIONET_LABELS[0]):
+        findings, opinions = _read_physionet(tables)
+        drawn = _read_boxes(tables, [tables.find(PHYSIONET_BOXES[0]), PHYSIONET_BOXES[1]], findings)
     else:
-        tables.find(raw, "vindr", KAGGLE, PHYSIONET_LABELS[0])
-        findings, opinions = KAGGLE_FINDINGS, _read_kaggle(raw, digests)
-        drawn = _read_boxes(raw, [KAGGLE], findings, digests)
-    records, boxes = storage_of(index)
+        tables.find(KAGGLE, PHYSIONET_LABELS[0])
+        findings, opinions = KAGGLE_FINDINGS, _read_kaggle(tables)
+        drawn = _read_boxes(tables, [KAGGLE], findings)
     for image, said in opinions.items():
         has = {finding: said.has(finding, params.readers) for finding in findings}
-        records[image] = Record(said.line, tuple(map(float, has.values())), "", "", "", "", file=said.file)
+        tables.records[image] = Record(said.line, tuple(map(float, has.values())), "", "", "", "", file=said.file)
         merged = merge_overlapping(box for box in drawn.get(image, ()) if has[box.label])
         if merged:
-            boxes[image] = merged
-    folders = tuple(FOLDER_SPLITS)
-    return Table(findings, records, boxes, digests, key=stem, folders=folders, folder_splits=FOLDER_SPLITS, complete=False)
+            tables.boxes[image] = merged
+    splits = FOLDER_SPLITS
+    return Table(findings, tables.records, tables.boxes, tables.digests, stem, tuple(splits), splits, complete=False)
 
 
-def _read_physionet(raw: str, digests: dict[str, str]) -> tuple[tuple[str, ...], dict[str, Opinions]]:
+def _read_physionet(tables: Tables) -> tuple[tuple[str, ...], dict[str, Opinions]]:
     """Returns the findings in the order of the columns, and the opinions by image."""
-    columns = tables.columns_of(raw, PHYSIONET_LABELS[0], ("image_id", "rad_id"))
+    columns = tables.columns(PHYSIONET_LABELS[0], ("image_id", "rad_id"))
     findings = tuple(name for name in columns if name not in ("image_id", "rad_id"))
     opinions: dict[str, Opinions] = {}
     for file in PHYSIONET_LABELS:
-        for line, row in tables.published_rows(raw, file, ("image_id",), digests):
+        for line, row in tables.rows(file, ("image_id",)):
             said = opinions.setdefault(row["image_id"], Opinions(line, file))
             reader = row.get("rad_id", "consensus")
             said.readers.add(reader)
@@ -101,23 +99,23 @@ def _read_physionet(raw: str, digests: dict[str, str]) -> tuple[tuple[str, ...],
     return findings, opinions
 
 
-def _read_kaggle(raw: str, digests: dict[str, str]) -> dict[str, Opinions]:
+def _read_kaggle(tables: Tables) -> dict[str, Opinions]:
     opinions: dict[str, Opinions] = {}
-    for line, row in tables.published_rows(raw, KAGGLE, ("image_id", "class_name", "rad_id"), digests):
-        tables.check_known(f"{KAGGLE} line {line}", [row["class_name"]], KAGGLE_FINDINGS)
+    for line, row in tables.rows(KAGGLE, ("image_id", "class_name", "rad_id")):
+        check_known(f"{KAGGLE} line {line}", [row["class_name"]], KAGGLE_FINDINGS)
         said = opinions.setdefault(row["image_id"], Opinions(line, KAGGLE))
         said.readers.add(row["rad_id"])
         said.seen[row["class_name"]].add(row["rad_id"])
     return opinions
 
 
-def _read_boxes(raw: str, files: Iterable[str], findings: tuple[str, ...], digests: dict[str, str]) -> dict[str, list[Box]]:
+def _read_boxes(tables: Tables, files: Iterable[str], findings: tuple[str, ...]) -> dict[str, list[Box]]:
     """Returns the boxes of all readers by image, without the rows that have no box (No finding)."""
     drawn: defaultdict[str, list[Box]] = defaultdict(list)
     for file in files:
-        for line, row in tables.published_rows(raw, file, _BOX_COLUMNS, digests):
+        for line, row in tables.rows(file, _BOX_COLUMNS):
             label = _RENAMED.get(row["class_name"], row["class_name"])
-            tables.check_known(f"{file} line {line}", [label], findings)
+            check_known(f"{file} line {line}", [label], findings)
             if row["x_min"] and label != NO_FINDING:
                 drawn[row["image_id"]].append(_parse_box(line, label, row, file))
     return drawn
