@@ -9,7 +9,7 @@ from datetime import date, timedelta
 
 from components.simulate import anatomy
 from components.simulate.anatomy import Anatomy, draw_anatomy
-from components.simulate.dicom import Identity, Recording, draw_recording, encode, uid
+from components.simulate.dicom import Identity, Person, Recording, draw_recording, encode, uid
 from components.simulate.draws import Draws, Map
 from components.simulate.exposure import Exposure, draw_exposure, radiograph
 from components.simulate.findings import FINDINGS, Lesion, PixelBox, box_of
@@ -59,16 +59,6 @@ class Patient:
     lesions: Mapping[str, tuple[Lesion, ...]]
     """By finding; only those that the patient has."""
     images: tuple[PlannedImage, ...]
-
-
-@dataclass(frozen=True)
-class Person:
-    """The person that the headers of a patient's images name."""
-
-    name: str
-    patient_id: str
-    sex: str
-    birth_date: date
 
 
 def draw_patient(seed: int, number: int) -> Patient:
@@ -133,7 +123,7 @@ def _draw_identity(draws: Draws, key: str, person: Person, view: str, number: in
     day = FIRST_DAY + timedelta(days=60 * number + draws.integer(0, 29))
     study, series, image = (uid(f"{level}/{key}") for level in ("study", "series", "image"))
     accession = f"ACC{uid(f'accession/{key}')[-10:]}"
-    return Identity(person.name, person.patient_id, person.sex, person.birth_date, day, accession, study, series, image, view)
+    return Identity(person, day, accession, study, series, image, view)
 
 
 def render(patient: Patient, image: PlannedImage, size: int) -> tuple[Map, list[tuple[str, PixelBox]]]:

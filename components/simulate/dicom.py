@@ -77,13 +77,20 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Who was imaged and when: what must never leave preprocess."""
+class Person:
+    """The person that the headers of a patient's images name."""
 
     name: str
     patient_id: str
     sex: str
     birth_date: date
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who was imaged and when, which must never leave preprocess."""
+
+    person: Person
     study_date: date
     accession_number: str
     study_uid: UID
@@ -95,7 +102,7 @@ class Identity:
     @property
     def age(self) -> int:
         """Whole years at the study."""
-        birth, study = self.birth_date, self.study_date
+        birth, study = self.person.birth_date, self.study_date
         return study.year - birth.year - ((study.month, study.day) < (birth.month, birth.day))
 
 
@@ -152,11 +159,8 @@ def encode(image: Map, identity: Identity, recording: Recording) -> bytes:
         recording: how the device writes.
     """
     pixels = store(image, recording)
-    attributes = _patient_and_study(identity) | _series_and_equipment(identity, recording)
-    attributes |= _general_image(identity, max(pixels.shape)) | _pixel_description(pixels, recording) | _display(recording)
-    if recording.modality == "DX":
-        attributes |= _dx(identity, recording)
-    dataset = _dataset(attributes)
+    specific = _dx(identity, recording) if recording.modality == "DX" else {}
+    dataset = _dataset(_common(identity, recording, pixels) | _display(recording) | specific)
     dataset.file_meta = _file_meta(dataset, recording.syntax)
     _set_pixels(dataset, pixels)
     if recording.syntax == DeflatedExplicitVRLittleEndian:
@@ -173,28 +177,26 @@ def _dataset(attributes: Attributes) -> Dataset:
     return dataset
 
 
-def _patient_and_study(identity: Identity) -> Attributes:
-    """PS3.3 C.7.1.1, C.7.2.1 and C.7.2.2."""
+def _common(identity: Identity, recording: Recording, pixels: Stored) -> Attributes:
+    """Attributes of CR and DX alike."""
+    person, study_date = identity.person, f"{identity.study_date:%Y%m%d}"
+    spacing = f"{400 / max(pixels.shape):.6f}"  # a detector of 40 cm
     return {
+        # Patient and study, PS3.3 C.7.1.1, C.7.2.1 and C.7.2.2
         "SpecificCharacterSet": "ISO_IR 100",
-        "PatientName": identity.name,
-        "PatientID": identity.patient_id,
-        "PatientBirthDate": f"{identity.birth_date:%Y%m%d}",
-        "PatientSex": identity.sex,
+        "PatientName": person.name,
+        "PatientID": person.patient_id,
+        "PatientBirthDate": f"{person.birth_date:%Y%m%d}",
+        "PatientSex": person.sex,
         "PatientAge": f"{identity.age:03d}Y",
         "StudyInstanceUID": identity.study_uid,
-        "StudyDate": f"{identity.study_date:%Y%m%d}",
+        "StudyDate": study_date,
         "StudyTime": "120000",
         "StudyID": "1",
         "StudyDescription": "Chest phantom",
         "AccessionNumber": identity.accession_number,
         "ReferringPhysicianName": "",
-    }
-
-
-def _series_and_equipment(identity: Identity, recording: Recording) -> Attributes:
-    """PS3.3 C.7.3.1, C.7.5.1 and C.8.1.1."""
-    return {
+        # Series and equipment, PS3.3 C.7.3.1, C.7.5.1 and C.8.1.1
         "Modality": recording.modality,
         "SeriesInstanceUID": identity.series_uid,
         "SeriesNumber": 1,
@@ -203,29 +205,18 @@ def _series_and_equipment(identity: Identity, recording: Recording) -> Attribute
         "Manufacturer": recording.manufacturer,
         "ManufacturerModelName": f"Phantom {recording.modality}",
         "InstitutionName": INSTITUTION,
-    }
-
-
-def _general_image(identity: Identity, longer_side: int) -> Attributes:
-    """PS3.3 C.7.6.1, C.8.1.2 and C.12.1, which has Synthetic Data."""
-    spacing = f"{400 / longer_side:.6f}"  # a detector of 40 cm
-    return {
+        # Image, PS3.3 C.7.6.1, C.8.1.2 and C.12.1, which has Synthetic Data
         "SOPInstanceUID": identity.image_uid,
         "SyntheticData": "YES",
         "ImageType": ["ORIGINAL", "PRIMARY"],
         "InstanceNumber": 1,
-        "ContentDate": f"{identity.study_date:%Y%m%d}",
+        "ContentDate": study_date,
         "ContentTime": "120000",
         "PatientOrientation": ["L", "F"],
         "BurnedInAnnotation": "NO",
         "LossyImageCompression": "00",
         "ImagerPixelSpacing": [spacing, spacing],
-    }
-
-
-def _pixel_description(pixels: Stored, recording: Recording) -> Attributes:
-    """PS3.3 C.7.6.3."""
-    return {
+        # Pixels, PS3.3 C.7.6.3
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": recording.photometric,
         "Rows": pixels.shape[0],

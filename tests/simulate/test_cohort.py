@@ -28,7 +28,7 @@ def test_default_cohort_has_every_variant(default):
     assert {r.manufacturer for r in recordings} == set(MANUFACTURERS)
     assert len({(r.slope, r.intercept) for r in recordings}) == 10
     assert {image.identity.view for patient in default for image in patient.images} == {"PA", "AP"}
-    assert {image.identity.sex for patient in default for image in patient.images} == {"F", "M", ""}
+    assert {image.identity.person.sex for patient in default for image in patient.images} == {"F", "M", ""}
     assert {len(patient.images) for patient in default} == {1, 2, 3}
     assert len({shape(patient, 160) for patient in default}) > 20
 
@@ -59,13 +59,13 @@ def test_headers_name_nobody_twice(default):
     headers = [image.identity for patient in default for image in patient.images]
     for field in ("image_uid", "series_uid", "study_uid", "accession_number"):
         assert len({getattr(header, field) for header in headers}) == len(headers)
-    assert len({header.patient_id for header in headers}) == len({header.name for header in headers}) == len(default)
-    assert all(len(header.accession_number) <= 16 and len(header.patient_id) <= 64 for header in headers)
+    assert len({header.person.patient_id for header in headers}) == len({header.person.name for header in headers}) == len(default)
+    assert all(len(header.accession_number) <= 16 and len(header.person.patient_id) <= 64 for header in headers)
 
 
 def test_another_seed_is_another_cohort():
     one, other = draw_patient(0, 3), draw_patient(1, 3)
-    assert one.images[0].identity.patient_id != other.images[0].identity.patient_id
+    assert one.images[0].identity.person.patient_id != other.images[0].identity.person.patient_id
     assert one.anatomy.half_width != other.anatomy.half_width
 
 

@@ -10,14 +10,11 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from components.simulate.dicom import BITS, INSTITUTION, MANUFACTURERS, SYNTAXES, Identity, Recording, encode, store, uid
+from components.simulate.dicom import BITS, INSTITUTION, MANUFACTURERS, SYNTAXES, Identity, Person, Recording, encode, store, uid
 from components.simulate.draws import Draws
 
 IDENTITY = Identity(
-    name="Phantom00007^Ada",
-    patient_id="PHANTOM-1-00007",
-    sex="F",
-    birth_date=date(1950, 6, 15),
+    person=Person(name="Phantom00007^Ada", patient_id="PHANTOM-1-00007", sex="F", birth_date=date(1950, 6, 15)),
     study_date=date(2020, 6, 14),
     accession_number="ACC0123456789",
     study_uid=uid("study"),
@@ -117,7 +114,7 @@ def test_no_library_leaves_its_version(syntax):
 def test_header_names_the_patient_and_says_synthetic():
     dataset = dcmread(BytesIO(encode(_image(), IDENTITY, CR)))
     assert dataset[0x0008, 0x001C].value == "YES"
-    assert str(dataset.PatientName) == IDENTITY.name
+    assert str(dataset.PatientName) == IDENTITY.person.name
     assert dataset.PatientAge == "069Y"  # the birthday is tomorrow
     assert dataset.PatientBirthDate == "19500615"
     assert dataset.InstitutionName == INSTITUTION
