@@ -1,6 +1,6 @@
-"""Pictures of the MLflow UI for docs/compare.md, taken by a headless Chromium: `python scripts/screenshots.py --address URL`.
+"""Take the pictures of the MLflow UI in docs/compare.md with a headless Chromium: `python scripts/screenshots.py --address URL`.
 
-The server must hold at least two finished runs of each stage named in PAGES; the two newest are compared.
+The server must hold at least two finished runs of each stage in PAGES. The pages compare the two newest.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 from PIL import Image
 
-FOLDER = Path(__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, ASSISTANT = 1300, 460
-"""Pixels; the second is the pane at the right that MLflow opens by itself, which is cut off."""
+"""Width in pixels of a picture, and of the assistant pane that MLflow opens at the right, which is cropped."""
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars",
@@ -44,18 +44,18 @@ PAGES: dict[str, tuple[str, Page, int]] = {
     "compare-curves": ("pretrain", _chart, 1500),
     "compare-parameters": ("pretrain", _compared, 1500),
 }
-"""Picture -> stage, the page within MLflow's UI, and how much of its height to show."""
+"""Picture -> stage, address of the page within the UI, and height of the picture in pixels."""
 
 
 def main() -> None:
-    """Takes all pictures."""
+    """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--address", default="http://127.0.0.1:5000", help="of the MLflow server")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the pictures")
+    parser.add_argument("--address", default="http://127.0.0.1:5000", help="address of the MLflow server")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the pictures")
     arguments = parser.parse_args()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        sys.exit(f"needs one of {', '.join(BROWSERS)}")
+        sys.exit(f"no browser found: install one of {', '.join(BROWSERS)}")
     client = MlflowClient(arguments.address)
     for name, (stage, page, height) in PAGES.items():
         experiment, runs = _newest(client, stage)
@@ -63,11 +63,11 @@ def main() -> None:
 
 
 def _newest(client: MlflowClient, stage: str) -> tuple[str, list[str]]:
-    """Ids of a stage's experiment and of its two newest runs."""
+    """Return the id of a stage's experiment, and the ids of its two newest runs."""
     found = client.get_experiment_by_name(stage)
     runs = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'", max_results=2) if found else []
     if len(runs) < 2:
-        sys.exit(f"the server holds fewer than two finished runs of {stage}")
+        sys.exit(f"the server must hold two finished runs of {stage}; run the stage again")
     return found.experiment_id, [run.info.run_id for run in runs]
 
 

@@ -1,7 +1,7 @@
-"""The licences of what requirements.lock installs: `python -m tests.licences` lists them and fails where one is not agreed to.
+"""Check the licences of the packages in requirements.lock: `python -m tests.licences` lists them and fails if one is not accepted.
 
-They are read from the installed packages' own metadata. A licence that these do not state, or that asks for a decision, stands in
-DECIDED with that decision.
+Licences are read from the metadata of the installed packages. DECIDED lists packages whose metadata states no licence, and packages
+whose licence needed a decision.
 """
 
 import re
@@ -27,30 +27,30 @@ PERMISSIVE = (
     "0BSD",
 )
 WEAK_COPYLEFT = ("MPL", "MOZILLA PUBLIC")
-"""Their terms hold for changes to their own files; we make none."""
+"""Copyleft that covers only changes to the package's own files; this project makes none."""
 VENDOR = ("NVIDIA",)
-"""CUDA's terms allow use and redistribution with an application."""
+"""CUDA's licence allows use and redistribution as part of an application."""
 ALLOWED = (*PERMISSIVE, *WEAK_COPYLEFT, *VENDOR)
 DECIDED = {
-    "asyncssh": "EPL-2.0 OR GPL-2.0-or-later; of DVC's SSH remotes, taken under EPL-2.0 and not changed",
-    "cuda-toolkit": "NVIDIA Proprietary; a package without files that names CUDA's",
-    "grandalf": "GPL-2.0 OR EPL-1.0; draws DVC's graphs, taken under EPL-1.0 and not changed",
-    "huey": "MIT; says so in its repository, not in its metadata",
-    "psycopg2-binary": "LGPL-3.0 with exceptions; loaded as a library and not changed",
-    "pygit2": "GPL-2.0 with linking exception; loaded by DVC as a library and not changed",
-    "skops": "MIT; says so in its repository, not in its metadata",
+    "asyncssh": "EPL-2.0 OR GPL-2.0-or-later; a dependency of DVC for SSH remotes, used unmodified under EPL-2.0",
+    "cuda-toolkit": "NVIDIA Proprietary; a metapackage without files",
+    "grandalf": "GPL-2.0 OR EPL-1.0; draws DVC's graphs, used unmodified under EPL-1.0",
+    "huey": "MIT; stated in its repository, not in its metadata",
+    "psycopg2-binary": "LGPL-3.0 with exceptions; used unmodified as a library",
+    "pygit2": "GPL-2.0 with linking exception; used unmodified as a library, by DVC",
+    "skops": "MIT; stated in its repository, not in its metadata",
 }
 
 
 def stated(package: Message) -> str:
-    """The licence in a package's metadata: the expression, else the classifiers, else the first line of the free text."""
+    """Return the licence in a package's metadata: the SPDX expression, else the classifiers, else the first line of the free text."""
     found = [item.rpartition(" :: ")[2] for item in package.get_all("Classifier", []) if item.startswith("License ::")]
     text = (package.get("License") or "").strip().splitlines()
     return package.get("License-Expression") or "; ".join(found) or (text[0] if text else "")
 
 
 def is_allowed(licence: str) -> bool:
-    """Whether every licence that must be kept is agreed to; of alternatives one suffices."""
+    """Return whether a licence is accepted: all licences joined by AND, and at least one of those joined by OR."""
     if not licence:
         return False
     for needed in re.split(r"\bAND\b|;", licence.upper()):
@@ -63,12 +63,12 @@ def is_allowed(licence: str) -> bool:
 
 
 def locked() -> list[str]:
-    """Names in requirements.lock."""
+    """Return the package names in requirements.lock."""
     return re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
 
 
 def licences() -> dict[str, str]:
-    """Licence by name of each locked package that is installed here; others are for other platforms."""
+    """Return licences by package name, for locked packages that are installed; the others are for other platforms."""
     found = {}
     for name in locked():
         try:
@@ -79,7 +79,7 @@ def licences() -> dict[str, str]:
 
 
 def refused() -> dict[str, str]:
-    """Those that nobody has agreed to."""
+    """Return the licences that are neither accepted nor decided on."""
     return {name: licence for name, licence in licences().items() if name not in DECIDED and not is_allowed(licence)}
 
 
@@ -87,4 +87,4 @@ if __name__ == "__main__":
     for name, licence in sorted(licences().items()):
         sys.stdout.write(f"{name}: {licence}\n")
     if bad := refused():
-        sys.exit(f"not agreed to: {', '.join(bad)}; do without them, or add them with a decision to DECIDED in tests/licences.py")
+        sys.exit(f"licences not accepted: {', '.join(bad)}; drop the packages, or add them with a decision to DECIDED in tests/licences.py")

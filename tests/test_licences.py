@@ -3,12 +3,12 @@ import pytest
 from tests import licences
 
 
-def test_every_locked_package_has_a_licence_that_is_agreed_to() -> None:
+def test_every_locked_package_has_an_accepted_licence() -> None:
     assert licences.refused() == {}
     assert len(licences.licences()) > 100
 
 
-def test_no_decision_is_left_over() -> None:
+def test_every_decision_is_needed() -> None:
     assert set(licences.DECIDED) <= set(licences.locked())
 
 
@@ -27,5 +27,5 @@ def test_no_decision_is_left_over() -> None:
         ("", False),
     ],
 )
-def test_which_are_allowed(licence: str, allowed: bool) -> None:
+def test_accepted_expressions(licence: str, allowed: bool) -> None:
     assert licences.is_allowed(licence) is allowed
