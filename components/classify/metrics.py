@@ -26,7 +26,7 @@ class ClassificationSplit:
     targets: Floats
     """(n, F), 1, 0 or NaN (unknown)."""
     scores: Floats
-    """(n, F), probabilities."""
+    """(n, F)."""
     patients: Integers
     """(n,), index of each image's patient, 0 ... P - 1."""
     image_ids: npt.NDArray[np.str_]
@@ -149,16 +149,7 @@ def macro_interval(estimates: Floats, samples: Floats, counted: Flags, confidenc
 
 
 def correct(targets: Floats, scores: Floats, thresholds: Floats) -> Floats:
-    """Whether each known target is on the right side of its finding's threshold.
-
-    Args:
-        targets: (n, F).
-        scores: (n, F).
-        thresholds: (F,).
-
-    Returns:
-        (n, F), 1, 0, or NaN where the target or the threshold is unknown.
-    """
+    """Whether each target (n, F) is on the right side of its finding's threshold (F,): 1, 0, or NaN where either is unknown."""
     right = (scores >= thresholds) == (targets == 1)
     return np.where(np.isnan(targets) | np.isnan(thresholds), np.nan, right)
 

@@ -1,4 +1,7 @@
-"""ROC and precision-recall curves, the thresholds chosen on them, and their reduction to few points."""
+"""ROC and precision-recall curves, the thresholds chosen on them, and their reduction to few points.
+
+Targets are 1, 0 or NaN (unknown, left out).
+"""
 
 from typing import NamedTuple
 
@@ -21,22 +24,15 @@ class Curve(NamedTuple):
 
 
 def roc_curve(targets: Floats, scores: Floats) -> Curve:
-    """False positive rate against true positive rate at every distinct score.
-
-    Args:
-        targets: (n,), both classes present; NaN is left out.
-        scores: (n,), finite.
-    """
+    """False against true positive rate at every distinct score of (n,) targets, with both classes present, and finite scores."""
     false, true, thresholds = _cumulative_counts(targets, scores)
     return Curve(false / false[-1], true / true[-1], thresholds)
 
 
 def precision_recall_curve(targets: Floats, scores: Floats) -> Curve:
-    """Recall against precision at every distinct score; precision is 1 where nothing is called positive.
+    """Recall against precision at every distinct score of (n,) targets, with a positive, and finite scores.
 
-    Args:
-        targets: (n,), with at least one positive; NaN is left out.
-        scores: (n,), finite.
+    Precision is 1 where nothing is called positive.
     """
     false, true, thresholds = _cumulative_counts(targets, scores)
     precision = np.divide(true, true + false, out=np.ones_like(true), where=true + false > 0)

@@ -25,27 +25,22 @@ ELEMENTS = 2**24  # size limit of a matrix of detections by resamples
 
 
 class ImageBoxes(NamedTuple):
-    """Detections and annotated boxes of one image; labels are class numbers."""
+    """Detections of one image: boxes (D, 4), scores (D,) and labels (D,); and its annotated boxes (G, 4) with their labels (G,)."""
 
     boxes: Floats
-    """(D, 4)."""
     scores: Floats
-    """(D,)."""
     labels: Integers
-    """(D,)."""
+    """Numbers of the classes."""
     targets: Floats
-    """(G, 4)."""
     target_labels: Integers
-    """(G,)."""
 
 
 class MatchedDetections(NamedTuple):
     """Detections of one class, or of several pooled, by falling score."""
 
     scores: Floats
-    """(D,)."""
     images: Integers
-    """(D,), index of each detection's image."""
+    """(D,), like the scores; index of each detection's image."""
     hit: Flags
     """(D, T), whether the detection found a box."""
     targets: Integers
@@ -91,30 +86,20 @@ def pool(classes: Sequence[MatchedDetections]) -> MatchedDetections:
 
 
 def average_precision(matched: MatchedDetections, weights: Weights) -> Floats:
-    """COCO's average precision: mean, over 101 recalls, of the highest precision at that recall or a higher one.
+    """COCO's average precision of one class, (T, B), in images with weights (N, B); NaN where there is no box.
 
-    Args:
-        matched: detections of one class.
-        weights: (N, B), how often each image counts.
-
-    Returns:
-        (T, B); NaN where there is no box.
+    It is the mean, over 101 recalls, of the highest precision at that recall or a higher one.
     """
     return np.concatenate([_average_precision(matched, chunk) for chunk in _chunks(matched, weights)], axis=1)
 
 
 def sensitivity_at(matched: MatchedDetections, weights: Weights, rates: Floats) -> Floats:
-    """Highest fraction of boxes found at IoU 0.5 with at most the given numbers of false positives per image.
+    """Highest fraction of boxes found at IoU 0.5 with at most `rates` (R,) false positives per image.
 
     Free-response ROC: Chakraborty, Med Phys 1989, with all images in the denominator.
 
-    Args:
-        matched: detections of one class, or pooled.
-        weights: (N, B), how often each image counts.
-        rates: (R,) false positives per image.
-
     Returns:
-        (R, B); NaN where there is no box.
+        (R, B) for images with weights (N, B); NaN where there is no box.
     """
     return np.concatenate([_sensitivity_at(matched, chunk, rates) for chunk in _chunks(matched, weights)], axis=1)
 

@@ -38,7 +38,7 @@ def paired_differences(
     Args:
         names: key, and name for readers, of each difference.
         estimates: on the test split.
-        samples: (m, B). Both models have drawn the same patients in each resample.
+        samples: (m, B); both models have drawn the same patients in each resample.
         confidence: level of the intervals.
     """
     p_values = np.array([bootstrap_p(values) for values in samples])
@@ -60,7 +60,7 @@ def bootstrap_p(differences: Floats) -> float:
         differences: (B,), difference of a metric in each resample; NaN is left out.
 
     Returns:
-        A number in (0, 1]; NaN if no resample is defined.
+        A number in (0, 1]; NaN without a defined resample.
     """
     defined = differences[~np.isnan(differences)]
     if not len(defined):
@@ -70,13 +70,9 @@ def bootstrap_p(differences: Floats) -> float:
 
 
 def holm(p_values: Floats) -> Floats:
-    """Adjusts p-values to control the chance of any false positive (Holm, Scand J Stat 1979).
+    """Adjusts (m,) p-values to control the chance of any false positive (Holm, Scand J Stat 1979); NaN stays NaN.
 
-    Args:
-        p_values: (m,); NaN is no comparison and stays NaN.
-
-    Returns:
-        (m,): in ascending order the k-th p-value is multiplied by m + 1 - k, and none is below the one before it.
+    In ascending order the k-th of m p-values is multiplied by m + 1 - k, and none is below the one before it.
     """
     adjusted = np.full(len(p_values), np.nan)
     known = np.flatnonzero(~np.isnan(p_values))

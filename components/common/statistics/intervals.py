@@ -26,13 +26,7 @@ UNDEFINED = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
 def percentile_interval(estimate: float, samples: Floats, confidence: float) -> Interval:
-    """Percentile interval (Efron) of bootstrap samples.
-
-    Args:
-        estimate: metric on the whole sample.
-        samples: (B,); NaN is left out.
-        confidence: level, such as 0.95.
-    """
+    """Percentile interval (Efron) of (B,) bootstrap samples around the estimate on the whole sample; NaN is left out."""
     defined = samples[~np.isnan(samples)]
     if not len(defined) or np.isnan(estimate):
         return Interval(estimate, float("nan"), float("nan"), len(defined))

@@ -60,13 +60,7 @@ class Ranking:
     """Images of one finding, sorted once, for any weights of the patients."""
 
     def __init__(self, targets: Floats, scores: Floats, patients: Integers):
-        """Sorts the images.
-
-        Args:
-            targets: (n,), 1, 0 or NaN.
-            scores: (n,), finite; a higher score means more likely positive.
-            patients: (n,), index of each image's patient.
-        """
+        """Sorts images with (n,) targets, finite scores and indices of patients."""
         positive, negative = targets == 1, targets == 0
         distinct, group = np.unique(scores[positive], return_inverse=True)
         place = np.searchsorted(distinct, scores[negative], "left") + np.searchsorted(distinct, scores[negative], "right")
@@ -110,15 +104,7 @@ def average_precision(targets: Floats, scores: Floats) -> float:
 
 
 def bootstrap_ranking(targets: Floats, scores: Floats, patients: Integers, resamples: int, seed: int) -> RankingSamples:
-    """AUROC and average precision of every finding in every resample of the patients.
-
-    Args:
-        targets: (n, F).
-        scores: (n, F).
-        patients: (n,), from patient_indices.
-        resamples: B.
-        seed: of the draws.
-    """
+    """AUROC and average precision for (n, F) targets and scores in every resample of the patients (n,), from patient_indices."""
     rankings = _rankings(targets, scores, patients)
     chunks = []
     for weights in _narrow_weights(patients, resamples, seed):
@@ -152,8 +138,7 @@ def paired_auroc_difference(
         confidence: level of the interval.
 
     Returns:
-        The difference and its interval; NaN if no finding counts. Resamples in which a counted finding has one class only
-        are left out.
+        Difference and interval; NaN if no finding counts. Resamples in which a counted finding has one class only are left out.
     """
     counted = has_both(targets, min_positives)
     if not counted.any():
