@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from benchmarks.timing import Candidates, heading, installed, milliseconds, row, table, turns
 from components.common.formats import shards
 from components.common.runs import storage
+from components.common.runs.shards import Shards
 from components.common.training import reader
 
 IMAGES = 400
@@ -84,8 +85,8 @@ def packed(images: list[Any], folder: Path, rows_per_group: int) -> reader.Reade
     with mock.patch.object(shards, "ROWS_PER_GROUP", rows_per_group):
         shards.write_part(path, rows)
     size = max(max(image.shape) for image in images)
-    manifest = {"size": size, "bits": 8, "parts": [{"name": path.name, "sha256": storage.digest_file(path)}], "findings": []}
-    return reader.Reader(shards.Shards((str(folder),), (manifest,), ("",)), "train")
+    manifest: Any = {"size": size, "bits": 8, "parts": [{"name": path.name, "sha256": storage.digest_file(path)}], "findings": []}
+    return reader.Reader(Shards((str(folder),), (manifest,), ("",)), "train")
 
 
 def png_folder(images: list[Any], scratch: Path, workers: int) -> Candidates:

@@ -30,9 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.pretrain_peers import Floor, albumentations_view, lightly, similarity_loop
 from benchmarks.pretrain_term import terms
 from benchmarks.timing import Candidates, heading, installed, milliseconds, row, spread, turns, wall_clock
-from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode, open_shards
+from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode
 from components.common.runs import storage
 from components.common.runs.params import Runtime
+from components.common.runs.shards import open_shards
 from components.common.training import loop
 from components.pretrain import augment, objective
 from components.pretrain.align import Geometry

@@ -19,9 +19,9 @@ from components.classify.params import Classify
 from components.classify.training import MODES, Classification
 from components.common.errors import UserError
 from components.common.formats.predictions import META, common_columns
-from components.common.formats.shards import open_shards
 from components.common.runs import storage
 from components.common.runs.params import Runtime
+from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.statistics.calibration import fit_temperature, negative_log_likelihood

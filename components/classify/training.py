@@ -16,8 +16,8 @@ from components.classify.imbalance import thin_labels
 from components.classify.network import attach_head, fold_standardisation, parameter_groups
 from components.classify.params import Classify
 from components.common.errors import UserError
-from components.common.formats.shards import Shards
 from components.common.runs.inputs import upstream_run_id
+from components.common.runs.shards import Shards
 from components.common.statistics.arrays import has_both
 from components.common.statistics.ranking import auroc
 from components.common.training import backbones, loop

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from components.common.errors import UserError
 from components.common.formats.predictions import META
-from components.common.formats.shards import Shards, open_shards
 from components.common.runs import storage
 from components.common.runs.inputs import upstream_run_id
 from components.common.runs.params import Runtime
+from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.statistics.detection_matching import mean_average_precision

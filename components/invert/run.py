@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from components.common.formats.shards import Shards, open_shards
 from components.common.runs import storage
 from components.common.runs.params import Runtime
+from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.training import checkpoints, loop

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.formats.predictions import META
-from components.common.formats.shards import Shards
 from components.common.runs import storage
 from components.common.runs.inputs import read_document, upstream_run_id
+from components.common.runs.shards import Shards
 from components.common.training import backbones, loop
 from components.common.training.reader import Reader
 from components.invert.features import FeatureSpace, pretrained, random

@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import torch
 
 from components.common.formats.documents import RUN_RECORD
+from components.common.formats.manifest import MANIFEST
 from components.common.formats.predictions import META, common_columns
-from components.common.formats.shards import MANIFEST, Shards, open_part, open_shards
+from components.common.formats.quarantine import QUARANTINE
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.provenance import threads
+from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.training.inference import PIXELS
@@ -27,7 +29,6 @@ from components.predict.source import Source
 from components.preprocess import run as preprocess
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index
-from components.preprocess.merge import QUARANTINE
 from components.preprocess.params import Preprocess
 from components.preprocess.parts import Partition
 
@@ -84,7 +85,7 @@ def predict(loaded: Source, shards: Shards) -> pa.Table:
 def _batches(shards: Shards) -> Iterator[pa.Table]:
     columns = [*PIXELS, "patient_id", "labels", "boxes", *META]
     for part in shards.parts():
-        with pq.ParquetFile(open_part(part)) as file:
+        with pq.ParquetFile(part.open()) as file:
             yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(ROWS, columns=columns))
 
 

@@ -7,11 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from components.common.errors import UserError
+from components.common.formats.labels import BOXES, KNOWN, LABELS, UNCERTAIN
 from components.preprocess.index import Index
 
-LABELS = "labels.csv"
-BOXES = "boxes.csv"
-_VALUES = {"": math.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
 _UNCERTAIN = {"ignore": math.nan, "ones": 1.0, "zeros": 0.0}
 
 
@@ -150,8 +148,7 @@ def _restore_boxes(rows: list[list[Any]]) -> list[Box]:
 
 def label_values(unknown_labels: str) -> dict[str, float]:
     """Returns the valid cells of a label column and their values."""
-    uncertain = _UNCERTAIN[unknown_labels]
-    return {**_VALUES, "-1": uncertain, "-1.0": uncertain}
+    return KNOWN | dict.fromkeys(UNCERTAIN, _UNCERTAIN[unknown_labels])
 
 
 def parse_labels(place: str, row: Mapping[str, str], findings: Iterable[str], values: Mapping[str, float]) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from components.common.formats import shards
+from components.common.formats.manifest import Manifest, Origin, PartEntry, PixelStatistics
 from components.common.runs import storage
 from components.common.runs.storage import write_json
 from components.preprocess import report
@@ -29,8 +30,9 @@ _UNKNOWN = "unknown"
 class Summary:
     """Counts over all rows, and sums over the pixels of the train split."""
 
-    findings: tuple[str, ...]
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[str]
+    rows: dict[str, int] = field(default_factory=dict)
+    """Number of rows by name of part."""
     images: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[tuple[str, str]]] = field(default_factory=lambda: {split: Counter() for split in shards.SPLITS})
     boxes: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in shards.SPLITS})
@@ -55,15 +57,9 @@ class Summary:
             self.identities[str(note.identity)] += 1
             if split == "train":
                 self.sums = [mine + more for mine, more in zip(self.sums, note.sums, strict=True)]
-        self.parts.append({"name": part.name, "rows": sum(self.images.values()) - before})
+        self.rows[part.name] = sum(self.images.values()) - before
 
-    def digest_parts(self, out: Path, threads: int) -> None:
-        """Adds the SHA-256 of every part."""
-        with ThreadPoolExecutor(threads) as pool:
-            for part, digest in zip(self.parts, pool.map(storage.digest_file, [out / part["name"] for part in self.parts]), strict=True):
-                part["sha256"] = digest
-
-    def train_pixels(self, bits: int) -> dict[str, float]:
+    def train_pixels(self, bits: int) -> PixelStatistics:
         """Returns number, mean and standard deviation of the train split's pixels, the latter two as fractions of the full range."""
         full = 2**bits - 1
         count, total, squares = self.sums
@@ -96,7 +92,7 @@ def _small_columns(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def describe(context: Context) -> dict[str, Any]:
+def describe(context: Context) -> Origin:
     """Returns the entries of the manifest that all partitions share."""
     return {
         "schema_version": shards.SCHEMA_VERSION,
@@ -107,23 +103,24 @@ def describe(context: Context) -> dict[str, Any]:
     }
 
 
-def write_manifest(path: Path, shared: dict[str, Any], ledger: Ledger, summary: Summary) -> dict[str, Any]:
+def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary, threads: int) -> Manifest:
     """Writes manifest.json, which holds nothing that changes from run to run, and the report.
 
     Args:
-        path: of the manifest.
+        path: of the manifest, beside the parts.
         shared: from `describe`.
         ledger: of all files.
         summary: of all parts.
+        threads: number of threads that compute digests.
 
     Returns:
         The manifest.
     """
     size, bits = shared["params"]["size"], shared["params"]["bits"]
-    rows = sum(part["rows"] for part in summary.parts)
+    rows = sum(summary.rows.values())
     files, quarantined = ledger.files, ledger.quarantined
     assert rows + quarantined + ledger.duplicates == files, "a file was lost or counted twice"
-    manifest = {
+    manifest: Manifest = {
         "schema_version": shared["schema_version"],
         "findings": shared["findings"],
         "size": size,
@@ -142,11 +139,17 @@ def write_manifest(path: Path, shared: dict[str, Any], ledger: Ledger, summary: 
         "input": input_digest(ledger),
         "labels": shared["labels"],
         "params": shared["params"],
-        "parts": summary.parts,
+        "parts": _part_entries(path.parent, summary.rows, threads),
     }
     write_json(path, manifest)
     report.write(path.parent, manifest, summary.statistics)
     return manifest
+
+
+def _part_entries(folder: Path, rows: dict[str, int], threads: int) -> list[PartEntry]:
+    with ThreadPoolExecutor(threads) as pool:
+        digests = pool.map(storage.digest_file, [folder / name for name in rows])
+        return [{"name": name, "rows": count, "sha256": sha256} for (name, count), sha256 in zip(rows.items(), digests, strict=True)]
 
 
 def input_digest(ledger: Ledger) -> str:

@@ -3,13 +3,10 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from components.common.errors import UserError
 from components.common.formats import shards
@@ -19,21 +16,9 @@ from components.preprocess.part_writer import read_notes
 from components.preprocess.parts import Part, Partition, part_of
 from components.preprocess.rows import Context
 
-QUARANTINE = "quarantine.parquet"
-QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("path", "reason", "detail")])
-_QUARANTINE_ROWS = 10_000
 COPIES = 2
 """Number of parts that are copied at a time, each of which holds several row groups in memory."""
 NAMES = "names.jsonl"
-
-
-def write_quarantine(ledger: Ledger, folder: Path) -> Path:
-    """Writes quarantine.parquet, the only output that holds raw paths."""
-    refused = ledger.refused()
-    with pq.ParquetWriter(folder / QUARANTINE, QUARANTINE_SCHEMA, compression="zstd") as writer:
-        while rows := list(islice(refused, _QUARANTINE_ROWS)):
-            writer.write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
-    return folder / QUARANTINE
 
 
 def check_quarantine(ledger: Ledger, max_quarantined: float, quarantine: Path) -> None:

@@ -8,11 +8,12 @@ import os
 import shutil
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import ValidationError
 
 from components.common.errors import UserError
+from components.common.formats.manifest import Origin
 from components.common.runs import storage
 from components.common.runs.inputs import read_document
 from components.common.runs.storage import write_json
@@ -153,9 +154,9 @@ def digests(outputs: list[Output]) -> dict[str, str]:
     return {f"shards.{output.partition.number}": output.digest for output in outputs}
 
 
-def shared(outputs: list[Output]) -> dict[str, Any]:
+def shared(outputs: list[Output]) -> Origin:
     """Returns what `manifest.describe` returned in each partition."""
-    return {name: outputs[0].described[name] for name in ("schema_version", "findings", "pseudonym_key_id", "labels", "params")}
+    return cast(Origin, {name: outputs[0].described[name] for name in Origin.__annotations__})
 
 
 def section(outputs: list[Output]) -> Preprocess:

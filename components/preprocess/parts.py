@@ -4,6 +4,7 @@ import hashlib
 from typing import NamedTuple
 
 from components.common.errors import UserError
+from components.common.formats.shards import part_name
 
 
 class Part(NamedTuple):
@@ -16,7 +17,7 @@ class Part(NamedTuple):
     @property
     def name(self) -> str:
         """File name of the part."""
-        return f"part-{self.number:05d}.parquet"
+        return part_name(self.number)
 
     @property
     def notes_name(self) -> str:

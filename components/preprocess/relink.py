@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from components.common.errors import UserError
-from components.common.formats.shards import MANIFEST
+from components.common.formats.manifest import MANIFEST
 from components.common.runs.inputs import read_document
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE, Pseudonyms, load_pseudonyms
 

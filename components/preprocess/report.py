@@ -14,6 +14,8 @@ import numpy as np
 
 from components.common.dicom.refusal import Reason
 from components.common.dicom.render import resize
+from components.common.formats.manifest import Manifest
+from components.common.formats.pages import REPORT
 from components.common.formats.shards import SPLITS, Pixels
 from components.common.html import page
 from components.common.html.charts import UNIT, Axis, Chart, Line, nice_axis
@@ -21,7 +23,6 @@ from components.common.html.numbers import plural
 from components.preprocess.report_statistics import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, ExtremeImage, ReportStatistics, load_pixels
 from components.preprocess.rows import BINS
 
-REPORT = "report.html"
 MIN_POSITIVES = 5
 """Per finding and split; the report warns of fewer, since metrics on them say little."""
 THUMBNAIL = 240
@@ -43,8 +44,6 @@ MEANINGS = {
     Reason.IMPLAUSIBLE_SIZE: "too small, too large or too narrow for a chest",
     Reason.BLANK_IMAGE: "one value everywhere, or nothing but padding",
 }
-
-Manifest = Mapping[str, Any]
 
 
 class Shortage(NamedTuple):

@@ -165,7 +165,7 @@ def load_pixels(folder: Path, image: ExtremeImage) -> shards.Pixels:
         while start + file.metadata.row_group(group).num_rows <= image.row:
             start += file.metadata.row_group(group).num_rows
             group += 1
-        table = file.read_row_group(group, columns=["image_id", "pixels", "codec", "height", "width", "bits"])
+        table = file.read_row_group(group, columns=shards.PACKED)
     row = table.slice(image.row - start, 1).to_pylist()[0]
     assert row["image_id"] == image.image_id
     return shards.decode(row)

@@ -7,11 +7,12 @@ single run from their outputs.
 import logging
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from components.common.dicom import decoders
 from components.common.errors import UserError
-from components.common.formats.shards import MANIFEST, SPLITS
+from components.common.formats.manifest import MANIFEST, Manifest, Origin
+from components.common.formats.quarantine import QUARANTINE, write_quarantine
+from components.common.formats.shards import SPLITS
 from components.common.runs import storage
 from components.common.runs.inputs import upstream_run_ids
 from components.common.runs.params import Runtime
@@ -107,27 +108,26 @@ def _refuse_nesting(raw: str, out: str) -> None:
         raise UserError(f"{out}: lies inside the raw folder {raw}, whose files are all read; choose another --out")
 
 
-def _complete(job: StageRun, runtime: Runtime, parts: list[Part], shared: dict[str, Any], names: list[Path], raw: str) -> dict[str, float]:
+def _complete(job: StageRun, runtime: Runtime, parts: list[Part], shared: Origin, names: list[Path], raw: str) -> dict[str, float]:
     """Checks all files together, completes the work folder and returns the metrics."""
     folder = job.folder / WORK_FOLDER
     with closing(read_ledger(folder, parts)) as ledger:
-        quarantine = merge.write_quarantine(ledger, job.folder)
+        write_quarantine(job.folder / QUARANTINE, ledger.refused())
         merge.check_names(ledger, names, raw)
-        merge.check_quarantine(ledger, runtime.max_quarantined, quarantine)
+        merge.check_quarantine(ledger, runtime.max_quarantined, job.folder / QUARANTINE)
         threads = workers_of(runtime.workers)
         merge.finish_parts(parts, ledger, folder, job.folder, threads)
         summary = manifest.Summary(shared["findings"])
         for part in parts:
             summary.add(part, ledger, folder, job.folder)
-        summary.digest_parts(job.folder, threads)
         merge.check_patients(ledger, raw)
-        written = manifest.write_manifest(job.folder / MANIFEST, shared, ledger, summary)
+        written = manifest.write_manifest(job.folder / MANIFEST, shared, ledger, summary, threads)
         rows = written["counts"]["rows"]
         log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
         return _metrics(written)
 
 
-def _metrics(written: dict[str, Any]) -> dict[str, float]:
+def _metrics(written: Manifest) -> dict[str, float]:
     counts, pixels = written["counts"], written["train_pixels"]
     flat = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")}
     flat |= {f"quarantined_{reason}": count for reason, count in counts["reasons"].items()}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.common.errors import UserError
-from components.common.formats.shards import Shards
+from components.common.runs.shards import Shards
 from components.common.statistics.arrays import has_both
 from components.common.statistics.ranking import auroc
 from components.common.training import processes

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from components.common.errors import UserError
-from components.common.formats.shards import Shards, open_shards
 from components.common.runs.params import Runtime
+from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.training import backbones, checkpoints, loop, processes
 from components.common.training.progress import VOLATILE

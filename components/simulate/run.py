@@ -1,22 +1,18 @@
 """Writes a cohort of phantoms: DICOM files, labels.csv and boxes.csv."""
 
-import csv
 import logging
 import tempfile
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 
 from tqdm import tqdm
 
 from components.common.errors import UserError
+from components.common.formats.labels import BOX_COLUMNS, BOXES, IMAGE, LABELS, to_csv
 from components.common.runs import storage
 from components.simulate.cohort import Patient, draw_patient, take
 from components.simulate.findings import FINDINGS
 from components.simulate.params import Simulate
-
-LABELS = "labels.csv"
-BOXES = "boxes.csv"
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +89,8 @@ def _write(patients: list[Patient], size: int, out: str, found: frozenset[str], 
 
 def _files(patients: list[Patient], size: int) -> Iterator[tuple[str, bytes]]:
     """Yields names and contents of all files, in the order of `_names`."""
-    labels = [["image", *FINDINGS]]
-    boxes = [["image", "label", "x", "y", "width", "height"]]
+    labels = [[IMAGE, *FINDINGS]]
+    boxes = [[*BOX_COLUMNS]]
     planned = [(patient, image) for patient in patients for image in patient.images]
     for patient, image in tqdm(planned, "simulate", unit="image", disable=None):
         content, marked = take(patient, image, size)
@@ -102,11 +98,5 @@ def _files(patients: list[Patient], size: int) -> Iterator[tuple[str, bytes]]:
         labels.append([uid, *(image.labels[name] for name in FINDINGS)])
         boxes += [[uid, label, *map(str, (box.x, box.y, box.width, box.height))] for label, box in marked]
         yield image.path, content
-    yield BOXES, _csv(boxes)
-    yield LABELS, _csv(labels)
-
-
-def _csv(rows: list[list[str]]) -> bytes:
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    yield BOXES, to_csv(boxes)
+    yield LABELS, to_csv(labels)

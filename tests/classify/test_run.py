@@ -14,8 +14,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from components.classify import run as classify
 from components.classify import training
 from components.common.errors import UserError
-from components.common.formats.shards import decode, open_shards, square
+from components.common.formats.shards import decode, square
 from components.common.runs import signals
+from components.common.runs.shards import open_shards
 from components.common.training import backbones, loop
 from components.evaluate import run as evaluate
 from components.params import Params

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from components.common.errors import UserError
-from components.common.formats.shards import open_shards
+from components.common.runs.shards import open_shards
 from components.common.training.reader import Reader
 from components.detect.annotations import COLUMNS, Annotations, annotate, choose_classes
 from tests.conftest import FINDINGS

@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from components.common.formats.shards import open_shards
+from components.common.runs.shards import open_shards
 from components.common.training.reader import Reader
 from components.detect import figures
 from components.detect.annotations import COLUMNS, annotate

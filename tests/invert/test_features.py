@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.common.formats.shards import open_shards
+from components.common.runs.shards import open_shards
 from components.common.training import backbones
 from components.common.training.reader import Reader
 from components.invert.features import FeatureSpace, maps_distance, pretrained, random

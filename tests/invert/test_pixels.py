@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.common.formats.shards import open_shards
+from components.common.runs.shards import open_shards
 from components.common.training.reader import Reader
 from components.invert.pixels import area_weights, mean_image, shrink, to_images, write_picture
 from tests.conftest import MakeShards

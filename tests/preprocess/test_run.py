@@ -20,6 +20,7 @@ from pydicom.uid import JPEGLSLossless
 from components.__main__ import main
 from components.common.formats import shards
 from components.common.runs.params import Runtime
+from components.common.runs.shards import open_shards
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.ledger import Ledger
 from components.preprocess.manifest import input_digest
@@ -111,7 +112,7 @@ def test_nothing_is_lost_and_the_manifest_adds_up(tmp_path: Path, raw: Path) -> 
     assert manifest["train_pixels"]["std"] == pytest.approx(train.std(), abs=1e-12)
     for part in manifest["parts"]:
         assert part["sha256"] == hashlib.sha256((folder / part["name"]).read_bytes()).hexdigest()
-    opened = shards.open_shards(str(folder))
+    opened = open_shards(str(folder))
     assert opened.mean_std == pytest.approx((train.mean(), train.std())) and opened.table(["image_id"]).num_rows == 24
 
 

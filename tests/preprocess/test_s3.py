@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
-from components.common.formats import shards
 from components.common.runs import storage
+from components.common.runs.shards import open_shards
 from components.preprocess import prefetch
 from components.preprocess.index import File
 from tests import faults, seaweed
@@ -77,7 +77,7 @@ def test_the_same_bytes_as_locally_in_spite_of_faults(
     monkeypatch.setenv("AWS_ENDPOINT_URL", server["AWS_ENDPOINT_URL"])
     storage._client_of.cache_clear()
     assert download(f"{prefix}/out") == bytes_of(tmp_path / "shards")
-    opened = shards.open_shards(f"{prefix}/out")
+    opened = open_shards(f"{prefix}/out")
     assert opened.table(["image_id"]).num_rows == opened.manifests[0]["counts"]["rows"] == 24
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "shards", "params.yaml", ".partial"}
     assert not any((tmp_path / ".partial").iterdir())

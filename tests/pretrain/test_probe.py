@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from components.common.errors import UserError
-from components.common.formats.shards import open_shards
+from components.common.runs.shards import open_shards
 from components.common.training.loop import to_unit
 from components.common.training.reader import Batch
 from components.pretrain import probe

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from components.common.errors import UserError
-from components.common.formats.shards import open_shards
 from components.common.runs import signals
 from components.common.runs.params import Runtime
+from components.common.runs.shards import open_shards
 from components.common.training import backbones
 from components.params import Params
 from components.pretrain import run as pretrain

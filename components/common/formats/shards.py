@@ -1,15 +1,13 @@
-"""Shards: Parquet files with one row an image, their manifest, and how pixels are packed into a row.
+"""Shards: Parquet files with one row per image, and how pixels are packed into a row.
 
 `part-*.parquet` hold rows in the schema below, in row groups small enough to stream; `manifest.json` describes them.
-Nothing here needs torch.
 """
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -18,16 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
-from components.common.runs import cache, storage
-from components.common.runs.inputs import read_document, upstream_run_id
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 100
 SPLITS = ("train", "val", "test")
 CODEC = "delta-bitshuffle-zstd"
+PACKED = ("image_id", "pixels", "codec", "height", "width", "bits")
+"""Columns that `decode` reads."""
 
 BOX = pa.struct([("label", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("width", pa.float32()), ("height", pa.float32())])
+"""A box in pixels of the row's image, origin top left."""
 SCHEMA = pa.schema([
     pa.field("image_id", pa.string(), nullable=False),
     pa.field("patient_id", pa.string(), nullable=False),
@@ -51,10 +49,10 @@ SCHEMA = pa.schema([
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-# Without entropy coding, which the noise in the lower bits would only slow down.
+# A negative level: zstd without entropy coding, which would spend its time on the noise in the lower bits.
 _zstd = pa.Codec("zstd", compression_level=-1)
 
-# Pixels are compressed already, and neither a dictionary nor minima and maxima of them are of use.
+# Pixels are compressed already; a dictionary, minima and maxima of them would be useless.
 _SMALL = [name for name in SCHEMA.names if name not in ("pixels", "labels", "boxes")]
 _WRITER_OPTIONS: dict[str, Any] = {
     "compression": {name: "none" if name == "pixels" else "zstd" for name in SCHEMA.names},
@@ -63,18 +61,22 @@ _WRITER_OPTIONS: dict[str, Any] = {
 }
 
 
-def encode(image: Pixels) -> dict[str, Any]:
-    """The pixel columns of a row: differences in reading order (modulo the type's range), sorted by bit, then zstd.
+def part_name(number: int) -> str:
+    """Returns the file name of a part."""
+    return f"part-{number:05d}.parquet"
 
-    Neighbours in a radiograph are alike, so that the upper bits of a difference are nearly always those of 0 or -1; put beside each
-    other (bitshuffle) they shrink to little, and zstd does not dwell on the lower ones, which are noise. docs/adr/0005-codec.md
-    compares other ways.
+
+def encode(image: Pixels) -> dict[str, Any]:
+    """Packs an image: differences in reading order (modulo the range of the type), bit planes, then zstd.
+
+    Neighbouring pixels of a radiograph are alike, so the upper bits of a difference are nearly always those of 0 or -1. Bitshuffle
+    puts equal bits side by side, and the upper planes compress to almost nothing. docs/adr/0005-codec.md compares alternatives.
 
     Args:
         image: (H, W), uint8 or uint16.
 
     Returns:
-        pixels, codec, height, width and bits.
+        The columns pixels, codec, height, width and bits.
     """
     differences = imagecodecs.delta_encode(image.reshape(-1))
     planes = imagecodecs.bitshuffle_encode(differences.astype(image.dtype.newbyteorder("<"), copy=False))
@@ -83,16 +85,16 @@ def encode(image: Pixels) -> dict[str, Any]:
 
 
 def decode(row: dict[str, Any]) -> Pixels:
-    """The image of a row.
+    """Unpacks the image of a row.
 
     Args:
-        row: at least pixels, codec, height, width and bits.
+        row: at least the columns PACKED.
 
     Returns:
         (H, W), uint8 or uint16, bright = dense tissue (MONOCHROME2 sense).
 
     Raises:
-        UserError: the codec is not known: the shards were made by another version.
+        UserError: the shards were made by another version, with another codec.
     """
     if row["codec"] != CODEC:
         raise UserError(f"codec {row['codec']!r} of image {row['image_id']} is not known; run preprocess again")
@@ -100,18 +102,32 @@ def decode(row: dict[str, Any]) -> Pixels:
     height, width = row["height"], row["width"]
     planes = _zstd.decompress(row["pixels"], decompressed_size=height * width * dtype.itemsize)
     differences = imagecodecs.bitshuffle_decode(np.frombuffer(planes, dtype))
-    # A sixth of numpy.cumsum's time, to the same bits.
+    # Six times as fast as numpy.cumsum, with the same result.
     flat: Pixels = imagecodecs.delta_decode(differences.astype(dtype.newbyteorder("="), copy=False))
     return flat.reshape(height, width)
 
 
+def square(image: Pixels, size: int) -> Pixels:
+    """Centres an image in a (size, size) square of zeros.
+
+    Args:
+        image: (H, W) with H and W at most `size`.
+        size: side of the square, in pixels.
+    """
+    height, width = image.shape
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas = np.zeros((size, size), image.dtype)
+    canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
 def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Writes the rows of a part, a row group at a time, whole or not at all: no rows, no file.
+    """Writes the rows of a part, one row group at a time, whole or not at all. Without rows no file is written.
 
     The bytes depend on the rows and their order only.
 
     Args:
-        path: of the part, on local disk.
+        path: the file, on local disk.
         rows: dictionaries with the columns of `SCHEMA`.
 
     Returns:
@@ -121,12 +137,12 @@ def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def copy_rows(source: Path, target: Path, keep: npt.NDArray[np.bool_]) -> int:
-    """Writes some rows of a part as another, with the bytes that `write_part` would give it (row groups being smaller than 2 GiB).
+    """Copies some rows of a part, to the same bytes that `write_part` would write (as long as a row group is below 2 GiB).
 
     Args:
         source: a part.
-        target: gets the rows.
-        keep: (N,), which of the source's rows.
+        target: the new file.
+        keep: (N,), which rows of the source to copy.
 
     Returns:
         The number of rows.
@@ -157,7 +173,7 @@ def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
 
 
 def _kept_groups(file: pq.ParquetFile, keep: npt.NDArray[np.bool_]) -> Iterator[pa.Table]:
-    """Whole row groups of what is kept; in one chunk each, since where a page ends depends on the chunks."""
+    """Yields whole row groups of the kept rows, each as one chunk, since Parquet ends its pages where chunks end."""
     held, seen = SCHEMA.empty_table(), 0
     for batch in file.iter_batches(ROWS_PER_GROUP):
         kept = pa.Table.from_batches([batch]).filter(pa.array(keep[seen : seen + len(batch)]))
@@ -170,133 +186,11 @@ def _kept_groups(file: pq.ParquetFile, keep: npt.NDArray[np.bool_]) -> Iterator[
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    """What `pa.Table.from_pylist` makes of rows, without copying their pixels again and again as the column grows."""
+    """Does `pa.Table.from_pylist` without copying the pixels again and again as the column grows."""
     pixels = [row["pixels"] for row in rows]
-    if sum(map(len, pixels)) > np.iinfo(np.int32).max:  # more than a column without chunks can hold
+    if sum(map(len, pixels)) > np.iinfo(np.int32).max:  # more than one chunk can hold
         return pa.Table.from_pylist(rows, SCHEMA)
     ends = np.fromiter(accumulate(map(len, pixels), initial=0), np.int32, len(rows) + 1)
     packed = pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(pixels))])
     columns = [packed if field.name == "pixels" else pa.array([row.get(field.name) for row in rows], field.type) for field in SCHEMA]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-
-class Part(NamedTuple):
-    """A Parquet file of shards."""
-
-    uri: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Shards:
-    """One or more folders of shards, opened for reading as if they were one."""
-
-    folders: tuple[str, ...]
-    manifests: tuple[dict[str, Any], ...]
-    digests: tuple[str, ...]
-    """SHA-256 of each manifest.json."""
-
-    @property
-    def findings(self) -> list[str]:
-        """Names of the label columns, in order: those of the first folder, then what others add."""
-        return list(dict.fromkeys(name for manifest in self.manifests for name in manifest["findings"]))
-
-    @property
-    def bits(self) -> int:
-        """Bits of a stored pixel."""
-        return int(self.manifests[0]["bits"])
-
-    @property
-    def size(self) -> int:
-        """Longer side of the images, in pixels."""
-        return int(max(manifest["size"] for manifest in self.manifests))
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """Parameters of `preprocess` that a file's pixels, and whether it is taken, depend on; none where a manifest lacks them."""
-        known = self.manifests[0].get("params", {})
-        return {name: known[name] for name in ("size", "bits", "clip_percentile", "views", "text_check") if name in known}
-
-    @property
-    def mean_std(self) -> tuple[float, float]:
-        """Mean and standard deviation of the train split's pixels, as fractions of the full range."""
-        weights = np.array([max(m["train_pixels"]["count"], 1) for m in self.manifests], float)
-        means = np.array([m["train_pixels"]["mean"] for m in self.manifests])
-        squares = np.array([m["train_pixels"]["std"] ** 2 for m in self.manifests]) + means**2
-        mean = float(np.average(means, weights=weights))
-        return mean, float(max(np.average(squares, weights=weights) - mean**2, 0.0) ** 0.5)
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """SHA-256 by name of input, for a job."""
-        if len(self.digests) == 1:
-            return {"shards": self.digests[0]}
-        return {f"shards.{index}": value for index, value in enumerate(self.digests)}
-
-    @property
-    def upstream(self) -> dict[str, str]:
-        """MLflow run id by name of input, where preprocess had one."""
-        found = zip(self.inputs, map(upstream_run_id, self.folders), strict=True)
-        return {name: run_id for name, run_id in found if run_id}
-
-    def parts(self) -> list[Part]:
-        """All parts, in order."""
-        return [part for folder, manifest in zip(self.folders, self.manifests, strict=True) for part in _parts(folder, manifest)]
-
-    def table(self, columns: list[str]) -> pa.Table:
-        """Some columns of all rows, in order: for the small ones. `labels` are in the order of `findings`, NaN where a folder has none."""
-        tables = []
-        for folder, manifest in zip(self.folders, self.manifests, strict=True):
-            parts = [pq.read_table(open_part(part), columns=columns) for part in _parts(folder, manifest)]
-            tables += [_with_labels(part, manifest["findings"], self.findings) for part in parts]
-        return pa.concat_tables(tables)
-
-
-def open_shards(folders: list[str] | str) -> Shards:
-    """Opens the output folders of preprocess.
-
-    Raises:
-        UserError: a folder is not there, is incomplete, of another schema version, or has other bits a pixel.
-    """
-    folders = [folders] if isinstance(folders, str) else folders
-    read = [read_document(folder, MANIFEST, "preprocess") for folder in folders]
-    for folder, (manifest, _) in zip(folders, read, strict=True):
-        version = manifest.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{folder}: shards of schema version {version}, this code reads {SCHEMA_VERSION}; run preprocess again")
-        if (bits := manifest["bits"]) != (first := read[0][0]["bits"]):
-            raise UserError(f"{folder}: {bits} bits a pixel, {folders[0]} has {first}; preprocess both with the same preprocess.bits")
-    return Shards(tuple(folders), tuple(manifest for manifest, _ in read), tuple(digest for _, digest in read))
-
-
-def _with_labels(table: pa.Table, own: list[str], wanted: list[str]) -> pa.Table:
-    """The table with its labels under other findings."""
-    if own == wanted or "labels" not in table.column_names:
-        return table
-    labels = np.full((len(table), len(wanted)), np.nan, np.float32)
-    for row, values in zip(labels, table["labels"].to_pylist(), strict=True):
-        row[[wanted.index(name) for name in own]] = values
-    return table.set_column(table.column_names.index("labels"), SCHEMA.field("labels"), [list(labels)])
-
-
-def _parts(folder: str, manifest: dict[str, Any]) -> list[Part]:
-    return [Part(storage.join(folder, part["name"]), part["sha256"]) for part in manifest["parts"]]
-
-
-def open_part(part: Part) -> Any:
-    """A part as pyarrow reads it: a path, or an object from the cache."""
-    return cache.opened(part.uri, part.sha256) if storage.is_s3(part.uri) else part.uri
-
-
-def square(image: Pixels, size: int) -> Pixels:
-    """The image in the middle of a (size, size) square of zeros; an image that is larger is an error.
-
-    Args:
-        image: (H, W) with H and W at most `size`.
-        size: side of the square, in pixels.
-    """
-    height, width = image.shape
-    top, left = (size - height) // 2, (size - width) // 2
-    canvas = np.zeros((size, size), image.dtype)
-    canvas[top : top + height, left : left + width] = image
-    return canvas

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
-from components.common.formats.shards import Part, Pixels, Shards, decode, open_part, square
+from components.common.formats.shards import Pixels, decode, square
+from components.common.runs.shards import Part, Shards
 
 WINDOW = 16
 """Row groups that are shuffled together: about 1,600 images."""
@@ -182,7 +183,7 @@ def _groups(parts: list[Part], wanted: npt.NDArray[np.bool_]) -> list[_Group]:
     numbers = np.cumsum(wanted) - 1
     at = 0
     for part in parts:
-        metadata = pq.read_metadata(open_part(part))
+        metadata = pq.read_metadata(part.open())
         for number in range(metadata.num_row_groups):
             count = metadata.row_group(number).num_rows
             offsets = np.flatnonzero(wanted[at : at + count])
@@ -195,6 +196,6 @@ def _groups(parts: list[Part], wanted: npt.NDArray[np.bool_]) -> list[_Group]:
 def _read(group: _Group) -> list[dict[str, Any]]:
     if not len(group.offsets):
         return []
-    table = pq.ParquetFile(open_part(group.part)).read_row_group(group.number, columns=PACKED)
+    table = pq.ParquetFile(group.part.open()).read_row_group(group.number, columns=PACKED)
     rows: list[dict[str, Any]] = table.take(pa.array(group.offsets)).to_pylist()
     return rows

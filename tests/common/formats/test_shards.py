@@ -7,7 +7,6 @@ import pytest
 
 from components.common.errors import UserError
 from components.common.formats import shards
-from tests.conftest import MakeShards
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
@@ -103,21 +102,3 @@ def test_minima_and_maxima_of_pixels_are_not_stored(tmp_path: Path) -> None:
     columns = pq.ParquetFile(tmp_path / "part").metadata.row_group(0)
     pixels = next(columns.column(index) for index in range(columns.num_columns) if columns.column(index).path_in_schema == "pixels")
     assert pixels.statistics is None and pixels.compression == "UNCOMPRESSED"
-
-
-def test_folders_with_other_findings_are_read_as_one(make_shards: MakeShards) -> None:
-    first, second = make_shards("first", images=8), make_shards("second", images=6)
-    manifest = Path(second, "manifest.json")
-    manifest.write_text(manifest.read_text().replace('["Left", "Right"]', '["Right", "Nodule"]'))
-    opened = shards.open_shards([first, second])
-    assert opened.findings == ["Left", "Right", "Nodule"]
-    both = np.array(opened.table(["labels"])["labels"].to_pylist())
-    alone = [np.array(shards.open_shards(folder).table(["labels"])["labels"].to_pylist()) for folder in (first, second)]
-    np.testing.assert_array_equal(both[:8], np.column_stack([alone[0], np.full(8, np.nan)]))
-    np.testing.assert_array_equal(both[8:], np.column_stack([np.full(6, np.nan), alone[1]]))
-
-
-def test_folders_with_other_bits_are_refused(make_shards: MakeShards) -> None:
-    first, second = make_shards("first"), make_shards("second", bits=16)
-    with pytest.raises(UserError, match=r"second: 16 bits a pixel, .*first has 8"):
-        shards.open_shards([first, second])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from components.common.errors import UserError
-from components.common.formats.shards import open_shards
 from components.common.runs import cache, storage
+from components.common.runs.shards import open_shards
 from components.common.training.reader import Reader
 from tests import seaweed
 from tests.conftest import MakeShards

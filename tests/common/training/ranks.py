@@ -72,7 +72,7 @@ def broken() -> Iterator[int]:
 
 def check_momentum_contrast() -> None:
     """Steps of pretraining: all state is the same in all processes."""
-    from components.common.formats.shards import open_shards
+    from components.common.runs.shards import open_shards
     from components.params import Params
     from components.pretrain.run import Pretraining
 

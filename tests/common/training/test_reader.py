@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.common.formats.shards import decode, open_shards, square
+from components.common.formats.shards import decode, square
+from components.common.runs.shards import open_shards
 from components.common.training.reader import Reader, prefetch
 from tests.conftest import MakeShards
 
