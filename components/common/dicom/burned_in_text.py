@@ -40,12 +40,7 @@ class Component(NamedTuple):
 
 
 def is_text_suspected(image: GrayImage, dark: bool = False) -> bool:
-    """Whether there seems to be text near the borders.
-
-    Args:
-        image: (H, W), uint8 or uint16, at the size that is stored.
-        dark: also look for dark text: white text burned into a MONOCHROME1 image is black here.
-    """
+    """Whether there seems to be text near the borders of an image; `dark`: or black text, which was white in a MONOCHROME1 image."""
     gray = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     operations = (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT) if dark else (cv2.MORPH_TOPHAT,)
     return any(_has_row(_components(cv2.morphologyEx(gray, operation, _KERNEL))) for operation in operations)

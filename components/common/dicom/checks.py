@@ -32,12 +32,7 @@ MAX_PIXELS = 50_000_000
 
 
 def check_header(header: Header, views: tuple[str, ...], view: str) -> None:
-    """Checks everything that can be judged without pixels.
-
-    Args:
-        header: of one file.
-        views: accepted View Positions.
-        view: canonical view of the file; empty if unknown.
+    """Checks everything but the pixels, given the accepted View Positions and the canonical view of the file (empty if unknown).
 
     Raises:
         Refused: with the first reason that applies.

@@ -48,10 +48,7 @@ def check_decoders() -> None:
 
 
 def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> Callable[[], Stored]:
-    """Reads everything that decoding the single frame needs.
-
-    Returns:
-        A function that decodes it to stored values (H, W), signed or unsigned according to Pixel Representation.
+    """Returns a function that decodes the single frame to stored values (H, W), signed according to Pixel Representation.
 
     Raises:
         Refused: it does not match the header; the returned function raises it, too, and whatever a decoder raises.

@@ -53,10 +53,7 @@ def open_file(content: bytes) -> tuple[Elements, Header]:
 
 
 def prepare(elements: Elements, header: Header) -> Callable[[], Decoded]:
-    """Reads how to decode the frame and how to show it.
-
-    Returns:
-        A function that decodes the frame.
+    """Reads how to decode and show the frame, and returns a function that decodes it.
 
     Raises:
         Refused: undecodable, or pixel data that does not fit the header; the returned function raises it, too.

@@ -43,12 +43,7 @@ class Element(NamedTuple):
 
 
 class Elements:
-    """The data elements of a data set, or of an item of a sequence.
-
-    Args:
-        plain: elements by tag, from `read_plain`; None to use pydicom's data set.
-        parse: returns pydicom's data set; called on first use.
-    """
+    """The data elements of a data set, or of an item of a sequence: from `read_plain`, else from pydicom, parsed on first use."""
 
     def __init__(self, plain: dict[int, Element] | None, parse: Callable[[], Dataset]):
         self._plain, self._parse = plain, parse
@@ -86,12 +81,7 @@ class Elements:
 
 
 def read_plain(content: bytes, start: int, implicit: bool) -> dict[int, Element] | None:
-    """Splits a little-endian data set into its elements.
-
-    Args:
-        content: bytes that end with the data set.
-        start: offset of the data set.
-        implicit: whether VRs are left out.
+    """Splits the little-endian data set from `start` to the end of `content` into its elements.
 
     Returns:
         The elements by tag, identical to what pydicom reads; None for anything that is not written plainly.

@@ -8,19 +8,9 @@ from components.common.dicom.views import read_view
 
 PHOTOMETRICS = MONOCHROME1, MONOCHROME2 = ("MONOCHROME1", "MONOCHROME2")
 IDENTIFYING = (
-    "PatientName",
-    "PatientID",
-    "OtherPatientIDs",
-    "OtherPatientNames",
-    "PatientBirthName",
-    "PatientMotherBirthName",
-    "ReferringPhysicianName",
-    "PerformingPhysicianName",
-    "OperatorsName",
-    "InstitutionName",
-    "InstitutionAddress",
-    "AccessionNumber",
-)
+    "PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName",
+    "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "InstitutionName", "InstitutionAddress", "AccessionNumber",
+)  # fmt: skip
 """Attributes whose values have been seen in the wrong field."""
 _SHORTEST_NAME = 3
 _GENERIC = {"MEDICAL", "SYSTEM", "SYSTEMS", "HEALTH", "HEALTHCARE", "IMAGING", "CENTER", "CENTRE", "THE", "AND", "INC", "LTD", "GMBH"}
@@ -58,12 +48,7 @@ class Header:
 
 
 def read_header(elements: Elements, transfer_syntax: str) -> Header:
-    """Reads the header of a DICOM file.
-
-    Args:
-        elements: of the whole file.
-        transfer_syntax: UID.
-    """
+    """Reads the header of a DICOM file."""
     return Header(
         sop_instance_uid=text(elements, "SOPInstanceUID"),
         sop_class=text(elements, "SOPClassUID"),

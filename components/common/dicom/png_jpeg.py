@@ -9,9 +9,9 @@ before decoding. The path stands in for the SOPInstanceUID.
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -32,41 +32,34 @@ _CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 """Chunks that the pixels depend on (ISO/IEC 15948, 11.2 and 11.3.2); others are not passed to the decoder."""
 
 
-@dataclass(frozen=True)
-class Compressed:
-    """A PNG file of checked chunks, or a JPEG file."""
-
-    content: bytes
-    is_png: bool
-
-
 def is_png_or_jpeg(content: bytes) -> bool:
     """Whether a file starts like PNG or JPEG, and is not DICOM with such a preamble."""
     return content.startswith((PNG, JPEG)) and content[128:132] != b"DICM"
 
 
-def open_file(content: bytes) -> tuple[Compressed, Header]:
+def open_file(content: bytes) -> tuple[Callable[[], Decoded], Header]:
     """Reads the size, and checks that a PNG file is complete.
 
+    Returns:
+        A function that decodes the file to uint8 or uint16, and a header with its size.
+
     Raises:
-        Refused: truncated or damaged, fewer than 8 bits, or CMYK.
+        Refused: truncated or damaged, fewer than 8 bits, or CMYK; from the function: implausible size, undecodable, or not gray.
     """
     if content.startswith(PNG):
         needed, (height, width) = _read_png(content)
-        return Compressed(needed, True), Header(height, width, "image/png")
-    height, width = _read_jpeg(content)
-    return Compressed(content, False), Header(height, width, "image/jpeg")
+        return partial(_decode, _decode_png, needed, height, width), Header(height, width, "image/png")
+    with _open_jpeg(content) as image:
+        if image.mode not in ("L", "RGB"):
+            raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"colour space {image.mode}")
+        height, width = image.height, image.width
+    return partial(_decode, _decode_jpeg, content, height, width), Header(height, width, "image/jpeg")
 
 
-def decode(compressed: Compressed, header: Header) -> Decoded:
-    """Decodes a file to uint8 or uint16 if its size is plausible.
-
-    Raises:
-        Refused: implausible size, undecodable, or not gray.
-    """
-    check_size(header.height, header.width)
-    decoded = _decode_png(compressed.content) if compressed.is_png else _decode_jpeg(compressed.content)
-    if decoded.shape[:2] != (header.height, header.width):
+def _decode(decoder: Callable[[bytes], npt.NDArray[Any]], content: bytes, height: int, width: int) -> Decoded:
+    check_size(height, width)
+    decoded = decoder(content)
+    if decoded.shape[:2] != (height, width):
         raise Refused(Reason.UNREADABLE, "other pixels than the header says")
     stored = _gray(decoded)
     return Decoded(stored, Grayscale(bits=8 * stored.itemsize))
@@ -117,22 +110,14 @@ def _decode_png(content: bytes) -> npt.NDArray[Any]:
     return np.asarray(decoded)
 
 
-def _read_jpeg(content: bytes) -> tuple[int, int]:
-    """Returns height and width of a JPEG file whose colour space can be gray."""
-    with _jpeg(content) as image:
-        if image.mode not in ("L", "RGB"):
-            raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"colour space {image.mode}")
-        return image.height, image.width
-
-
 def _decode_jpeg(content: bytes) -> npt.NDArray[Any]:
     """Returns (H, W) or (H, W, 3)."""
-    with _jpeg(content) as image:
+    with _open_jpeg(content) as image:
         return np.asarray(image)
 
 
 @contextmanager
-def _jpeg(content: bytes) -> Iterator[Image.Image]:
+def _open_jpeg(content: bytes) -> Iterator[Image.Image]:
     """Opens a file with Pillow, which detects truncation, where OpenCV fills in gray. It decodes on first use of the pixels."""
     try:
         with warnings.catch_warnings():

@@ -1,12 +1,11 @@
 """The one recipe from the bytes of a DICOM, PNG or JPEG file to a gray image (H, W), or the reason why not.
 
-`open_file`, `prepare`, the function that it returns, and `render.render` are its steps, which preprocess takes for a group of
-files at a time; `read` takes all of them.
+Its steps are `open_file`, `prepare`, the function that it returns, and `render.render`; preprocess takes each of them for a group of
+files at a time. `read` takes all of them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from components.common.dicom import dicom_file, png_jpeg
 from components.common.dicom.checks import check_header, check_size
@@ -36,22 +35,16 @@ def open_file(content: bytes) -> OpenFile:
     if len(content) > MAX_FILE_BYTES:
         raise Refused(Reason.UNREADABLE, f"a file of {len(content)} bytes")
     if png_jpeg.is_png_or_jpeg(content):
-        compressed, header = png_jpeg.open_file(content)
-        return OpenFile(header, lambda: partial(png_jpeg.decode, compressed, header))
+        decode, header = png_jpeg.open_file(content)
+        return OpenFile(header, lambda: decode)
     elements, header = dicom_file.open_file(content)
     return OpenFile(header, lambda: dicom_file.prepare(elements, header))
 
 
 def prepare(file: OpenFile, views: tuple[str, ...], view: str) -> Callable[[], Decoded]:
-    """Checks the header, and reads everything that decoding needs.
+    """Checks the header against the accepted views, and returns a function that decodes the file and checks its size.
 
-    Args:
-        file: from `open_file`.
-        views: accepted View Positions.
-        view: canonical view of the file, from its header or from a table of the data set; empty if unknown.
-
-    Returns:
-        A function that decodes the file to stored values (H, W) of plausible size.
+    `view` is the canonical view of the file, from its header or from a table of the data set; empty if unknown.
 
     Raises:
         Refused: not a frontal chest radiograph, or undecodable; the returned function raises it, too.
@@ -68,20 +61,10 @@ def prepare(file: OpenFile, views: tuple[str, ...], view: str) -> Callable[[], D
 
 
 def read(content: bytes, *, views: tuple[str, ...], size: int, bits: int, percentile: float) -> tuple[Rendered, Header]:
-    """Takes all steps at once.
-
-    Args:
-        content: of a file.
-        views: accepted View Positions.
-        size: longer side of the image, in pixels.
-        bits: 8 or 16, per pixel.
-        percentile: as of `render.render`.
-
-    Returns:
-        The gray image, and the header of the file.
+    """Takes all steps at once, with the parameters of `prepare` and `render.render`.
 
     Raises:
-        Refused: it cannot be used.
+        Refused: the file cannot be used.
     """
     file = open_file(content)
     return render(prepare(file, views, file.header.view)(), size, bits, percentile), file.header

@@ -30,13 +30,10 @@ def render(decoded: Decoded, size: int, bits: int, percentile: float) -> Rendere
     """Clips brightness to [0, percentile], scales it to the full range, and resizes the image.
 
     Args:
-        decoded: pixels of a file.
-        size: longer side of the result, in pixels.
+        decoded: stored values (H, W) and their meaning.
+        size: longer side max(H', W') of the result, in pixels.
         bits: 8 or 16, per pixel of the result.
         percentile: of the pixels that are not padding, interpolated like numpy.percentile.
-
-    Returns:
-        (H', W') with max(H', W') = size, and its histogram.
 
     Raises:
         Refused: the image is blank.

@@ -4,22 +4,16 @@ import re
 
 from components.common.dicom.elements import Elements, items, text
 
-VIEW_CODES = {
-    "272479007": "PA",
-    "R-40888": "PA",
-    "R-10214": "PA",
-    "399348003": "AP",
-    "R-10206": "AP",
-    "399173006": "LL",
-    "R-10236": "LL",
-    "399198007": "RL",
-    "R-10232": "RL",
-    "399067008": "LATERAL",
-    "R-102CD": "LATERAL",
-}
-"""View Code Sequence in SNOMED's new and old codes (PS3.16 CID 4010) -> View Position."""
 LATERAL = "LATERAL"
 LATERALS = ("LL", "RL", LATERAL)
+_CODES = {
+    "PA": ("272479007", "R-40888", "R-10214"),
+    "AP": ("399348003", "R-10206"),
+    "LL": ("399173006", "R-10236"),
+    "RL": ("399198007", "R-10232"),
+    LATERAL: ("399067008", "R-102CD"),
+}
+"""View Position -> View Code Sequence in SNOMED's new and old codes (PS3.16 CID 4010)."""
 _SPELLINGS = {
     "PA": ("POSTEROANTERIOR", "POSTERIORANTERIOR"),
     "AP": ("ANTEROPOSTERIOR", "ANTERIORPOSTERIOR"),
@@ -27,7 +21,8 @@ _SPELLINGS = {
     "RL": ("RIGHTLATERAL", "RLATERAL", "RLAT", "LATRIGHT"),
     LATERAL: ("LAT", "LATERAL"),
 }
-_CANONICAL = {spelling: view for view, spellings in _SPELLINGS.items() for spelling in spellings}
+_BY_CODE = {code: view for view, codes in _CODES.items() for code in codes}
+_BY_SPELLING = {spelling: view for view, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
 def read_view(elements: Elements) -> str:
@@ -36,13 +31,13 @@ def read_view(elements: Elements) -> str:
     if view:
         return view
     codes = items(elements, "ViewCodeSequence")
-    return VIEW_CODES.get(text(Elements.of(codes[0]), "CodeValue"), "OTHER") if codes else ""
+    return _BY_CODE.get(text(Elements.of(codes[0]), "CodeValue"), "OTHER") if codes else ""
 
 
 def canonical_view(view: str) -> str:
     """Returns a view in upper case, known spellings as PA, AP, LL, RL or LATERAL (side unknown)."""
     view = view.strip().upper()
-    return _CANONICAL.get(re.sub(r"[^A-Z]", "", view), view)
+    return _BY_SPELLING.get(re.sub(r"[^A-Z]", "", view), view)
 
 
 def is_accepted(view: str, accepted: tuple[str, ...]) -> bool:
