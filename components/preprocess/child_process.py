@@ -20,28 +20,19 @@ MAX_SECONDS = 240.0
 """Time limit for one file. The largest one that is decoded (50 megapixels of JPEG 2000) takes about 3."""
 
 
-class Died(Exception):  # noqa: N818 - what happened to the other process
-    """The process ended without an answer.
+class NoAnswer(Exception):  # noqa: N818 - what happened to the other process
+    """The process ended, by a `signal` if it is not 0, or did not answer within MAX_SECONDS if it is None."""
 
-    Args:
-        exit_code: if negative, the signal that killed it.
-    """
-
-    def __init__(self, exit_code: int):
-        super().__init__(exit_code)
-        self.signal = -exit_code
-
-
-class Hung(Exception):  # noqa: N818 - what happened to the other process
-    """There was no answer within MAX_SECONDS."""
+    def __init__(self, signal: int | None):
+        super().__init__(signal)
+        self.signal = signal
 
 
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls a module-level function in a child process.
 
     Raises:
-        Died: the process crashed or was killed.
-        Hung: it took too long and was killed.
+        NoAnswer: the process crashed, was killed, or took too long.
         Exception: the one that the function raised.
     """
     receiver, sender = SPAWN.Pipe(duplex=False)
@@ -52,12 +43,12 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if not receiver.poll(MAX_SECONDS):
             process.kill()
             process.join()
-            raise Hung
+            raise NoAnswer(None)
         try:
             result, error = receiver.recv()
         except EOFError:
             process.join()
-            raise Died(process.exitcode or 0) from None
+            raise NoAnswer(-(process.exitcode or 0)) from None
     process.join()
     if error:
         raise error

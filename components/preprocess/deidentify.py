@@ -61,11 +61,7 @@ class Pseudonyms:
         return self._digest("patient", identity)
 
     def check(self, header: Header) -> None:
-        """Checks that files of real patients are not processed without a key.
-
-        Raises:
-            UserError: there is no key, and the file is not marked as simulated.
-        """
+        """Raises UserError if there is no key, and the file is not marked as simulated."""
         if self.simulated_only and not header.synthetic:
             raise UserError(f"{ENVIRONMENT_VARIABLE} is not set, and not every file is a simulated one (Synthetic Data): {_MAKE_KEY}")
 
@@ -115,12 +111,7 @@ def image_uid(header: Header, path: str) -> str:
 
 
 def describe(header: Header, record: Record | None) -> dict[str, Any]:
-    """Returns the columns of ALLOW_LIST, from the header, or from a table if the header lacks them.
-
-    Args:
-        header: of a file that was not refused.
-        record: of its image.
-    """
+    """Returns the columns of ALLOW_LIST, from the header, or from a table if the header lacks them."""
     age = parse_age(header.age)
     age = age_between(header.birth_date, header.study_date) if age is None else age
     return {

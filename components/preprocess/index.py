@@ -68,16 +68,7 @@ class Index:
         return self._connection
 
     def add_files(self, entries: Iterable[storage.Entry], parts: int, partition: Partition) -> int:
-        """Adds the files of a partition.
-
-        Args:
-            entries: listing of the raw folder, in any order.
-            parts: number of parts of the shards.
-            partition: which files to add.
-
-        Returns:
-            The number of files in the whole listing.
-        """
+        """Adds those files of a listing that belong to a partition, and returns the number of all files of the listing."""
         total = 0
 
         def rows() -> Iterator[tuple[int, bytes, bytes, int, str]]:
@@ -113,12 +104,7 @@ class Index:
         return self.connection.execute("SELECT 1 FROM files WHERE part = ? AND hash = ?", key).fetchone() is not None
 
     def map(self, name: str, restore: Callable[[Any], V]) -> "StoredMap[V]":
-        """Returns a mapping from text to JSON-serialisable values.
-
-        Args:
-            name: of the mapping.
-            restore: converts decoded JSON to a value.
-        """
+        """Returns a named mapping from text to JSON-serialisable values; `restore` makes a value from decoded JSON."""
         return StoredMap(self, name, restore)
 
     def save(self, path: Path) -> None:

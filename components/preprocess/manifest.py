@@ -104,17 +104,9 @@ def describe(context: Context) -> Origin:
 
 
 def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary, threads: int) -> Manifest:
-    """Writes manifest.json, which holds nothing that changes from run to run, and the report.
+    """Writes and returns manifest.json, which holds nothing that changes from run to run, and writes the report.
 
-    Args:
-        path: of the manifest, beside the parts.
-        shared: from `describe`.
-        ledger: of all files.
-        summary: of all parts.
-        threads: number of threads that compute digests.
-
-    Returns:
-        The manifest.
+    `shared` is the result of `describe`; ledger and summary are of all parts; `threads` compute digests.
     """
     size, bits = shared["params"]["size"], shared["params"]["bits"]
     rows = sum(summary.rows.values())

@@ -49,12 +49,7 @@ def write_names(context: Context, partition: Partition) -> None:
 
 
 def check_names(ledger: Ledger, files: list[Path], raw: str) -> None:
-    """Checks that every image that the tables name is among the files.
-
-    Args:
-        ledger: of all files.
-        files: written by `write_names`.
-        raw: raw folder, for the message.
+    """Checks that every image that the tables name is among the files of the raw folder; `files` are written by `write_names`.
 
     Raises:
         UserError: some are not.

@@ -97,11 +97,11 @@ def open_all(folders: list[str]) -> list[Output]:
     return outputs
 
 
-def gather(outputs: list[Output], folder: Path) -> list[Part]:
+def gather(outputs: list[Output], folder: Path) -> tuple[list[Part], list[Path]]:
     """Brings parts and notes into one folder, and checks their digests; existing ones are kept.
 
     Returns:
-        All parts, in order.
+        All parts, in order, and the lists of names.
 
     Raises:
         UserError: a file is missing, or was changed.
@@ -110,12 +110,7 @@ def gather(outputs: list[Output], folder: Path) -> list[Part]:
     for output in outputs:
         for file in output.described["files"]:
             _fetch(storage.join(output.folder, file["name"]), folder / output.local_name(file["name"]), file["sha256"])
-    return sorted(part for output in outputs for part in output.parts())
-
-
-def names_files(outputs: list[Output], folder: Path) -> list[Path]:
-    """Returns where `gather` put the lists of names."""
-    return [folder / output.local_name(NAMES) for output in outputs]
+    return sorted(part for output in outputs for part in output.parts()), [folder / output.local_name(NAMES) for output in outputs]
 
 
 def _fetch(source: str, target: Path, sha256: str) -> None:
@@ -147,11 +142,6 @@ def _settings(output: Output) -> dict[str, Any]:
     content = {name: value for name, value in output.described.items() if name not in ("partition", "parts", "files", "params")}
     flat = {f"params.{name}": value for name, value in output.described["params"].items()}
     return {**content, **flat, "number of partitions": output.partition.total}
-
-
-def digests(outputs: list[Output]) -> dict[str, str]:
-    """Returns the inputs of the merge for its job: name -> SHA-256."""
-    return {f"shards.{output.partition.number}": output.digest for output in outputs}
 
 
 def shared(outputs: list[Output]) -> Origin:

@@ -71,11 +71,7 @@ class _Shared:
     def __init__(self) -> None:
         self.stop = child_process.SPAWN.Event()
         self.files = child_process.SPAWN.Value("Q", 0)
-
-    def advance(self) -> None:
-        """Counts a finished file."""
-        with self.files.get_lock():
-            self.files.value += 1
+        """Number of finished files."""
 
 
 class _Worker:
@@ -155,7 +151,9 @@ class _Pool:
                     self._receive(next(worker for worker in self._workers if worker.connection is connection))
                 for worker in self._workers:
                     worker.kill_if_stuck()
-                self._show_progress()
+                done = self._shared.files.value
+                self._advance(done - self._shown)
+                self._shown = done
         finally:
             self._shared.stop.set()
             for worker in self._workers:
@@ -183,11 +181,6 @@ class _Pool:
         self._workers[self._workers.index(dead)] = fresh
         fresh.give(dead.part)
 
-    def _show_progress(self) -> None:
-        now = self._shared.files.value
-        self._advance(now - self._shown)
-        self._shown = now
-
 
 def _work(connection: Connection, context: Context, shared: _Shared, begun: Any) -> None:
     """Runs in a process of the pool; `begun` holds the start of the current step of a file (monotonic clock), 0 between steps."""
@@ -202,7 +195,8 @@ def _work(connection: Connection, context: Context, shared: _Shared, begun: Any)
 
     def end() -> None:
         wait()
-        shared.advance()
+        with shared.files.get_lock():
+            shared.files.value += 1
 
     while True:
         try:

@@ -16,15 +16,7 @@ MAX_BYTES_AHEAD = 256 * 2**20
 
 
 def contents(raw: str, files: Iterable[File]) -> Contents:
-    """Yields each file with its content, in the given order.
-
-    Args:
-        raw: raw folder.
-        files: files in it.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """Yields each file of the raw folder with its content, in the given order; raises UserError if one cannot be read."""
     if storage.is_s3(raw):
         yield from _read_ahead(raw, files)
         return

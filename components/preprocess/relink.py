@@ -24,14 +24,7 @@ SOPInstanceUID (or the path of a PNG or JPEG file)."""
 
 
 def pairs(ids: Iterable[str], kind: str, pseudonyms: Pseudonyms, wanted: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """Yields pseudonyms with their raw ids.
-
-    Args:
-        ids: raw ids, stripped here.
-        kind: one of KINDS.
-        pseudonyms: with the key of the shards.
-        wanted: the only pseudonyms to yield; empty for all.
-    """
+    """Yields pseudonyms and raw ids of one of KINDS, only those whose pseudonym is `wanted` unless that is empty."""
     for line in ids:
         text = line.strip()
         pseudonym = KINDS[kind](pseudonyms, text)
@@ -40,15 +33,7 @@ def pairs(ids: Iterable[str], kind: str, pseudonyms: Pseudonyms, wanted: frozens
 
 
 def check_key(pseudonyms: Pseudonyms, shards: str) -> None:
-    """Checks that shards were made with this key.
-
-    Args:
-        pseudonyms: with the key.
-        shards: output folder of preprocess.
-
-    Raises:
-        UserError: they were made with another key, or are no shards.
-    """
+    """Raises UserError if `shards` is not an output folder of preprocess, or was made with another key."""
     manifest, _ = read_document(shards, MANIFEST, "preprocess")
     made_with = manifest["pseudonym_key_id"]
     if made_with != pseudonyms.key_id:

@@ -5,10 +5,11 @@ Memory does not grow with the number of rows, and the result does not depend on 
 
 import math
 import shutil
-from bisect import insort
+from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
@@ -106,14 +107,7 @@ class ReportStatistics:
     """The SHOWN most extreme images of each kind, without those with suspected text, since the report shows them."""
 
     def add(self, row: Mapping[str, Any], note: Note, part: str, index: int) -> None:
-        """Adds a row.
-
-        Args:
-            row: at least COLUMNS.
-            note: about its file.
-            part: file name of its part.
-            index: of the row in the part.
-        """
+        """Adds a row (at least COLUMNS), with the note about its file, the file name of its part and its index there."""
         split = row["split"]
         known = {**{kind: row.get(kind) for kind in KINDS}, "age_band": age_band(row["age"])}
         for kind, value in known.items():
@@ -161,12 +155,10 @@ def age_band(age: float | None) -> str:
 def load_pixels(folder: Path, image: ExtremeImage) -> shards.Pixels:
     """Reads the pixels (H, W) of an extreme image from its part in `folder`."""
     with pq.ParquetFile(folder / image.part) as file:
-        group, start = 0, 0
-        while start + file.metadata.row_group(group).num_rows <= image.row:
-            start += file.metadata.row_group(group).num_rows
-            group += 1
+        ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
+        group = bisect_right(ends, image.row)
         table = file.read_row_group(group, columns=shards.PACKED)
-    row = table.slice(image.row - start, 1).to_pylist()[0]
+    row = table.slice(image.row - ends[group] + table.num_rows, 1).to_pylist()[0]
     assert row["image_id"] == image.image_id
     return shards.decode(row)
 

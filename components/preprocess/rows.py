@@ -125,7 +125,7 @@ def process_files(
 
 
 def process_file(context: Context, path: str, content: bytes) -> Processed:
-    """Turns one file into a row or a quarantine entry, like `process_files`."""
+    """Turns one file into a row or a quarantine entry."""
     return next(process_files(context, [(path, content)]))
 
 
@@ -173,13 +173,12 @@ def _process_suspect(context: Context, work: _Work) -> None:
     work.sha256 = storage.digest(work.content)
     try:
         work.processed = child_process.call(process_file, context, work.path, work.content)
-    except child_process.Died as death:
-        if death.signal == signal.SIGKILL:
+    except child_process.NoAnswer as failure:
+        if failure.signal == signal.SIGKILL:
             cause = "the process that read it was killed, perhaps for lack of memory; add memory or remove the file"
             raise UserError(f"{work.path}: {cause}") from None
-        raise Refused(Reason.UNREADABLE, "crashes the decoder") from None
-    except child_process.Hung:
-        raise Refused(Reason.UNREADABLE, "takes the decoder too long") from None
+        detail = "takes the decoder too long" if failure.signal is None else "crashes the decoder"
+        raise Refused(Reason.UNREADABLE, detail) from None
 
 
 def _open(context: Context, work: _Work) -> None:

@@ -91,10 +91,11 @@ def merge_partitions(*, shards: list[str], out: str, runtime: Runtime) -> None:
     """
     outputs = partitions.open_all(shards)
     params = partitions.section(outputs)
+    inputs = {f"shards.{number}": output.digest for number, output in enumerate(outputs)}
     upstream = upstream_run_ids({f"shards.{number}": output.folder for number, output in enumerate(outputs)})
-    with stage_run("preprocess", out, params, partitions.digests(outputs), runtime=runtime, upstream=upstream) as job:
+    with stage_run("preprocess", out, params, inputs, runtime=runtime, upstream=upstream) as job:
         folder = job.folder / WORK_FOLDER
-        parts, names = partitions.gather(outputs, folder), partitions.names_files(outputs, folder)
+        parts, names = partitions.gather(outputs, folder)
         metrics = _complete(job, runtime, parts, partitions.shared(outputs), names, outputs[0].described["raw"])
         job.attach(MANIFEST)
         job.publish(metrics, drop=(WORK_FOLDER,))

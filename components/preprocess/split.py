@@ -11,11 +11,6 @@ def split_of(identity: str, val_fraction: float, test_fraction: float) -> str:
 
     A fixed hash of the raw identity decides, without a key and independently of other patients, so that neither new patients
     nor another pseudonym key ever move anyone. The hash itself is not published.
-
-    Args:
-        identity: raw identity of the patient.
-        val_fraction: share of the validation split.
-        test_fraction: share of the test split.
     """
     position = unit_interval(f"cxr-split:{identity}")
     if position < test_fraction:

@@ -51,11 +51,7 @@ class Tables:
         return tuple(next(self._lines(name, required))[1])
 
     def rows(self, name: str, required: tuple[str, ...]) -> Iterator[Line]:
-        """Yields the rows of a table.
-
-        Args:
-            name: file name.
-            required: columns that must exist; the first one names the image and is never blank.
+        """Yields the rows of a table, which must have certain columns; the first of these names the image and is never blank.
 
         Raises:
             UserError: with the line of the first mistake.
