@@ -1,1 +1,1 @@
-"""Raw files to shards: judged, rendered, pseudonymised, split by patient."""
+"""Raw files to shards: find, check, de-identify, label, split by patient, write."""

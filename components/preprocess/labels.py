@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from components.common.errors import UserError
 from components.common.formats.labels import BOXES, KNOWN, LABELS, UNCERTAIN
@@ -134,8 +134,16 @@ def storage_of(index: Index | None) -> tuple[MutableMapping[str, Record], Mutabl
     """Returns empty mappings from images to records and boxes: on disk, or in memory without an index."""
     if index is None:
         return {}, {}
-    records = index.map("records", lambda cells: Record(cells[0], tuple(cells[1]), *cells[2:]))
-    return records, index.map("boxes", lambda rows: [Box(*cells) for cells in rows])
+    return index.map("records", _restore_record), index.map("boxes", _restore_boxes)
+
+
+# Functions of the module, since a Table is pickled.
+def _restore_record(cells: list[Any]) -> Record:
+    return Record(cells[0], tuple(cells[1]), *cells[2:])
+
+
+def _restore_boxes(rows: list[list[Any]]) -> list[Box]:
+    return [Box(*cells) for cells in rows]
 
 
 def label_values(unknown_labels: str) -> dict[str, float]:

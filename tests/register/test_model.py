@@ -133,7 +133,7 @@ def test_nothing_is_pickled_and_no_more_code_than_needed(packed: Path) -> None:
     artifacts = {f"artifacts/model.{kind}" for kind in ("json", "onnx", "safetensors")}
     assert {name for name in names if name.startswith("artifacts/")} == artifacts
     code = {name.removeprefix("code/components/") for name in names if name.startswith("code/")}
-    assert {"register/inputs.py", "preprocess/render.py"} <= code
+    assert {"register/inputs.py", "common/dicom/render.py"} <= code
     assert not {"register/gate.py", "common/tracking.py", "preprocess/run.py"} & code
     assert (packed / "README.md").read_text() == CARD
 
