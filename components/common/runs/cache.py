@@ -1,8 +1,8 @@
-"""A copy on disk of what is read from S3 again and again, up to a bound; the least recently used goes first.
+"""A cache on disk for shards on S3, which every epoch reads again. The least recently used files are evicted.
 
-Shared by all processes of a node. CXR_CACHE_DIR names the folder (default: cxr-cache in the temporary folder), CXR_CACHE_GB the
-bound in 10^9 bytes (default 20; 0: nothing is kept, every read goes to the server). A file is named by its SHA-256, so that the
-same shards under another name are not fetched again. Only preprocess's output is kept: pseudonyms, and pixels as in the bucket.
+All processes of a node share it. CXR_CACHE_DIR is its folder (default: cxr-cache in the temporary folder), CXR_CACHE_GB its size
+limit in 10^9 bytes (default 20; 0 disables the cache). A file is named by its SHA-256, so that the same shards at another address are
+not downloaded again. It holds output of preprocess only: pseudonyms, and the same pixels as the bucket.
 """
 
 import fcntl
@@ -15,63 +15,69 @@ from pathlib import Path
 from typing import BinaryIO
 
 from components.common.errors import UserError
+from components.common.formats.manifest import MANIFEST
 from components.common.runs import storage
 
 DEFAULT_GB = 20.0
 
 
 def opened(uri: str, sha256: str) -> BinaryIO:
-    """An object, from the disk if it is there, else fetched, checked and kept.
+    """Opens a cached object; it is downloaded and checked first if necessary.
 
-    Once open, a file may be removed for another's sake: it can be read to its end all the same.
+    An open file can be read to its end even if it is evicted meanwhile.
 
     Args:
         uri: s3://BUCKET/KEY.
-        sha256: of the content.
+        sha256: digest of the content.
 
     Raises:
-        UserError: the object is not what it should be, cannot be read, or does not fit the bound.
+        UserError: the object has another digest, cannot be read, or is larger than the limit.
     """
-    bound = _bound()
-    if not bound:
+    limit = _limit()
+    if not limit:
         return io.BytesIO(_fetch(uri, sha256))
+    folder = Path(os.environ.get("CXR_CACHE_DIR") or Path(tempfile.gettempdir(), "cxr-cache"))
     try:
-        path = _folder() / sha256
-        with _locked(path.with_name(f".{sha256}.lock")):  # one process fetches, the others wait for it
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / sha256
+        with _locked(path.with_name(f".{sha256}.lock")):  # one process downloads, the others wait
             if not path.exists():
-                _keep(path, _fetch(uri, sha256), uri, bound)
+                _keep(path, _fetch(uri, sha256), uri, limit)
             os.utime(path)
             return path.open("rb")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{_folder_name()}: cannot hold {uri} ({reason}); set CXR_CACHE_DIR to a disk with room, or CXR_CACHE_GB") from None
+        raise UserError(
+            f"{folder}: cannot hold {uri} ({reason}); set CXR_CACHE_DIR to a disk with more space, or lower CXR_CACHE_GB"
+        ) from None
 
 
 def _fetch(uri: str, sha256: str) -> bytes:
     content = storage.read(uri)
     if storage.digest(content) != sha256:
-        raise UserError(f"{uri}: is not what manifest.json describes; run preprocess again")
+        raise UserError(f"{uri}: does not match the digest in {MANIFEST}; run preprocess again")
     return content
 
 
-def _keep(path: Path, content: bytes, uri: str, bound: int) -> None:
-    """Writes a file, whole or not at all, after making room for it."""
-    if len(content) > bound:
-        raise UserError(f"CXR_CACHE_GB: {bound / 1e9:g} is less than {uri} takes ({len(content) / 1e9:.3g}); raise it, or 0 keeps nothing")
-    # Under the lock until the file counts: else two processes would both take the last room.
+def _keep(path: Path, content: bytes, uri: str, limit: int) -> None:
+    """Evicts files to make room, then writes the new one, whole or not at all."""
+    if len(content) > limit:
+        size = f"{len(content) / 1e9:.3g}"
+        raise UserError(f"CXR_CACHE_GB: {limit / 1e9:g} is less than the size of {uri} ({size}); raise it, or disable the cache with 0")
+    # The lock is held until the file exists, or two processes could claim the same space.
     with _locked(path.with_name(".lock")):
-        _make_room(path.parent, bound - len(content))
+        _make_room(path.parent, limit - len(content))
         scratch = path.with_name(f".{path.name}.partial")
         scratch.write_bytes(content)
         scratch.replace(path)
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Removes the files that were not used for longest, until the rest take at most `size` bytes."""
+    """Evicts the least recently used files until the rest take at most `size` bytes."""
     found = []
     for path in folder.iterdir():
         if path.name.endswith(".partial"):
-            path.unlink(missing_ok=True)  # of a process that was killed: we hold the lock, so nobody is writing
+            path.unlink(missing_ok=True)  # left by a killed process: we hold the lock, so nobody is writing
         elif not path.name.startswith("."):
             info = path.stat()
             found.append((info.st_mtime_ns, info.st_size, path))
@@ -83,26 +89,16 @@ def _make_room(folder: Path, size: int) -> None:
         total -= taken
 
 
-def _bound() -> int:
-    """Bytes that may be kept."""
+def _limit() -> int:
+    """Returns the size limit in bytes."""
     text = os.environ.get("CXR_CACHE_GB", str(DEFAULT_GB))
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise UserError(f"CXR_CACHE_GB: {text!r} is no number of gigabytes")
+        raise UserError(f"CXR_CACHE_GB: {text!r} is not a number of gigabytes; set it to 0 or more")
     return int(value * 1e9)
-
-
-def _folder_name() -> Path:
-    return Path(os.environ.get("CXR_CACHE_DIR") or Path(tempfile.gettempdir(), "cxr-cache"))
-
-
-def _folder() -> Path:
-    folder = _folder_name()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is sent to an MLflow run, and how: each message may be sent again, since the answer may have been lost, not the question."""
+"""Messages to an MLflow run. Sending one twice is harmless, since a failed call may have reached the server."""
 
 import logging
 import shutil
@@ -10,30 +10,37 @@ if TYPE_CHECKING:  # MLflow is imported once tracking has told it how to behave
     from mlflow import MlflowClient
 
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
-"""Answers that will not change when the same is sent again."""
+"""Error codes of requests that would fail again."""
 
 log = logging.getLogger(__name__)
 
 
 class Message(NamedTuple):
-    """Something to be sent to a run. Points carry their time, so that sending one again changes nothing."""
+    """A message to a run. Points carry their time, so that sending them again changes nothing."""
 
     points: tuple[tuple[str, float, int, int], ...] = ()
-    """Metric, value, milliseconds since 1970, step."""
+    """Metric, value, time in milliseconds since 1970, step."""
     tags: Mapping[str, str] = {}
     file: str = ""
-    """A file or folder to upload."""
+    """File or folder to upload."""
     folder: str | None = None
-    """Where to, among the run's artifacts."""
+    """Target folder among the artifacts of the run."""
     status: str = ""
-    """How the run ended."""
+    """Final status of the run."""
 
 
 def deliver(client: "MlflowClient", run_id: str, message: Message, work: Path, out: str) -> None:
-    """Sends a message.
+    """Sends a message; one that the server rejects for good is logged and dropped.
+
+    Args:
+        client: client of the tracking server.
+        run_id: the run.
+        message: the message.
+        work: work folder of the run.
+        out: output folder, to which the files of the work folder may have moved.
 
     Raises:
-        ConnectionError: it did not arrive, and may the next time.
+        ConnectionError: sending failed, and may succeed later.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -46,20 +53,20 @@ def deliver(client: "MlflowClient", run_id: str, message: Message, work: Path, o
             _upload(client, run_id, _current(Path(message.file), work, out), message.folder)
         if message.status:
             client.set_terminated(run_id, message.status)
-    except Exception as error:  # the libraries of databases and artifact stores raise what they like
+    except Exception as error:  # database drivers and artifact stores raise errors of their own
         if getattr(error, "error_code", None) not in REFUSALS:
             raise ConnectionError(reason(error)) from error
-        log.warning("MLflow refuses a part of run %s (%s)", run_id, reason(error))
+        log.warning("MLflow rejected a message to run %s (%s)", run_id, reason(error))
 
 
 def copy(path: Path, folder: Path) -> Path:
-    """A copy of a file or folder, of the same name, in a new folder."""
+    """Copies a file or folder into a new folder."""
     folder.mkdir()
     return Path(shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder))
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says."""
+    """Returns the first line of the message of an error."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -69,11 +76,11 @@ def _upload(client: "MlflowClient", run_id: str, path: Path, folder: str | None)
     elif path.is_file():
         client.log_artifact(run_id, str(path), folder)
     else:
-        log.warning("%s is gone before MLflow could take it", path)
+        log.warning("%s was deleted before it could be uploaded to MLflow", path)
 
 
 def _current(path: Path, work: Path, out: str) -> Path:
-    """Where a file of the work folder is now: it may have become the output."""
+    """Returns where a file of the work folder is now: it may have moved to the output."""
     if path.exists() or not path.is_relative_to(work.absolute()):
         return path
     return Path(out).absolute() / path.relative_to(work.absolute())

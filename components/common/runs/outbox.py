@@ -1,4 +1,4 @@
-"""A queue to a server that may go away: sent in order by a thread of its own, so that nobody waits for the server."""
+"""A queue of messages to a server that may become unavailable. A thread sends them in order, so that the caller never waits."""
 
 import logging
 import threading
@@ -9,17 +9,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 RETRY_SECONDS = 5.0
-"""Between attempts while the server is away."""
+"""Seconds between attempts while the server is unavailable."""
 
 log = logging.getLogger(__name__)
 
 
 class Outbox(Generic[T]):
-    """What is to be sent, in order.
+    """Sends items in order.
 
     Args:
-        send: sends one item; raises ConnectionError when the server is away. The same item may be sent again.
-        server: its name, for messages.
+        send: sends one item; raises ConnectionError if the server is unavailable, and is then called again with the same item.
+        server: name of the server, for log messages.
     """
 
     def __init__(self, send: Callable[[T], None], server: str):
@@ -31,22 +31,22 @@ class Outbox(Generic[T]):
 
     @property
     def lost(self) -> bool:
-        """Whether the server was away at the last attempt."""
+        """Whether the last attempt failed."""
         return self._lost
 
     def put(self, item: T) -> None:
-        """Adds an item, at once."""
+        """Appends an item; returns at once."""
         with self._changed:
             self._waiting.append(item)
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
-        """Waits until all is sent, or so long; whether it is."""
+        """Waits until everything is sent, at most this long; returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting, seconds)
 
     def close(self, seconds: float) -> list[T]:
-        """Ends the thread when all is sent, or after so long; returns what is not."""
+        """Stops the thread once everything is sent, or after this long; returns the unsent items."""
         self.flush(seconds)
         with self._changed:
             self._closed = True
@@ -63,7 +63,7 @@ class Outbox(Generic[T]):
                 self._sent()
 
     def _next(self) -> bool:
-        """Waits for an item; False: there will be none."""
+        """Waits for an item; returns False once the outbox is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return not self._closed
@@ -74,11 +74,11 @@ class Outbox(Generic[T]):
             self._changed.notify_all()
         if self._lost:
             self._lost = False
-            log.info("%s is back; what it missed is being sent", self._server)
+            log.info("%s is back; sending what it missed", self._server)
 
     def _wait(self, error: ConnectionError) -> None:
         if not self._lost:
             self._lost = True
-            log.warning("%s is lost (%s); work goes on, and what it misses is sent once it is back", self._server, error)
+            log.warning("%s is lost (%s); the stage continues, and unsent messages follow once it is back", self._server, error)
         with self._changed:
             self._changed.wait_for(lambda: self._closed, RETRY_SECONDS)

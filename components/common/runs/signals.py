@@ -1,6 +1,6 @@
-"""SIGTERM and SIGINT: stop at a safe point, save, exit with 75.
+"""SIGTERM and SIGINT: stop at a safe point, save, exit with code 75.
 
-Standard library only: the command line installs the handlers before the imports that take seconds.
+Standard library only: the command line installs the handlers before imports that take seconds.
 """
 
 import os
@@ -14,9 +14,9 @@ EXIT_CODE = 75
 
 
 class Interrupted(SystemExit):
-    """The process was asked to stop. What was done so far is saved; the same command continues.
+    """The process was asked to stop. Its progress is saved; the same command resumes.
 
-    A SystemExit, so that the exit code is right even where nobody catches it, such as in the first imports.
+    A SystemExit, so that the exit code is right even where it is not caught, such as during the first imports.
     """
 
     def __init__(self) -> None:
@@ -34,26 +34,25 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """Ignores SIGTERM and SIGINT from now on: all is done, and Python, as it ends, would let itself be killed."""
+    """Ignores SIGTERM and SIGINT from now on, so that a process whose work is done cannot be killed while Python shuts down."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    # Whoever signals twice does not want to wait for a checkpoint. torchrun, though, passes on what it gets, which a terminal has
-    # sent to everyone already, and signals all processes once more when the first has ended; it kills them after 30 seconds.
     again = _stop.is_set()
+    # torchrun forwards a signal that the terminal has sent to its processes already, and signals them once more when the first has
+    # ended. From anyone else, a second signal means that the user will not wait for a checkpoint.
     if again and "TORCHELASTIC_RUN_ID" in os.environ:
         return
-    impatient = again
     _stop.set()
-    if impatient or not _deferrals:
+    if again or not _deferrals:
         raise Interrupted
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within this block a first signal only sets the flag that `check` looks at."""
+    """Within this block the first signal only sets the flag that `requested` and `check` read."""
     global _deferrals
     _deferrals += 1
     try:
@@ -63,12 +62,12 @@ def deferred() -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Whether a signal has arrived: time to save."""
+    """Whether a signal has arrived."""
     return _stop.is_set()
 
 
 def check() -> None:
-    """Raises Interrupted if a signal has arrived. Call it where everything is saved.
+    """Stops if a signal has arrived. Call it when everything is saved.
 
     Raises:
         Interrupted: a signal has arrived.

@@ -1,4 +1,4 @@
-"""A local path or an s3:// URI, read and written the same way.
+"""Files at local paths and s3:// URIs, read and written the same way.
 
 The S3 endpoint and credentials come from boto3's own environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
 """
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before an object is read again whose reading broke off."""
+"""Seconds before each further attempt at reading an object."""
 _READ_SECONDS = 60
-"""Of silence, after which a request is made again."""
+"""Seconds without data after which a request is repeated."""
 _CHUNK = 16 * 2**20
-"""Bytes of a part of a multipart upload."""
+"""Bytes per part of a multipart upload."""
 _UPLOADS = 4
-"""Files uploaded at a time, and parts of each."""
+"""Number of files that are uploaded at a time, and of parts of each."""
 _DIGEST = "sha256"
-"""Name of the metadata that holds a whole object's digest; the server's own is of the multipart upload's parts."""
+"""Name of the metadata with the digest of the whole object; the server's own checksum covers the parts of the upload."""
 
 
 class Entry(NamedTuple):
-    """A file of a listing."""
+    """A file in a listing."""
 
     path: str
-    """Relative to the listed folder, with forward slashes."""
+    """Path relative to the listed folder, with forward slashes."""
     size: int
-    """In bytes."""
+    """Number of bytes."""
     version: str
-    """Changes when the content does: the modification time, or the ETag."""
+    """Changes with the content: the modification time, or the ETag."""
 
 
 def is_s3(uri: str) -> bool:
@@ -50,25 +50,20 @@ def is_s3(uri: str) -> bool:
 
 
 def join(uri: str, *names: str) -> str:
-    """`uri` with `names` appended, one folder level each."""
+    """Appends `names` to `uri`, one folder level each."""
     return "/".join([uri.rstrip("/"), *names]) if is_s3(uri) else str(Path(uri, *names))
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file at `uri`."""
-    if not is_s3(uri):
-        return Path(uri).is_file()
-    bucket, key = _split(uri)
-    with _explained(uri):
-        page = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-    return any(item["Key"] == key for item in page.get("Contents", []))
+    """Whether `uri` is a file."""
+    return _first_key(uri) == _split(uri)[1] if is_s3(uri) else Path(uri).is_file()
 
 
 def read(uri: str) -> bytes:
-    """The content of the file at `uri`.
+    """Reads a file.
 
     Raises:
-        UserError: it does not exist, cannot be read, or the server cannot be reached.
+        UserError: the file cannot be read, or the server cannot be reached.
     """
     if is_s3(uri):
         bucket, key = _split(uri)
@@ -82,10 +77,10 @@ def read(uri: str) -> bytes:
 
 @contextmanager
 def opened(uri: str) -> Iterator[BufferedReader]:
-    """The file at `uri` for reading in blocks; an object is copied to disk first, for as long as it is open.
+    """Opens a file for reading in blocks. An object is downloaded to a temporary file first.
 
     Raises:
-        UserError: as by `read`.
+        UserError: as for `read`.
     """
     if is_s3(uri):
         with tempfile.TemporaryFile() as copy:
@@ -104,7 +99,7 @@ def opened(uri: str) -> Iterator[BufferedReader]:
 
 
 def write(uri: str, content: bytes) -> None:
-    """Writes the file at `uri`, whole or not at all."""
+    """Writes a file, whole or not at all."""
     if is_s3(uri):
         bucket, key = _split(uri)
         with _explained(uri):
@@ -124,7 +119,7 @@ def write(uri: str, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON document, whole or not at all."""
+    """Writes a JSON document to a local file, whole or not at all."""
     write(str(path), to_json(content))
 
 
@@ -139,17 +134,17 @@ def copy(source: str, target: str) -> None:
         _client().copy({"Bucket": bucket, "Key": key}, into, name)
 
 
-def listing(uri: str) -> Iterator[Entry]:
-    """All files below the folder `uri`, sorted by path.
+def listing(uri: str) -> list[Entry]:
+    """Lists all files below a folder, sorted by path.
 
     Raises:
-        UserError: as by `walk`.
+        UserError: as for `walk`.
     """
-    yield from sorted(walk(uri))
+    return sorted(walk(uri))
 
 
 def walk(uri: str) -> Iterator[Entry]:
-    """All files below the folder `uri`, in no particular order (S3 servers differ), as they are found.
+    """Yields all files below a folder, in no particular order: S3 servers differ.
 
     Raises:
         UserError: the folder does not exist, or the server cannot be reached.
@@ -178,26 +173,23 @@ def _list_local(top: str, below: str) -> Iterator[Entry]:
 
 
 def is_empty(uri: str) -> bool:
-    """Whether there is no file below the folder `uri`; it need not exist."""
-    if not is_s3(uri):
-        return not any(path.is_file() for path in Path(uri).rglob("*"))
-    bucket, key = _split(uri)
-    with _explained(uri):
-        page = _client().list_objects_v2(Bucket=bucket, Prefix=f"{key.rstrip('/')}/" if key else "", MaxKeys=1)
-    return not page.get("Contents")
+    """Whether no file exists below a folder, which itself need not exist."""
+    if is_s3(uri):
+        return _first_key(join(uri, "")) is None
+    return not any(path.is_file() for path in Path(uri).rglob("*"))
 
 
 def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ()) -> None:
-    """Uploads the files below `folder` (multipart with checksums where large).
+    """Uploads the files below a local folder, except those that were uploaded before.
 
     Args:
-        folder: a local one.
-        uri: the prefix that becomes its copy.
-        last: the file that is uploaded at the end.
-        skip: names in `folder` that are left out.
+        folder: the folder.
+        uri: the prefix on S3 that becomes its copy.
+        last: name of the file that is uploaded after all others.
+        skip: names in `folder` to leave out.
 
     Raises:
-        UserError: the server cannot be reached or refuses.
+        UserError: the server cannot be reached or refuses the upload.
     """
     names = files_below(folder, skip)
     with ThreadPoolExecutor(_UPLOADS) as pool:
@@ -212,12 +204,12 @@ def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ())
 
 
 def files_below(folder: Path, skip: tuple[str, ...] = ()) -> list[str]:
-    """Relative paths of the files below a local folder, sorted, but for some names in it."""
+    """Lists the files below a local folder by relative path, except those at or below `skip`."""
     return sorted(entry.path for entry in _list_local(str(folder), "") if entry.path.partition("/")[0] not in skip)
 
 
 def delete(uri: str) -> None:
-    """Removes the file at `uri`; none there is no error."""
+    """Deletes a file, if it exists."""
     if is_s3(uri):
         bucket, key = _split(uri)
         with _explained(uri):
@@ -227,12 +219,12 @@ def delete(uri: str) -> None:
 
 
 def digest(content: bytes) -> str:
-    """SHA-256, in hex."""
+    """Returns the SHA-256 in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a local file, in hex, read in blocks."""
+    """Returns the SHA-256 of a local file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -244,8 +236,16 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _first_key(uri: str) -> str | None:
+    """Returns the first key that begins with that of `uri`."""
+    bucket, key = _split(uri)
+    with _explained(uri):
+        page = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    return next((item["Key"] for item in page.get("Contents", [])), None)
+
+
 def _get(bucket: str, key: str) -> bytes:
-    """An object. botocore tries again until an answer begins, but not when it then breaks off or stalls."""
+    """Reads an object. botocore repeats a request until a response begins, but not when the response then stops."""
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
     for pause in _PAUSES:
@@ -258,7 +258,7 @@ def _get(bucket: str, key: str) -> bytes:
 
 
 def _upload(path: Path, uri: str) -> None:
-    """Uploads a file, unless its like is there already: an upload that was stopped half way goes on."""
+    """Uploads a file, unless the object has the same digest already."""
     from boto3.s3.transfer import TransferConfig
 
     bucket, key = _split(uri)
@@ -288,11 +288,11 @@ def _client() -> "S3Client":
 
 @lru_cache(maxsize=1)
 def _client_of(process: int) -> "S3Client":
-    """One client a process: a forked one must not share its parent's connections."""
+    """Creates one client per process: a forked process must not share the connections of its parent."""
     import boto3
     from botocore.config import Config
 
-    # Exponential backoff, up to 20 s a pause, on 5xx, throttling, timeouts and lost connections.
+    # Exponential backoff of up to 20 s on 5xx, throttling, timeouts and lost connections.
     config = Config(
         retries={"mode": "standard", "max_attempts": 8},
         connect_timeout=10,
@@ -304,7 +304,7 @@ def _client_of(process: int) -> "S3Client":
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turns what boto3 raises into a UserError of one line."""
+    """Turns errors of boto3 into a UserError of one line."""
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -312,8 +312,8 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown error")
-        raise UserError(f"{uri}: the S3 server answers {code}; check the address, the bucket and the credentials") from None
-    except (BotoCoreError, S3UploadFailedError, ValueError) as error:  # ValueError: an endpoint that is no URL
+        raise UserError(f"{uri}: the S3 server answered {code}; check the address, the bucket and the credentials") from None
+    except (BotoCoreError, S3UploadFailedError, ValueError) as error:  # ValueError: the endpoint is not a URL
         raise UserError(f"{uri}: {' '.join(str(error).split())}; check AWS_ENDPOINT_URL and the credentials") from None
 
 

@@ -80,7 +80,7 @@ def test_a_file_that_is_removed_while_it_is_open_can_be_read(bucket: Path) -> No
 def test_what_is_not_what_it_should_be_is_not_kept(bucket: Path) -> None:
     digest = put(bucket, "a")
     (bucket / "a").write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"s3://bucket/a: is not what manifest\.json describes"):
+    with pytest.raises(UserError, match=r"s3://bucket/a: does not match the digest in manifest\.json"):
         cache.opened("s3://bucket/a", digest)
     put(bucket, "a")
     assert get(bucket, "a", digest)
@@ -88,7 +88,7 @@ def test_what_is_not_what_it_should_be_is_not_kept(bucket: Path) -> None:
 
 def test_what_does_not_fit_is_named(bucket: Path) -> None:
     digest = put(bucket, "a", 4000)
-    with pytest.raises(UserError, match=r"CXR_CACHE_GB: 3e-06 is less than s3://bucket/a takes"):
+    with pytest.raises(UserError, match=r"CXR_CACHE_GB: 3e-06 is less than the size of s3://bucket/a "):
         cache.opened("s3://bucket/a", digest)
 
 

@@ -148,7 +148,7 @@ def test_what_the_server_refuses_does_not_hold_up_the_rest(job: Work, client: Ml
         tracker.log({"not*a*name": 1.0}, 1)
         tracker.log({"loss": 1.0}, 1)
     assert points(client, tracker.run_id) == [(1, 1.0)]
-    assert "refuses a part of run" in caplog.text
+    assert "rejected a message to run" in caplog.text
 
 
 def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
