@@ -103,10 +103,6 @@ class Index:
         key = part_of(path, parts), bytes.fromhex(path_hash(path))
         return self.connection.execute("SELECT 1 FROM files WHERE part = ? AND hash = ?", key).fetchone() is not None
 
-    def map(self, name: str, restore: Callable[[Any], V]) -> "StoredMap[V]":
-        """Returns a named mapping from text to JSON-serialisable values; `restore` makes a value from decoded JSON."""
-        return StoredMap(self, name, restore)
-
     def save(self, path: Path) -> None:
         """Moves the database to a file, atomically; an earlier one with the same content is replaced."""
         self.connection.commit()
@@ -127,7 +123,7 @@ class Index:
 
 
 class StoredMap(MutableMapping[str, V]):
-    """A dictionary in the index, sorted by key."""
+    """A dictionary in an index, from text to JSON-serialisable values, sorted by key; `restore` makes a value from decoded JSON."""
 
     def __init__(self, index: Index, name: str, restore: Callable[[Any], V]):
         self._index, self._name, self._restore = index, name, restore

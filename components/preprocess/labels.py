@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from components.common.errors import UserError
 from components.common.formats.labels import BOXES, KNOWN, LABELS, UNCERTAIN
-from components.preprocess.index import Index
+from components.preprocess.index import Index, StoredMap
 
 _UNCERTAIN = {"ignore": math.nan, "ones": 1.0, "zeros": 0.0}
 
@@ -134,7 +134,7 @@ def storage_of(index: Index | None) -> tuple[MutableMapping[str, Record], Mutabl
     """Returns empty mappings from images to records and boxes: on disk, or in memory without an index."""
     if index is None:
         return {}, {}
-    return index.map("records", _restore_record), index.map("boxes", _restore_boxes)
+    return StoredMap(index, "records", _restore_record), StoredMap(index, "boxes", _restore_boxes)
 
 
 # Functions of the module, since a Table is pickled.

@@ -149,12 +149,6 @@ def integer(elements: Elements, keyword: str, default: int) -> int:
     return default if value is None or value == "" else int(value)
 
 
-def number(elements: Elements, keyword: str, default: float) -> float:
-    """Returns the first value, or the default if the element is missing or empty."""
-    written = text(elements, keyword)
-    return float(written) if written else default
-
-
 def is_empty(elements: Elements, keyword: str) -> bool:
     """Whether a numeric element is missing or has no value."""
     raw = _raw(elements, keyword, _SHORT_VRS)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
-from components.common.dicom.elements import Elements, integer, is_empty, items, number, text
+from components.common.dicom.elements import Elements, integer, is_empty, items, text
 from components.common.dicom.header import MONOCHROME1, Header
 from components.common.dicom.refusal import Reason, Refused
 
@@ -139,7 +139,7 @@ def read_grayscale(elements: Elements, header: Header) -> Grayscale:
     if allocated not in (8, 16) or not 1 < bits <= allocated:
         raise Refused(Reason.UNREADABLE, f"{bits} bits stored in {allocated}")
     signed = bool(integer(elements, "PixelRepresentation", 0))
-    slope, intercept = number(elements, "RescaleSlope", 1.0), number(elements, "RescaleIntercept", 0.0)
+    slope, intercept = float(text(elements, "RescaleSlope") or 1), float(text(elements, "RescaleIntercept") or 0)
     if not (slope and np.isfinite(slope) and np.isfinite(intercept)):
         raise Refused(Reason.UNREADABLE, "the rescale is not a number or flat")
     modality = _read_lut(elements, "ModalityLUTSequence", signed)
