@@ -52,6 +52,8 @@ def merge(
     Returns:
         The folder of the shards.
     """
+    from components.common.formats.manifest import MANIFEST
+    from components.common.formats.pages import REPORT
     from components.common.runs.step import step
     from components.preprocess.params import Preprocess
     from components.preprocess.run import merge_partitions
@@ -59,6 +61,6 @@ def merge(
     with step("shards", root, Preprocess, params, {"partitions": sorted(partitions)}, runtime) as this:
         merge_partitions(shards=partitions, out=this.out, runtime=this.runtime)
     metrics.metadata.update(this.metrics())
-    this.show("manifest.json", manifest.path)
-    this.show("report.html", report.path)
+    this.show(MANIFEST, manifest.path)
+    this.show(REPORT, report.path)
     return this.out

@@ -1,11 +1,11 @@
-"""JSON documents: how they are written and read, and the two that every output folder has.
+"""JSON documents, and the two that every output folder has: `metrics.json` and `run.json`.
 
-`metrics.json` is flat, name -> number, null where a number is undefined. `run.json` is the run record: parameters, input digests,
-git commit, package versions, times and the MLflow run id. Only run.json may differ between two runs of the same inputs.
+`metrics.json` is flat, name -> number, null where a number is undefined. `run.json` is the run record, the only file that may differ
+between two runs with the same inputs; an output folder without it is not complete.
 """
 
 import json
-from typing import Any
+from typing import Any, TypedDict
 
 from components.common.errors import UserError
 
@@ -13,8 +13,41 @@ METRICS = "metrics.json"
 RUN_RECORD = "run.json"
 
 
+class RunRecord(TypedDict):
+    """The content of a run.json."""
+
+    stage: str
+    fingerprint: str
+    """Hash of everything that the output depends on."""
+    params: dict[str, Any]
+    """The section of the stage."""
+    runtime: dict[str, Any]
+    """The section `runtime`; empty for stages that do not read it."""
+    inputs: dict[str, str]
+    """SHA-256 by name of input."""
+    git: dict[str, Any]
+    """`commit`, and whether the code is `dirty`; null outside a repository."""
+    packages: dict[str, str]
+    """Version by name of package."""
+    python: str
+    threads: int
+    started: str
+    """Time in UTC."""
+    seconds: float
+    resumed: bool
+    mlflow_run_id: str | None
+    upstream_mlflow_run_ids: dict[str, str]
+    """MLflow run id by name of input."""
+    files: list[str]
+    """Relative paths of the other files of the output."""
+
+
 def to_json(content: Any) -> bytes:
-    """Serialises to indented JSON with a final newline; NaN is an error."""
+    """Serialises to indented JSON with a final newline.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 

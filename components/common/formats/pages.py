@@ -1,6 +1,4 @@
-"""Names of the pages and pictures that stages write for people."""
+"""Names of the HTML pages that stages write for people."""
 
 REPORT = "report.html"
 STUDY = "study.html"
-FIGURES = "figures"
-"""Folder of the PNG files of a head, which the report of evaluate embeds."""

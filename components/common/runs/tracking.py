@@ -9,7 +9,6 @@ stage with an output beside OUT sends them. A killed process leaves no such file
 that MLflow lacks are sent.
 """
 
-import csv
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from components.common.errors import UserError
+from components.common.formats.history import EPOCH, HISTORY, parse_history
 from components.common.runs import provenance, storage
 from components.common.runs.delivery import Message, copy, deliver, reason
 from components.common.runs.lineage import run_name, tags
@@ -52,8 +52,6 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
 """Environment variable with the id of a run that the orchestrator has opened."""
-HISTORY = "history.csv"
-"""Written by the training stages: one row per epoch."""
 PIPELINE = "pipeline"
 """Experiment of the runs that a pipeline opens, whose child runs are those of its stages."""
 UNSENT = ".unsent"
@@ -286,10 +284,9 @@ def _logged_points(client: MlflowClient, run_id: str) -> dict[tuple[str, int], f
 def _send_history(tracker: Tracker, path: Path) -> None:
     """Sends the epochs that a killed process could not send."""
     if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                epoch = int(float(row.pop("epoch")))
-                tracker.log({name: float(value or "nan") for name, value in row.items()}, epoch)
+        for row in parse_history(path.read_bytes(), str(path)):
+            epoch = int(row.pop(EPOCH))
+            tracker.log(row, epoch)
 
 
 def _end(tracker: Tracker, work: Work, status: str, seconds: float) -> None:

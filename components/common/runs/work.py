@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from components.common.errors import UserError
-from components.common.formats.documents import METRICS, RUN_RECORD, metrics_to_json
+from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, metrics_to_json
 from components.common.runs import provenance, signals, storage
 from components.common.runs.params import Runtime, Section, flatten
 
@@ -28,7 +28,7 @@ WORK_VARIABLE = "CXR_WORK_DIR"
 """Environment variable with the folder for unfinished work whose output goes to S3."""
 RUN_ID_FILE = "mlflow_run_id"
 """File in the work folder with the id of the MLflow run, for a resumed run."""
-UPLOADING = "run.json.uploading"
+UPLOADING = f"{RUN_RECORD}.uploading"
 """Name of the note at an S3 prefix while an output is being uploaded."""
 
 W = TypeVar("W", bound="Work")
@@ -69,7 +69,7 @@ class Work:
         """
         storage.write(str(self.folder / METRICS), metrics_to_json(dict(metrics)))
         files = storage.files_below(self.folder, (RUN_RECORD, *drop))
-        storage.write_json(self.folder / RUN_RECORD, {**self._record(mlflow_run_id), "files": files})
+        storage.write_json(self.folder / RUN_RECORD, self._record(mlflow_run_id, files))
         # Checkpoints are dropped as late as possible, so that a run that is stopped before the end still resumes.
         if storage.is_s3(self.out):
             self._upload(drop)
@@ -100,7 +100,7 @@ class Work:
         with suppress(OSError):  # not empty: work with other fingerprints
             self.folder.parent.rmdir()
 
-    def _record(self, mlflow_run_id: str | None) -> dict[str, Any]:
+    def _record(self, mlflow_run_id: str | None, files: list[str]) -> RunRecord:
         return {
             "stage": self.stage,
             "fingerprint": self.fingerprint,
@@ -116,6 +116,7 @@ class Work:
             "resumed": self.resumed,
             "mlflow_run_id": mlflow_run_id,
             "upstream_mlflow_run_ids": self.upstream,
+            "files": files,
         }
 
 

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from components.common.errors import UserError
+from components.common.formats.history import HISTORY
 from components.common.runs import outbox, tracking
 from components.common.runs.params import Register
 from components.common.runs.signals import Interrupted
@@ -133,7 +134,7 @@ def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Work, clien
     with pytest.raises(Interrupted), tracking.begin(job) as tracker:
         tracker.log({"loss": 3.0, "images_per_second": 10.0}, 1)
         raise Interrupted
-    (job.folder / tracking.HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # 2 was lost with the process
+    (job.folder / HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # 2 was lost with the process
 
     with tracking.begin(opened(job.stage, job.out, job.inputs)) as tracker:
         tracker.log({"loss": 2.0, "images_per_second": 12.0}, 2)  # repeated from an older checkpoint

@@ -1,0 +1,52 @@
+"""`backbone.json` and `backbone.safetensors`: a pretrained ResNet.
+
+The weights have torchvision's names, no head, and one input channel in `conv1`; the document describes them and holds their SHA-256.
+"""
+
+from typing import Any, TypedDict, cast
+
+from components.common.errors import UserError
+
+BACKBONE = "backbone.json"
+BACKBONE_WEIGHTS = "backbone.safetensors"
+
+
+class Normalisation(TypedDict):
+    """Mean and standard deviation that the input was normalised with, as fractions of its range."""
+
+    mean: float
+    std: float
+
+
+class Backbone(TypedDict):
+    """The content of a backbone.json."""
+
+    arch: str
+    method: str
+    """The preset of pretrain."""
+    epochs: int
+    images: int
+    """Number of training images."""
+    size: int
+    """Longer side of the training images, in pixels."""
+    normalisation: Normalisation
+    inputs: dict[str, str]
+    """SHA-256 by name of input."""
+    sha256: str
+    """Digest of the weights."""
+
+
+def check_backbone(content: dict[str, Any], path: str) -> Backbone:
+    """Checks that a description has what is needed to load the weights.
+
+    Args:
+        content: the parsed document.
+        path: its name, for the message.
+
+    Raises:
+        UserError: an entry is missing.
+    """
+    missing = [name for name in ("arch", "normalisation", "sha256") if name not in content]
+    if missing:
+        raise UserError(f"{path}: lacks {missing[0]}; run pretrain again")
+    return cast(Backbone, content)

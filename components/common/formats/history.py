@@ -1,0 +1,46 @@
+"""`history.csv`: how a training went, one row per epoch. Column `epoch` counts from 1; a number that is undefined is NaN or blank."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+
+from components.common.errors import UserError
+
+HISTORY = "history.csv"
+EPOCH = "epoch"
+VOLATILE = ("images_per_second", "data_wait", "gpu_gib")
+"""Columns that differ between runs with the same result."""
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Writes the epochs so far; without any, the header alone."""
+    if not history:
+        path.write_text(f"{EPOCH}\n")
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[-1]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def parse_history(content: bytes, path: str) -> list[dict[str, float]]:
+    """Parses a history into one dictionary per epoch.
+
+    Args:
+        content: the content of the file.
+        path: its name, for the message.
+
+    Raises:
+        UserError: it holds anything but numbers below the header.
+    """
+    rows = csv.DictReader(StringIO(content.decode("utf-8", "replace")))
+    try:
+        return [{name: float(row[name] or "nan") for name in rows.fieldnames or ()} for row in rows]
+    except ValueError as error:
+        raise UserError(f"{path}: line {rows.line_num} is not numbers ({error}); run the stage that wrote it again") from None
+
+
+def metrics_of(row: Mapping[str, float]) -> dict[str, float]:
+    """Returns the numbers of an epoch that depend on the inputs only."""
+    return {name: value for name, value in row.items() if name not in (EPOCH, *VOLATILE)}
