@@ -80,7 +80,7 @@ def test_a_stranger_gets_the_scores_of_the_training_from_dicom_files(packed: Pat
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()) == packed / "code" / "components" / "common" / "backbone.py"
+    assert Path(done.stdout.strip()) == packed / "code" / "components" / "common" / "training" / "backbones.py"
     probabilities, images = pd.read_csv(tmp_path / "out.csv"), rows(cohort)
     assert list(probabilities.columns) == folders.FINDINGS
     np.testing.assert_allclose(probabilities, expected_scores(images, sorted(images)), atol=1e-4)
