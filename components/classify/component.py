@@ -1,4 +1,4 @@
-"""classify as a step of a pipeline."""
+"""The Kubeflow component of `classify`."""
 
 from kfp import dsl
 
@@ -7,15 +7,15 @@ from kfp import dsl
 def classify(
     shards: str, backbone: str, root: str, params: str, runtime: str, metrics: dsl.Output[dsl.Metrics], model: dsl.Output[dsl.Model]
 ) -> str:
-    """Fine-tunes a classifier.
+    """Fine-tunes a classifier of findings.
 
     Args:
         shards: folder of the shards.
-        backbone: folder of the backbone; empty: from scratch.
-        root: folder of all outputs.
+        backbone: folder of the backbone; empty: train from scratch.
+        root: parent folder of all outputs.
         params: JSON of the section `classify`.
         runtime: JSON of the section `runtime`.
-        metrics: on the validation split.
+        metrics: metrics on the validation split.
         model: model.json, which describes the weights.
 
     Returns:

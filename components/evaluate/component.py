@@ -1,4 +1,4 @@
-"""evaluate as a step of a pipeline."""
+"""The Kubeflow components of `evaluate` and `evaluate study`."""
 
 from typing import NamedTuple
 
@@ -17,16 +17,16 @@ def evaluate(
     """Evaluates models on the test split.
 
     Args:
-        predictions: folders of the models, the classifier's first.
-        root: folder of all outputs.
+        predictions: folders of the models, that of the classifier first.
+        root: parent folder of all outputs.
         params: JSON of the section `evaluate`.
-        metrics: macro averages with intervals; all others are in the report.
-        roc: the ROC curve of all findings pooled.
-        report: for readers.
+        metrics: macro averages with intervals; the report has all others.
+        roc: ROC curve pooled over all findings.
+        report: report.html.
 
     Returns:
-        The folder of the evaluation, and the macro test AUROC of the classifier, 0 where it is not known. In conditions, kfp's
-        local runs find no output of another name than `Output`.
+        The folder of the evaluation, and the macro test AUROC of the classifier, 0 if it is undefined. It is named `Output` since
+        conditions in local runs of kfp find no other output.
     """
     from components.common.runs.params import Evaluate
     from components.common.runs.step import step
@@ -49,21 +49,20 @@ def compare(cells: list[str], evaluate: str, study: str, metrics: dsl.Output[dsl
         cells: folders STUDY/CLAIM/CONDITION/ARM/SEED.
         evaluate: JSON of the section `evaluate`.
         study: JSON of the section `study`.
-        metrics: of each arm, and its difference to the reference.
-        page: for readers.
+        metrics: metrics of each arm and differences to the reference.
+        page: study.html.
 
     Returns:
         The folder of the page.
     """
-    from components.common.runs.params import Evaluate, Runtime
-    from components.common.runs.step import Step, exit_codes
+    from components.common.runs.params import Evaluate
+    from components.common.runs.step import step
     from components.evaluate.params import Study
     from components.evaluate.run import study as run
 
-    above = cells[0].rsplit("/", 4)[0]
-    this = Step(Study.model_validate_json(study), Runtime(), f"{above}/page")
-    with exit_codes("study"):
-        run(cells=above, out=this.out, params=this.params, evaluate=Evaluate.model_validate_json(evaluate))
+    folder = cells[0].rsplit("/", 4)[0]
+    with step("study", folder, Study, study, {}, out=f"{folder}/page") as this:
+        run(cells=folder, out=this.out, params=this.params, evaluate=Evaluate.model_validate_json(evaluate))
     metrics.metadata.update(this.metrics())
     this.show("study.html", page.path)
     return this.out

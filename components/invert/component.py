@@ -1,4 +1,4 @@
-"""invert as a step of a pipeline."""
+"""The Kubeflow component of `invert`."""
 
 from kfp import dsl
 
@@ -7,15 +7,15 @@ from kfp import dsl
 def invert(
     shards: str, backbone: str, root: str, params: str, runtime: str, metrics: dsl.Output[dsl.Metrics], model: dsl.Output[dsl.Model]
 ) -> str:
-    """Trains a generator and inverts it.
+    """Trains a GAN and an encoder that inverts it.
 
     Args:
         shards: folder of the shards.
-        backbone: folder of the backbone; empty: from scratch.
-        root: folder of all outputs.
+        backbone: folder of the backbone; empty: train from scratch.
+        root: parent folder of all outputs.
         params: JSON of the section `invert`.
         runtime: JSON of the section `runtime`.
-        metrics: on the validation split.
+        metrics: metrics on the validation split.
         model: model.json, which describes the weights.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pipeline steps of preprocess: one per partition, and the merge."""
+"""The Kubeflow components of `preprocess`: one partition, and the merge."""
 
 from kfp import dsl
 
@@ -8,13 +8,14 @@ def preprocess(partition: str, root: str, params: str, runtime: str) -> str:
     """Preprocesses a partition.
 
     Args:
-        partition: JSON with its number (`i/n`), the raw folder, and the digest of its listing, so that new files miss the cache.
-        root: folder of all outputs.
+        partition: JSON of its number (`i/n`), the folder of the raw files, and the digest of its listing, so that the cache is not
+            used if files have changed.
+        root: parent folder of all outputs.
         params: JSON of the section `preprocess`.
         runtime: JSON of the section `runtime`.
 
     Returns:
-        The folder of the partition's output.
+        The output folder of the partition.
     """
     import json
 
@@ -38,16 +39,16 @@ def merge(
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
 ) -> str:
-    """Joins the partitions to shards.
+    """Merges the partitions into one set of shards.
 
     Args:
         partitions: output folders of all partitions.
-        root: folder of all outputs.
+        root: parent folder of all outputs.
         params: JSON of the section `preprocess`.
         runtime: JSON of the section `runtime`.
         manifest: manifest.json, which describes the shards.
-        metrics: counts.
-        report: data report.
+        metrics: counts of files and images.
+        report: report on the data.
 
     Returns:
         The folder of the shards.

@@ -1,4 +1,4 @@
-"""pretrain as a step of a pipeline: in the step's own pod, or on several nodes by a TrainJob."""
+"""The Kubeflow components of `pretrain`: in the pod of the step, or on several nodes by a TrainJob."""
 
 from kfp import dsl
 
@@ -7,15 +7,15 @@ from kfp import dsl
 def pretrain(
     shards: str, root: str, params: str, runtime: str, processes: int, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]
 ) -> str:
-    """Pretrains a backbone in the step's own pod.
+    """Pretrains a backbone in the pod of the step.
 
     Args:
         shards: folder of the shards.
-        root: folder of all outputs.
+        root: parent folder of all outputs.
         params: JSON of the section `pretrain`.
         runtime: JSON of the section `runtime`.
-        processes: one a GPU.
-        metrics: of the last epoch.
+        processes: number of processes, one per GPU.
+        metrics: metrics of the last epoch.
         backbone: backbone.json, which describes the weights.
 
     Returns:
@@ -36,15 +36,15 @@ def pretrain(
 def launch(
     shards: str, root: str, params: str, runtime: str, cluster: str, metrics: dsl.Output[dsl.Metrics], backbone: dsl.Output[dsl.Model]
 ) -> str:
-    """Pretrains a backbone on several nodes, which a TrainJob of Kubeflow Trainer holds.
+    """Pretrains a backbone on several nodes, by a TrainJob of Kubeflow Trainer.
 
     Args:
         shards: folder of the shards.
-        root: folder of all outputs.
+        root: parent folder of all outputs.
         params: JSON of the section `pretrain`.
         runtime: JSON of the section `runtime`.
-        cluster: JSON of what the nodes are like (pipelines.resources.describe_nodes).
-        metrics: of the last epoch.
+        cluster: JSON of the description of the nodes (pipelines.resources.describe_nodes).
+        metrics: metrics of the last epoch.
         backbone: backbone.json, which describes the weights.
 
     Returns:

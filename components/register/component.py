@@ -1,4 +1,4 @@
-"""register as a step of a pipeline."""
+"""The Kubeflow component of `register`."""
 
 from kfp import dsl
 
@@ -12,11 +12,11 @@ def register(
     Args:
         model: folder of the model.
         evaluation: folder of its evaluation.
-        root: folder of all outputs.
-        params: JSON of the section `register`, but for `min_auroc`.
-        min_auroc: a classifier's floor, which the pipeline itself looks at as well.
-        takes_name: whether `register.name` is meant for this model; else it is registered under the name of its task.
-        registration: registration.json: version, alias and why.
+        root: parent folder of all outputs.
+        params: JSON of the section `register`, without `min_auroc`.
+        min_auroc: `register.min_auroc`, which the gate of the pipeline checks as well.
+        takes_name: whether `register.name` applies to this model; otherwise the name follows from its head.
+        registration: registration.json: version, alias, and the reasons for it.
 
     Returns:
         The folder of the registration.

@@ -1,14 +1,14 @@
-"""The pipeline step of simulate."""
+"""The Kubeflow component of `simulate`."""
 
 from kfp import dsl
 
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
 def simulate(root: str, params: str) -> str:
-    """Makes a cohort of phantoms.
+    """Simulates a cohort of phantom radiographs.
 
     Args:
-        root: folder of all outputs.
+        root: parent folder of all outputs.
         params: JSON of the section `simulate`.
 
     Returns:

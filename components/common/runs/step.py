@@ -1,8 +1,8 @@
-"""A stage as a step of a pipeline: its parameters, the folder of its output, and the small files that the UI shows.
+"""A stage as a step of a pipeline: its parameters, its output folder, and the small files that the UI shows.
 
-The folder of an output is named by a hash of the stage, its parameters, its inputs (whose names are such hashes themselves) and
-the commit of the code. So two runs never write different things to the same place, the output of a cached step still exists, and
-a step that is retried or submitted again finds its unfinished work.
+The output folder is named by a hash of the stage, its parameters, its inputs (whose names are such hashes, too) and the commit of
+the code. Hence two runs never write different content to the same folder, the output of a cached step still exists, and a step that
+is retried or submitted again finds its unfinished work.
 """
 
 import json
@@ -25,13 +25,13 @@ KEY_DIGITS = 16
 
 
 class Step(NamedTuple):
-    """What the `run` of a stage is called with."""
+    """The arguments of the `run` of a stage, and access to its output."""
 
     params: Any
     """The section of the stage."""
     runtime: Runtime
     out: str
-    """Folder of the output."""
+    """Output folder."""
 
     def metrics(self, *suffixes: str) -> dict[str, float]:
         """Returns the numbers of metrics.json that are defined; with `suffixes`, those whose names end with one of them."""
@@ -52,6 +52,7 @@ def step(
     inputs: Mapping[str, Any],
     runtime: str = "{}",
     overrides: list[str] | None = None,
+    out: str | None = None,
 ) -> Iterator[Step]:
     """Surrounds the `run` of a stage in a pipeline.
 
@@ -63,6 +64,7 @@ def step(
         inputs: everything else that the output depends on, as JSON values.
         runtime: JSON of the section `runtime`.
         overrides: items `section.key=value`.
+        out: the output folder, if it is not to be named by a hash.
     """
     with exit_codes(name):
         key = section.__name__.lower()
@@ -70,7 +72,9 @@ def step(
         schema = create_model("StepParams", __base__=Section, **fields)
         raw = {key: json.loads(params), "runtime": json.loads(runtime)}
         found: Any = validate(schema, raw, overrides, "the parameters of the pipeline")
-        yield Step(found.section, found.runtime, storage.join(root, name, _folder_key(name, {key: found.section}, inputs)))
+        depends = {"stage": name, "params": {key: found.section.values()}, "inputs": inputs, "commit": provenance.git_state()["commit"]}
+        digest = storage.digest(json.dumps(depends, sort_keys=True).encode())
+        yield Step(found.section, found.runtime, out or storage.join(root, name, digest[:KEY_DIGITS]))
 
 
 @contextmanager
@@ -82,20 +86,14 @@ def exit_codes(name: str) -> Iterator[None]:
         _set_parent_run()
         yield
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the last line of the pod's log
+        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the last line in the log of the pod
         raise SystemExit(2) from None
 
 
 def _set_parent_run() -> None:
-    """Makes the MLflow run of the stage a child of the pipeline's. The id is no parameter, since that would defeat the cache."""
+    """Makes the MLflow run of the stage a child of the pipeline's. The id is not a parameter, since that would defeat the cache."""
     if os.environ.get(provenance.KFP_VARIABLE):
         from components.common.runs import tracking  # takes seconds
 
         if parent := tracking.pipeline_run_id():
             os.environ[tracking.RUN_ID_VARIABLE] = parent
-
-
-def _folder_key(name: str, sections: Mapping[str, Section], inputs: Mapping[str, Any]) -> str:
-    params = {key: section.values() for key, section in sections.items()}
-    depends = {"stage": name, "params": params, "inputs": inputs, "commit": provenance.git_state()["commit"]}
-    return storage.digest(json.dumps(depends, sort_keys=True).encode())[:KEY_DIGITS]

@@ -1,0 +1,35 @@
+"""A stage as a step of a pipeline: its output folder, and its exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.common.errors import UserError
+from components.common.runs import storage
+from components.common.runs.step import exit_codes, step
+from components.pretrain.params import Pretrain
+
+
+def test_the_folder_depends_on_everything_that_the_output_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    monkeypatch.setenv("GIT_COMMIT", "one")
+
+    def folder(shards: str = "a", runtime: str = "{}", **changes: object) -> str:
+        with step("pretrain", "root", Pretrain, json.dumps(changes), {"shards": shards}, runtime) as this:
+            return this.out
+
+    assert folder() == folder() == folder(epochs=200), "the default"
+    assert folder(runtime='{"checkpoint_minutes": 3}') == folder(), "the section `runtime` does not change the output"
+    others = {folder(), folder(epochs=3), folder("b")}
+    monkeypatch.setenv("GIT_COMMIT", "two")
+    assert len({*others, folder()}) == 4
+    assert folder().startswith(storage.join("root", "pretrain", ""))
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    with pytest.raises(SystemExit) as stop, exit_codes("pretrain"):
+        raise UserError("shards: not there")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "pretrain: shards: not there\n"
