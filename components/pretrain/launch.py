@@ -1,4 +1,4 @@
-"""The command line that pretrains in several processes, by torchrun: in one pod, or in every pod of a TrainJob."""
+"""Pretraining in several processes by torchrun: the command line, and a launcher for one machine."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from components.pretrain.params import Pretrain
 
 
 def command(shards: list[str], out: str, params: Pretrain, runtime: Runtime) -> list[str]:
-    """The stage's command line with every parameter in it: nothing is read from the image.
+    """Returns the command line of the stage, with all parameters in it: none is read from the image.
 
     Args:
         shards: output folders of preprocess.
@@ -34,11 +34,11 @@ def run_here(shards: list[str], out: str, params: Pretrain, runtime: Runtime, pr
         out: output folder.
         params: the section `pretrain`.
         runtime: the section `runtime`.
-        processes: one a GPU; above 1 torchrun starts them.
+        processes: number of processes, one per GPU; torchrun starts them if there are several.
 
     Raises:
-        Interrupted: a signal came; the checkpoint is written.
-        UserError: a mistake, which the processes have told.
+        Interrupted: stopped by a signal after saving a checkpoint.
+        UserError: torchrun failed; its processes have printed the reason.
     """
     if processes > 1:
         torchrun, *rest = command(shards, out, params, runtime)
@@ -50,17 +50,17 @@ def run_here(shards: list[str], out: str, params: Pretrain, runtime: Runtime, pr
 
 
 def _call(command: list[str]) -> None:
-    """Runs a command, and passes signals on to it."""
-    with subprocess.Popen(command) as started:
+    """Runs a command and forwards signals to it."""
+    with subprocess.Popen(command) as process:
 
         def forward(number: int, frame: FrameType | None) -> None:
-            started.send_signal(number)
+            process.send_signal(number)
 
         earlier = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-        code = started.wait()
+        code = process.wait()
         for number, handler in earlier.items():
             signal.signal(number, handler)
     if code == signals.EXIT_CODE:
         raise signals.Interrupted
     if code:
-        raise UserError(f"{command[0]} ended with {code}; its processes' messages stand above")
+        raise UserError(f"{command[0]} ended with exit code {code}; see the messages of its processes above")

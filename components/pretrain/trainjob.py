@@ -1,4 +1,4 @@
-"""Pretraining on several nodes: a TrainJob of Kubeflow Trainer, which is made, followed and removed again."""
+"""Pretraining on several nodes: creates a TrainJob of Kubeflow Trainer, follows it, and deletes it."""
 
 import json
 import logging
@@ -38,60 +38,60 @@ RUN_LABEL = "cxr/pipeline-run"
 SECRETS_VARIABLE = "CXR_SECRETS"
 SECRETS_FOLDER = "/var/run/secrets/cxr"
 PASSED_ON = (KFP_VARIABLE, "MLFLOW_RUN_ID")
-"""Variables that a node needs of this step."""
-# Trainer takes a node's environment from the TrainJob alone, and the SDK has no references to Secrets there: files become variables.
+"""Environment variables of this step that the nodes need."""
+# The SDK cannot refer to Secrets in the environment of a TrainJob: they are mounted as files, which become variables here.
 WITH_SECRETS = f'for file in "${SECRETS_VARIABLE}"/*; do [ -f "$file" ] && export "${{file##*/}}=$(cat "$file")"; done; exec "$@"'
 
 log = logging.getLogger(__name__)
 
 
 def run_on_nodes(shards: list[str], out: str, params: Pretrain, runtime: Runtime, cluster: str) -> None:
-    """Pretrains on several nodes, showing the log of the first; an attempt that was preempted goes on from its checkpoint.
+    """Pretrains on several nodes and shows the log of the first; an attempt after a preemption resumes from the checkpoint.
 
     Args:
         shards: output folders of preprocess.
-        out: output folder, named by a hash.
+        out: output folder, whose name is a hash.
         params: the section `pretrain`.
         runtime: the section `runtime`.
-        cluster: JSON of image, nodes, sizes and what else the settings say, made by pipelines.resources.describe_nodes.
+        cluster: JSON of the description of the nodes, from pipelines.resources.describe_nodes.
 
     Raises:
-        UserError: the cluster refuses, or the TrainJob fails.
+        UserError: the cluster refuses the TrainJob, or it fails.
     """
     follow(TrainerClient(), f"pretrain-{out.rpartition('/')[2]}", command(shards, out, params, runtime), json.loads(cluster))
 
 
 def follow(client: TrainerClient, name: str, command: list[str], cluster: dict[str, Any]) -> None:
-    """Makes a TrainJob, in place of an earlier one of its name, follows it to its end, and removes it, come what may.
+    """Creates a TrainJob, replacing an earlier one of the same name, follows it until it ends, and deletes it in any case.
 
     Args:
-        client: of Kubeflow Trainer.
-        name: of the TrainJob.
-        command: of every node.
-        cluster: as for `run_on_nodes`.
+        client: client of Kubeflow Trainer.
+        name: name of the TrainJob.
+        command: command line of each node.
+        cluster: description of the nodes.
 
     Raises:
-        UserError: the cluster refuses, or the TrainJob fails.
+        UserError: the cluster refuses the TrainJob, or it fails.
     """
     with _explained(name):
-        _remove(client, name)
+        _delete_earlier(client, name)
         client.train(cluster["runtime"], trainer=trainer(cluster), options=options(name, command, cluster))
         try:
             _wait(client, name)
         finally:
-            with suppress(RuntimeError):  # what went wrong before is what counts
+            with suppress(RuntimeError):  # must not hide an earlier error
                 client.delete_job(name)
 
 
 def trainer(cluster: dict[str, Any]) -> CustomTrainerContainer:
-    """Image, number and size of the nodes."""
-    ours = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    environment = {**cluster["environment"], **ours, SECRETS_VARIABLE: SECRETS_FOLDER}
+    """Returns image, number and resources of the nodes."""
+    passed = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    environment = {**cluster["environment"], **passed, SECRETS_VARIABLE: SECRETS_FOLDER}
     return CustomTrainerContainer(cluster["image"], cluster["nodes"], cluster["resources"], environment)
 
 
 def options(name: str, command: list[str], cluster: dict[str, Any]) -> list[Any]:
-    """The rest of the request: the command, and where and as whom the pods run."""
+    """Returns the rest of the request: name, command, and the pod spec."""
     mounts = [{"name": volume["name"], "mountPath": path} for volume, path in cluster["volumes"]]
     pod = PodSpecPatch(
         service_account_name=cluster["service_account"],
@@ -114,11 +114,11 @@ def options(name: str, command: list[str], cluster: dict[str, Any]) -> list[Any]
 
 
 def _wait(client: TrainerClient, name: str) -> None:
-    """Waits for the end; what the first node says is shown as it comes."""
+    """Waits until the TrainJob ends, and logs the new lines of the first node."""
     shown = 0
     while True:
         status = client.get_job(name).status
-        with suppress(RuntimeError):  # a pod that has no log yet, or no longer
+        with suppress(RuntimeError):  # the pod has no log yet, or no longer
             lines = list(client.get_job_logs(name))
             for line in lines[shown:]:
                 log.info("%s", line)
@@ -126,13 +126,13 @@ def _wait(client: TrainerClient, name: str) -> None:
         if status == constants.TRAINJOB_COMPLETE:
             return
         if status == constants.TRAINJOB_FAILED:
-            raise UserError(f"TrainJob {name} has failed; its log stands above")
+            raise UserError(f"TrainJob {name} has failed; see its log above")
         time.sleep(POLL_SECONDS)
 
 
-def _remove(client: TrainerClient, name: str) -> None:
-    """Removes an earlier TrainJob of this name, and waits until its pods no longer hold the checkpoint."""
-    with suppress(RuntimeError):
+def _delete_earlier(client: TrainerClient, name: str) -> None:
+    """Deletes an earlier TrainJob of this name and waits until it is gone, so that its pods no longer use the checkpoint."""
+    with suppress(RuntimeError):  # raised once there is none
         client.delete_job(name)
         while True:
             client.get_job(name)
@@ -146,5 +146,5 @@ def _explained(name: str) -> Iterator[None]:
     except (RuntimeError, TimeoutError) as error:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError(
-            f"TrainJob {name}: {error} ({cause}); check Kubeflow Trainer and the rights of the step's service account"
+            f"TrainJob {name}: {error} ({cause}); check Kubeflow Trainer and the permissions of the service account of the step"
         ) from None

@@ -1,4 +1,4 @@
-"""Pretraining on several nodes: the request that the kubeflow SDK sends, what becomes of the TrainJob, and the command in it."""
+"""Pretraining on several nodes: the request of the kubeflow SDK, the life of the TrainJob, and its command."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[kubernetes_double.Ku
 
 
 def connect(double: kubernetes_double.Kubernetes) -> TrainerClient:
-    """The real SDK, of which only the address is another."""
+    """Connects the real SDK to another address."""
     configuration = client.Configuration(host=f"http://127.0.0.1:{double.server_port}")
     return TrainerClient(KubernetesBackendConfig(namespace=kubernetes_double.NAMESPACE, client_configuration=configuration))
 
@@ -48,7 +48,7 @@ def follow(double: kubernetes_double.Kubernetes) -> None:
 
 
 def pod_of(job: dict[str, Any]) -> dict[str, Any]:
-    """The pod's spec as the runtime, the patch and the trainer make it together."""
+    """Merges runtime, patch and trainer into a pod spec."""
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod: dict[str, Any] = node["template"]["spec"]["template"]["spec"]
@@ -58,7 +58,7 @@ def pod_of(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_request_holds_what_the_settings_say(kubernetes: kubernetes_double.Kubernetes) -> None:
-    """It goes through the models of kubeflow-trainer-api, and its pod through Kubernetes' own schema."""
+    """The request passes the models of kubeflow-trainer-api, and its pod the schema of Kubernetes."""
     follow(kubernetes)
 
     (job,) = kubernetes.created
@@ -82,26 +82,26 @@ def test_the_request_holds_what_the_settings_say(kubernetes: kubernetes_double.K
     kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": pod}, "1.31", strict=True)
 
 
-def test_no_secret_stands_in_the_request(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_contains_no_secret(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     follow(kubernetes)
     assert "hush" not in json.dumps(kubernetes.created)
     assert "cxr-pseudonyms" not in json.dumps(kubernetes.created)
 
 
-def test_it_is_removed_at_the_end(kubernetes: kubernetes_double.Kubernetes) -> None:
+def test_it_is_deleted_at_the_end(kubernetes: kubernetes_double.Kubernetes) -> None:
     follow(kubernetes)
     assert kubernetes.deleted == [NAME]
 
 
-def test_a_failed_one_is_removed_as_well(kubernetes: kubernetes_double.Kubernetes) -> None:
+def test_a_failed_one_is_deleted_as_well(kubernetes: kubernetes_double.Kubernetes) -> None:
     kubernetes.conditions = ["", "Failed"]
     with pytest.raises(UserError, match="has failed"):
         follow(kubernetes)
     assert kubernetes.deleted == [NAME]
 
 
-def test_a_cancelled_step_removes_it(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_step_deletes_it(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(seconds: float) -> None:
         raise KeyboardInterrupt
 
@@ -111,7 +111,7 @@ def test_a_cancelled_step_removes_it(kubernetes: kubernetes_double.Kubernetes, m
     assert kubernetes.deleted == [NAME]
 
 
-def test_one_of_a_preempted_attempt_is_replaced(kubernetes: kubernetes_double.Kubernetes) -> None:
+def test_the_trainjob_of_a_preempted_attempt_is_replaced(kubernetes: kubernetes_double.Kubernetes) -> None:
     kubernetes.add({"metadata": {"name": NAME}, "spec": {"runtimeRef": {"name": "torch-distributed"}}})
     follow(kubernetes)
     assert kubernetes.deleted == [NAME, NAME]
@@ -120,7 +120,7 @@ def test_one_of_a_preempted_attempt_is_replaced(kubernetes: kubernetes_double.Ku
 
 def test_a_refusal_is_one_line(kubernetes: kubernetes_double.Kubernetes) -> None:
     kubernetes.refuses = True
-    with pytest.raises(UserError, match="check Kubeflow Trainer and the rights") as caught:
+    with pytest.raises(UserError, match="check Kubeflow Trainer and the permissions") as caught:
         follow(kubernetes)
     assert "forbidden" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -140,7 +140,7 @@ def test_secrets_become_variables(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """The very command of the request, with the variables that Kubeflow Trainer sets for torchrun."""
+    """Runs the command of the request with the variables that Kubeflow Trainer sets for torchrun."""
     out = tmp_path / "backbone"
     option = trainjob.options(NAME, command([make_shards()], str(out), **tiny.arguments("pretrain")), CLUSTER)[3]
     with socket.socket() as free:
@@ -167,7 +167,7 @@ def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Para
     assert json.loads((out / "run.json").read_text())["params"]["epochs"] == tiny.pretrain.epochs
 
 
-def test_names_that_two_modules_have() -> None:
-    """The pipelines compile without the kubeflow SDK, so that they cannot import them."""
+def test_constants_that_two_modules_share() -> None:
+    """The pipelines compile without the kubeflow SDK, and therefore cannot import them."""
     assert resources.SECRETS_FOLDER == trainjob.SECRETS_FOLDER
     assert submission.RUN_LABEL == trainjob.RUN_LABEL
