@@ -1,7 +1,7 @@
-"""A pipeline's steps in containers on this machine: the images of the settings, by Docker or by podman's service for its API.
+"""The steps of a pipeline in containers on this machine, by Docker or by podman, which serves the same API.
 
-A container sees two of the machine's folders, at the same paths: the raw files, which it cannot change, and the folder of all outputs.
-It has the machine's network, so that servers on loopback are there for it as for any other process.
+A container sees two folders of the machine, at the same paths: the raw files, read-only, and the folder of all outputs. It uses the
+network of the machine, so that it can reach servers on loopback.
 """
 
 import codecs
@@ -9,21 +9,21 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from kfp import local
 from kfp.local import docker_task_handler
 
 from components.common.errors import UserError
 from components.common.runs.provenance import IMAGE_VARIABLE, KFP_VARIABLE
-from pipelines.settings import Settings, StepName, User, memory_bytes
+from pipelines.settings import STEPS, Settings, User, memory_bytes
 
 docker = docker_task_handler.docker
-"""The package; to mypy and ruff its name is the folder of this repository."""
+"""The package of that name; mypy and ruff would take an import for the folder of this repository."""
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE = "mlflow.db"
-"""In the folder of all outputs: MLflow's, where no server is named."""
+"""MLflow database in the folder of all outputs, used if no server is named."""
 PASSED_ON = (
     KFP_VARIABLE,
     "AWS_ACCESS_KEY_ID",
@@ -38,47 +38,47 @@ PASSED_ON = (
     "MLFLOW_TRACKING_USERNAME",
     "OMP_NUM_THREADS",
 )
-"""Variables that a container gets from this process; all others belong to the machine."""
+"""Environment variables that containers inherit from this process."""
 
 
 @contextmanager
 def runner(settings: Settings, raw: str, root: str) -> Iterator[local.DockerRunner]:
-    """What kfp's local runs start containers by, within the context.
+    """Provides the runner for local runs of kfp.
 
     Args:
-        settings: images, user, environment and shared memory count.
-        raw: folder of the raw files, or an s3:// URI; neither where the pipeline simulates them.
-        root: folder of all outputs, made if need be.
+        settings: images, user, environment and shared memory of the containers.
+        raw: folder of the raw files, or an s3:// URI; ignored if the folder does not exist.
+        root: folder of all outputs, created if necessary.
 
     Raises:
-        UserError: no engine answers, or it does not have an image.
+        UserError: no container engine answers, or an image is missing.
     """
     _check_engine(settings)
     _make_folder(Path(root), settings.user)
-    kfps, docker_task_handler.run_docker_container = docker_task_handler.run_docker_container, _Start(_volumes(raw, root))
+    original, docker_task_handler.run_docker_container = docker_task_handler.run_docker_container, _RunContainer(_volumes(raw, root))
     try:
         yield local.DockerRunner(
             environment=environment(settings, root),
             network_mode="host",
             shm_size=_shared_memory(settings),
             user=_identity(settings.user),
-            working_dir="/tmp",  # noqa: S108 - the container's own
+            working_dir="/tmp",  # noqa: S108 - in the container
         )
     finally:
-        docker_task_handler.run_docker_container = kfps
+        docker_task_handler.run_docker_container = original
 
 
-class _Start:
-    """Takes the place of kfp's own function, which tells the engine to remove a container when it ends.
+class _RunContainer:
+    """Replaces the function of kfp, which lets the engine remove a container as soon as it ends.
 
-    A step that fails at once is then gone before its exit code is read, and counts as done.
+    A step that fails at once would be removed before its exit code is read, and count as done.
     """
 
     def __init__(self, volumes: dict[str, dict[str, str]]):
         self.volumes = volumes
 
     def __call__(self, client: Any, image: str, command: list[str], volumes: object, environment: dict[str, str], **options: Any) -> int:
-        """Runs a step to its end and returns its exit code; `volumes` are kfp's, below our own."""
+        """Runs a step and returns its exit code; the `volumes` of kfp are part of the folder of all outputs."""
         environment = {**environment, IMAGE_VARIABLE: client.images.get(image).id}
         container = client.containers.run(image, command, detach=True, volumes=self.volumes, environment=environment, **options)
         try:
@@ -90,11 +90,11 @@ class _Start:
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines of a stream that is cut anywhere, within characters too."""
-    decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
-    for chunk in chunks:
-        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
-        yield from lines
+    """Joins the chunks of a stream to lines; the engine may cut within a character."""
+    rest = ""
+    for text in codecs.iterdecode(chunks, "utf-8", "replace"):
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
     if rest:
         yield rest
 
@@ -118,43 +118,46 @@ def _check_image(client: Any, name: str) -> None:
     except docker.errors.ImageNotFound:
         raise UserError(f"{name}: the container engine has no such image; run `make images`, or name others in the settings") from None
     except docker.errors.DockerException as error:
-        raise UserError(f"{name}: the container engine cannot look for this image: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: the container engine cannot look this image up: {' '.join(str(error).split())}") from None
 
 
 def _make_folder(root: Path, user: User) -> None:
-    """The folder of all outputs, which whoever the containers run as can write to."""
+    """Creates the folder of all outputs, writable for the user of the containers."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {root}: cannot be made ({error.strerror}); choose another") from None
+        raise UserError(f"--out {root}: cannot be created ({error.strerror}); choose another folder") from None
     if not os.getuid():
         os.chown(root, user.uid, user.gid)
 
 
 def _identity(user: User) -> str:
-    """Containers run as who starts them, who then owns the outputs; never as root."""
+    """Returns the user of the containers: the present one, who then owns the outputs, but never root."""
     return f"{os.getuid()}:{os.getgid()}" if os.getuid() else f"{user.uid}:{user.gid}"
 
 
 def _volumes(raw: str, root: str) -> dict[str, dict[str, str]]:
-    """What is mounted where, as Docker's API takes it."""
-    seen = {root: {"bind": root, "mode": "rw"}}
-    return {raw: {"bind": raw, "mode": "ro"}, **seen} if Path(raw).is_dir() else seen
+    """Returns the mounts, in the terms of the Docker API."""
+    outputs = {root: {"bind": root, "mode": "rw"}}
+    return {raw: {"bind": raw, "mode": "ro"}, **outputs} if Path(raw).is_dir() else outputs
 
 
 def environment(settings: Settings, root: str) -> dict[str, str]:
-    """Variables of every container. The settings win; a user that the image does not know needs a name and a home."""
+    """Returns the environment variables of all containers. Those of the settings take precedence.
+
+    USER and HOME are set since the user of the containers may not exist in the image.
+    """
     passed = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     return {"HOME": "/tmp", "USER": "cxr", TRACKING_VARIABLE: tracking(root), **passed, **settings.environment}  # noqa: S108
 
 
 def tracking(root: str) -> str:
-    """MLflow's server, or a database in the folder of all outputs: containers see no other."""
+    """Returns the address of the MLflow server, or of a database in the folder of all outputs: containers cannot see another."""
     address = os.environ.get(TRACKING_VARIABLE, "")
     return address if address.startswith("http") else f"sqlite:///{root}/{DATABASE}"
 
 
 def _shared_memory(settings: Settings) -> int | None:
-    """The largest /dev/shm that a step asks for, in bytes; None: the engine's default."""
-    sizes = [settings.step(name).shared_memory for name in get_args(StepName)]
+    """Returns the largest /dev/shm that a step asks for, in bytes; None: the default of the engine."""
+    sizes = [settings.step(name).shared_memory for name in STEPS]
     return max((memory_bytes(size) for size in sizes if size), default=None)

@@ -1,7 +1,7 @@
-"""Raw files by their version: data.dvc at a git commit names them, the DVC remote has them, a prefix of their own gets them.
+"""Raw files by version (`--raw dvc:REVISION`): data.dvc at a git commit names them, and the DVC remote holds them.
 
-In the remote an object's name is its MD5, while preprocess needs paths. So `submit` copies the objects, on the server and once a
-version, to ROOT/raw/MD5/PATH; what is there already stays.
+In the remote the name of an object is its MD5, while preprocess needs paths. `submit` therefore copies the objects, within S3 and
+once per version, to ROOT/raw/MD5/PATH.
 """
 
 import json
@@ -17,58 +17,58 @@ from components.common.errors import UserError
 from components.common.runs import storage
 
 PREFIX = "dvc:"
-COPIES = 16
-"""At a time."""
+PARALLEL_COPIES = 16
 REPOSITORY = Path(__file__).parents[1]
 
 
-class Version(NamedTuple):
-    """The raw files of a commit."""
+class DataVersion(NamedTuple):
+    """The raw files at a commit."""
 
     md5: str
-    """Of the folder, as DVC counts it."""
+    """MD5 of the folder, as computed by DVC."""
     files: dict[str, str]
     """MD5 by path."""
     remote: str
-    """Prefix of the remote's objects."""
+    """Prefix of the objects in the remote."""
+
+    def folder(self, root: str) -> str:
+        """Returns the prefix that the files are copied to, below the prefix of all outputs."""
+        return storage.join(root, "raw", self.md5)
 
 
-def resolve(revision: str, repository: Path = REPOSITORY) -> Version:
-    """Reads data.dvc at a git commit, and the listing that it names from the DVC remote.
+def resolve(revision: str, repository: Path = REPOSITORY) -> DataVersion:
+    """Reads data.dvc at a git commit, and the listing of its files from the DVC remote.
 
     Args:
-        revision: anything that git takes for a commit.
-        repository: where data.dvc is.
+        revision: any name of a commit that git accepts.
+        repository: folder of data.dvc.
 
     Raises:
-        UserError: there is no such commit, file, remote or listing.
+        UserError: the commit, the file, the remote or the listing does not exist.
     """
-    described = yaml.safe_load(_call(["git", "show", f"{revision}:data.dvc"], repository, f"--raw {PREFIX}{revision}"))
-    md5 = str(described["outs"][0].get("md5", ""))
+    tracked = yaml.safe_load(_call(["git", "show", f"{revision}:data.dvc"], repository, f"--raw {PREFIX}{revision}"))
+    md5 = str(tracked["outs"][0].get("md5", ""))
     if not md5.endswith(".dir"):
-        raise UserError(f"--raw {PREFIX}{revision}: data.dvc names no folder at that commit; use `dvc add data`")
+        raise UserError(f"--raw {PREFIX}{revision}: data.dvc at that commit names no folder; run `dvc add data`")
     remote = _remote(repository)
     listing = json.loads(storage.read(_object(remote, md5)))
-    return Version(md5.removesuffix(".dir"), {one["relpath"]: one["md5"] for one in listing}, remote)
+    return DataVersion(md5.removesuffix(".dir"), {entry["relpath"]: entry["md5"] for entry in listing}, remote)
 
 
-def materialise(version: Version, root: str) -> str:
-    """Copies the files of a version to where preprocess can read them.
+def copy(version: DataVersion, root: str) -> str:
+    """Copies the files of a version to where preprocess can read them, and returns that prefix. Existing files are skipped.
 
     Args:
-        version: of `resolve`.
+        version: the version.
         root: prefix of all outputs.
 
-    Returns:
-        The prefix that holds them.
-
     Raises:
-        UserError: the server refuses, or lacks an object.
+        UserError: the server refuses, or an object is missing.
     """
-    target = storage.join(root, "raw", version.md5)
-    there = set() if storage.is_empty(target) else {entry.path for entry in storage.walk(target)}
-    missing = sorted(set(version.files) - there)
-    with ThreadPoolExecutor(COPIES) as pool:
+    target = version.folder(root)
+    present = set() if storage.is_empty(target) else {entry.path for entry in storage.walk(target)}
+    missing = sorted(set(version.files) - present)
+    with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
         copies = [pool.submit(storage.copy, _object(version.remote, version.files[path]), storage.join(target, path)) for path in missing]
         try:
             for done in tqdm(copies, "copying", disable=None):
@@ -83,7 +83,6 @@ def _object(remote: str, md5: str) -> str:
 
 
 def _remote(repository: Path) -> str:
-    """Address of the default remote."""
     name = _call(["dvc", "remote", "default"], repository, "DVC").strip()
     address = _call(["dvc", "config", f"remote.{name}.url"], repository, "DVC").strip()
     if not storage.is_s3(address):
@@ -95,8 +94,8 @@ def _call(command: list[str], folder: Path, what: str) -> str:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise UserError(f"{what}: `{command[0]}` is not installed; DVC comes with the extra `dvc` of this package") from error
+        raise UserError(f"{what}: `{command[0]}` is not installed; install the extra `dvc` of this package") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-        raise UserError(f"{what}: {said[-1]}; `{' '.join(command)}` must work here")
+        reason = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+        raise UserError(f"{what}: {reason[-1]}; `{' '.join(command)}` must succeed in this repository")
     return done.stdout

@@ -1,4 +1,4 @@
-"""The first and the last step of every pipeline."""
+"""The Kubeflow components that belong to no stage: `begin` and `end` of a pipeline, and `plan` and `model` of a study."""
 
 from kfp import dsl
 
@@ -8,16 +8,16 @@ def begin(name: str, raw: str, root: str, partitions: int, data_version: str) ->
     """Checks that data, storage and MLflow can be used, and opens the MLflow run.
 
     Args:
-        name: of the pipeline.
+        name: name of the pipeline.
         raw: folder of the raw files.
-        root: folder of all outputs.
-        partitions: how many.
-        data_version: digest of the raw files as DVC knows them; empty: they are not under DVC.
+        root: parent folder of all outputs.
+        partitions: number of partitions.
+        data_version: MD5 of the raw files if DVC tracks them, else empty.
 
     Returns:
-        For each partition, as JSON, its number (`i/n`), `raw`, and a digest of the listing of `raw`. They belong together, since
-        kfp's local runs give a task in a loop the loop's item in place of any output of a task outside; and as text, since
-        Kubeflow's compiler and driver mix up the fields of items that are mappings.
+        For each partition a JSON text: its number (`i/n`), `raw`, and a digest of the listing of `raw`. They are passed on together,
+        since local runs of kfp give a task in a loop the item of the loop in place of any output of a task outside; and as text, since
+        the compiler and the driver of Kubeflow mix up the fields of items that are mappings.
     """
     import json
 
@@ -31,7 +31,7 @@ def begin(name: str, raw: str, root: str, partitions: int, data_version: str) ->
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
 def end(status: dsl.PipelineTaskFinalStatus) -> None:
-    """Closes the MLflow run with the state that the pipeline ended in."""
+    """Closes the MLflow run with the final state of the pipeline."""
     from components.common.runs.step import exit_codes
     from pipelines.pipeline_run import end
 
@@ -43,21 +43,21 @@ def end(status: dsl.PipelineTaskFinalStatus) -> None:
 def plan(
     shards: str, root: str, heads: str, after: list[str], pretrain: str, classify: str, detect: str, invert: str, study: str
 ) -> list[str]:
-    """Lists the models of a study: first what others build on, then what is compared.
+    """Lists the models of a study: the prerequisites, or the cells that are compared.
 
     Args:
         shards: folder of the shards.
-        root: folder of all outputs.
-        heads: what backbones are compared for, with commas.
-        after: folders of the first models; none: it is those that are asked for.
-        pretrain: JSON of its section.
-        classify: the same.
-        detect: the same.
-        invert: the same.
-        study: the same.
+        root: parent folder of all outputs.
+        heads: heads that backbones are compared by, separated by commas.
+        after: folders of the prerequisites, for the list of the cells; empty for the list of the prerequisites.
+        pretrain: JSON of the section `pretrain`.
+        classify: JSON of the section `classify`.
+        detect: JSON of the section `detect`.
+        invert: JSON of the section `invert`.
+        study: JSON of the section `study`.
 
     Returns:
-        What the component `model` takes, for each.
+        For each model the argument of the component `model`.
     """
     import json
 
@@ -68,7 +68,7 @@ def plan(
     with exit_codes("plan"):
         sections = {"pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert, "study": study}
         found = plan(shards, root, parse(sections), heads)
-    return [json.dumps(model) for model in (found.cells() if after else found.first())]
+    return [json.dumps(model) for model in (found.cells() if after else found.prerequisites())]
 
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
@@ -76,11 +76,11 @@ def model(item: str, runtime: str) -> str:
     """Trains one model of a study.
 
     Args:
-        item: JSON of a pipelines.study_plan.Model.
+        item: JSON of a model from pipelines/study_plan.py.
         runtime: JSON of the section `runtime`.
 
     Returns:
-        The folder of its output.
+        The output folder.
     """
     import json
     from importlib import import_module

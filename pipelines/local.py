@@ -1,4 +1,4 @@
-"""A pipeline on this machine: kfp runs each step in a process of its own, with this environment's packages, or in a container."""
+"""The command `local`: a pipeline on this machine. kfp runs each step in a process with this environment, or in a container."""
 
 import argparse
 import builtins
@@ -9,55 +9,54 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from kfp import local
 
 from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.provenance import KFP_VARIABLE
-from components.params import Params, load
-from pipelines import packages
-from pipelines import settings as cluster
-from pipelines.settings import COMMIT, EXAMPLE, Images, Settings, StepName
+from components.params import Params
+from pipelines import packages, parameters
+from pipelines.settings import COMMIT, EXAMPLE, STEPS, Images, Settings
 
 BUILT = Images(cpu=f"cxr-cpu:{COMMIT}", gpu=f"cxr-gpu:{COMMIT}")
-"""What `make images` builds from a clean checkout."""
+"""The images that `make images` builds from a clean checkout."""
 UI_FILES = "ui"
-"""Below the folder of all outputs: what Kubeflow's own store would hold."""
-ROOT = Path(__file__).parents[1]
+"""Folder for the artifacts that Kubeflow would keep in its own store."""
+REPOSITORY = Path(__file__).parents[1]
 
 
-def run(options: argparse.Namespace) -> int:
-    """The command `local`."""
-    settings = cluster.load(options.settings)
+def run(options: argparse.Namespace, settings: Settings, params: Params) -> int:
+    """Runs the command `local`."""
     if Path(options.settings) == EXAMPLE:
-        settings = _here(settings)
-    params = load(options.params, options.set)
-    raw = options.raw if storage.is_s3(options.raw) else str(Path(options.raw).absolute())
-    if options.name != "smoke" and not Path(options.raw).is_dir() and not storage.is_s3(options.raw):
+        settings = _without_cluster(settings)
+    remote = storage.is_s3(options.raw)
+    if options.name != "smoke" and not remote and not Path(options.raw).is_dir():
         raise UserError(f"--raw {options.raw}: no such folder; make one with `python -m components simulate --out {options.raw}`")
+    raw = options.raw if remote else str(Path(options.raw).absolute())
     return 0 if execute(options.name, settings, params, raw, str(Path(options.out).absolute()), options.runner) else 1
 
 
 def execute(name: str, settings: Settings, params: Params, raw: str, root: str, runner: str = "subprocess") -> bool:
-    """Runs a pipeline; whether it succeeded.
+    """Runs a pipeline and returns whether it succeeded.
 
     Args:
-        name: of the pipeline.
-        settings: retries, partitions and heads count, and with containers images, user and environment; resources are ignored.
-        params: of the stages.
+        name: name of the pipeline.
+        settings: settings of the cluster, of which resources are ignored; images, user and environment count for containers only.
+        params: parameters of the stages.
         raw: folder of the raw files.
         root: folder of all outputs.
-        runner: subprocess, with this environment's packages, or docker, with those of the images.
+        runner: `subprocess` uses this environment, `docker` the images.
     """
     pipeline = packages.build(name, settings, params)
-    _prepare_environment(settings)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    os.environ[KFP_VARIABLE] = f"local-{uuid.uuid4().hex[:12]}"
     try:
-        with _runner(runner, settings, raw, root) as chosen, _own_print(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about resources, which mean nothing here
+        with _runner(runner, settings, raw, root) as chosen, _restored_print(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about resources, which local runs ignore
             local.init(chosen, pipeline_root=str(Path(root, UI_FILES)), raise_on_error=True)
-            pipeline(**packages.arguments(name, params, raw, root))
+            pipeline(**parameters.arguments(name, params, raw, root))
     except RuntimeError as error:
         print(f"local: {error}", file=sys.stderr)
         return False
@@ -66,13 +65,13 @@ def execute(name: str, settings: Settings, params: Params, raw: str, root: str, 
 
 
 @contextmanager
-def _own_print() -> Iterator[None]:
-    """Puts `print` back: kfp replaces it to indent what a step prints, and steps side by side may put back one another's."""
-    ours = builtins.print
+def _restored_print() -> Iterator[None]:
+    """Restores `print`: kfp replaces it to indent the output of a step, and parallel steps may restore the replacement of another."""
+    original = builtins.print
     try:
         yield
     finally:
-        builtins.print = ours
+        builtins.print = original
 
 
 @contextmanager
@@ -87,13 +86,7 @@ def _runner(name: str, settings: Settings, raw: str, root: str) -> Iterator[Any]
         yield found
 
 
-def _here(settings: Settings) -> Settings:
-    """The example settings without what makes sense on a cluster only: nothing is preempted here."""
-    steps = {name: settings.step(name).model_copy(update={"retries": 0}) for name in get_args(StepName)}
+def _without_cluster(settings: Settings) -> Settings:
+    """Removes from the example settings what makes sense on a cluster only: retries, and the addresses of its services."""
+    steps = {name: settings.step(name).model_copy(update={"retries": 0}) for name in STEPS}
     return settings.model_copy(update={"steps": steps, "environment": {}, "images": BUILT})
-
-
-def _prepare_environment(settings: Settings) -> None:
-    """Steps find this code wherever they are started, and their MLflow runs belong together."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ[KFP_VARIABLE] = f"local-{uuid.uuid4().hex[:12]}"

@@ -1,4 +1,4 @@
-"""The first and the last step of a pipeline's run, and its MLflow run, below which those of the stages appear."""
+"""A run of a pipeline as an MLflow run, the parent of those of the stages: opened by the first step, closed by the last."""
 
 import hashlib
 import logging
@@ -8,57 +8,57 @@ from components.common.errors import UserError
 from components.common.runs import storage, tracking
 from components.common.runs.provenance import KFP_VARIABLE, git_state
 
-STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
-"""MLflow's word for Kubeflow's."""
+STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
+"""MLflow status by Kubeflow state."""
 PROBE = ".probe"
 
 log = logging.getLogger(__name__)
 
 
 def begin(*, name: str, raw: str, root: str, tags: dict[str, str]) -> str:
-    """Checks in seconds what would else fail after hours, and opens the MLflow run.
+    """Checks within seconds what would otherwise fail after hours, and opens the MLflow run.
 
     Args:
-        name: of the pipeline.
+        name: name of the pipeline.
         raw: folder of the raw files.
-        root: folder of all outputs.
-        tags: of the MLflow run.
+        root: parent folder of all outputs.
+        tags: tags of the MLflow run.
 
     Returns:
-        A digest of the listing of `raw`, which changes with every file that comes, goes or changes.
+        A digest of the listing of `raw`, which changes if a file is added, removed or changed.
 
     Raises:
-        UserError: a server cannot be reached, `raw` is empty, or `root` cannot be written.
+        UserError: a server cannot be reached, `raw` is empty, or `root` cannot be written to.
     """
-    open_run(name, {"raw": raw, "root": root, **tags})
+    _open_run(name, {"raw": raw, "root": root, **tags})
     storage.write(storage.join(root, PROBE), b"")
     storage.delete(storage.join(root, PROBE))
     return digest_listing(raw)
 
 
 def end(*, state: str) -> None:
-    """Closes the MLflow run with the state that the pipeline ended in, and what killed steps have left open.
+    """Closes the MLflow run of the pipeline, and those that killed steps left open.
 
     Args:
-        state: Kubeflow's: SUCCEEDED, FAILED or CANCELLED.
+        state: final state of the pipeline in Kubeflow: SUCCEEDED, FAILED or CANCELLED.
     """
-    client, found = tracking.client(), tracking.pipeline_runs()
-    # Before 2.17 Kubeflow says RUNNING when there is a loop in the pipeline: then the stages' runs tell.
-    unfinished = any(status != "FINISHED" for _, name, status in found if name != tracking.PIPELINE)
-    status = STATES.get(state, "FAILED" if unfinished else "FINISHED")
+    client, runs = tracking.client(), tracking.pipeline_runs()
+    # Before version 2.17, Kubeflow reports RUNNING if the pipeline has a loop; then the runs of the stages decide.
+    unfinished = any(status != "FINISHED" for _, name, status in runs if name != tracking.PIPELINE)
+    final = STATUSES.get(state, "FAILED" if unfinished else "FINISHED")
     with tracking.reachable():
-        for run_id, name, before in found:
+        for run_id, name, status in runs:
             if name == tracking.PIPELINE:
-                client.set_terminated(run_id, status)
-            elif before == "RUNNING":  # its process was killed
-                client.set_terminated(run_id, "KILLED" if status == "KILLED" else "FAILED")
-    log.info("pipeline: %s", status)
+                client.set_terminated(run_id, final)
+            elif status == "RUNNING":  # its process was killed
+                client.set_terminated(run_id, "KILLED" if final == "KILLED" else "FAILED")
+    log.info("pipeline: %s", final)
 
 
-def open_run(name: str, tags: dict[str, str]) -> str:
-    """The MLflow run of this pipeline run: an earlier attempt's, or a new one."""
-    if known := tracking.pipeline_run_id():
-        return known
+def _open_run(name: str, tags: dict[str, str]) -> None:
+    """Creates the MLflow run, unless an earlier attempt of the step has."""
+    if tracking.pipeline_run_id():
+        return
     client = tracking.client()
     described = {
         "stage": tracking.PIPELINE,
@@ -66,20 +66,19 @@ def open_run(name: str, tags: dict[str, str]) -> str:
         "mlflow.source.git.commit": git_state()["commit"] or "unknown",
     }
     with tracking.reachable():
-        run = client.create_run(tracking.experiment(client, tracking.PIPELINE), run_name=name, tags={**described, **tags})
-    return str(run.info.run_id)
+        client.create_run(tracking.experiment(client, tracking.PIPELINE), run_name=name, tags={**described, **tags})
 
 
 def digest_listing(raw: str) -> str:
-    """SHA-256 over path, size and version of every file below a folder.
+    """Computes the SHA-256 over path, size and version of each file in a folder.
 
     Raises:
-        UserError: it cannot be listed, or holds nothing.
+        UserError: the folder cannot be listed, or is empty.
     """
-    total, empty = hashlib.sha256(), True
+    sha256, empty = hashlib.sha256(), True
     for entry in storage.listing(raw):
         empty = False
-        total.update(f"{entry.path}\0{entry.size}\0{entry.version}\n".encode("utf-8", "surrogateescape"))
+        sha256.update(f"{entry.path}\0{entry.size}\0{entry.version}\n".encode("utf-8", "surrogateescape"))
     if empty:
         raise UserError(f"{raw}: holds no files; give the folder of the raw files with --raw")
-    return total.hexdigest()
+    return sha256.hexdigest()

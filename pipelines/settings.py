@@ -1,9 +1,10 @@
-"""The settings file: where the cluster is, and what each step may use there. pipelines/settings.yaml is the example.
+"""The settings file: the address of the cluster and the resources of each step. pipelines/settings.yaml is the example.
 
-Everything is checked here, before anything is compiled: a malformed quantity would compile, and crash the cluster's driver.
+All values are checked here, before anything is compiled: a malformed quantity compiles, and then crashes the driver on the cluster.
 """
 
 import re
+from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,49 +14,45 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from components.common.errors import UserError
 from components.common.runs.provenance import git_state
+from components.heads import HEADS
 
 EXAMPLE = Path(__file__).with_name("settings.yaml")
 COMMIT = "{commit}"
-"""In the name of an image: stands for the git commit."""
-UNKNOWN_COMMIT = "unknown"
-NOTHING_SPECIAL = {"gpus": 0, "shared_memory": None, "spot": False}
+"""Placeholder for the git commit in the name of an image."""
+STEPS = ("begin", "simulate", "preprocess", "merge", "pretrain", "launch", *HEADS, "evaluate", "register", "end")
+ALL_HEADS = "heads"
+"""Key in `steps` for all heads that have no entry of their own."""
+GATED = next(iter(HEADS))
+"""The head that the gate of the pipeline judges: the first in the table of heads."""
 
-StepName = Literal[
-    "begin", "simulate", "preprocess", "merge", "pretrain", "launch", "classify", "detect", "invert", "evaluate", "register", "end"
-]
-Head = Literal["classify", "detect", "invert"]
-
-_UNITS: dict[str, int] = {
-    "": 1,
-    **{unit: 1000**n for n, unit in enumerate("KMGTPE", 1)},
-    **{f"{unit}i": 1024**n for n, unit in enumerate("KMGTPE", 1)},
-}
 _MEMORY = re.compile(r"([1-9][0-9]*)([KMGTPE]i?)?")
 _CPU = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|[1-9][0-9]*m)")
 _IMAGE = re.compile(r"[^\s:@/]+(:[0-9]+(?=/))?(/[^\s:@/]+)*(:(?P<tag>[\w{}][\w.{}-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
 
 
 def memory_bytes(quantity: str) -> int:
-    """Bytes of a quantity of memory, such as 16Gi."""
+    """Converts a memory quantity, such as 16Gi, to bytes."""
     found = _MEMORY.fullmatch(quantity)
     assert found, "checked when the settings are read"
-    return int(found[1]) * _UNITS[found[2] or ""]
+    unit = found[2] or " "
+    factor: int = (1024 if unit.endswith("i") else 1000) ** " KMGTPE".index(unit[0])
+    return int(found[1]) * factor
 
 
 def cpu_cores(quantity: str) -> Decimal:
-    """Cores of a quantity of processors, such as 500m or 4."""
+    """Converts a CPU quantity, such as 500m or 4, to cores."""
     return Decimal(quantity[:-1]) / 1000 if quantity.endswith("m") else Decimal(quantity)
 
 
 def _check_memory(value: str) -> str:
     if not _MEMORY.fullmatch(value):
-        raise ValueError("must be a whole number of bytes with a unit of Kubernetes, such as 512Mi or 16Gi")
+        raise ValueError("must be a whole number of bytes with a Kubernetes unit, such as 512Mi or 16Gi")
     return value
 
 
 def _check_cpu(value: str) -> str:
     if not _CPU.fullmatch(value) or not cpu_cores(value):
-        raise ValueError("must be a number of cores or of thousandths, such as 4, 0.5 or 500m")
+        raise ValueError("must be a number of cores or millicores, such as 4, 0.5 or 500m")
     return value
 
 
@@ -64,7 +61,7 @@ def _check_image(value: str) -> str:
     if not found:
         raise ValueError("must be the name of an image, such as registry/name:tag")
     if not found["digest"] and found["tag"] in (None, "latest"):
-        raise ValueError(f"needs a tag that never moves, such as {COMMIT}, or a digest: Kubeflow's cache goes by the image's name")
+        raise ValueError(f"needs a tag that never moves, such as {COMMIT}, or a digest: the cache of Kubeflow compares images by name")
     return value
 
 
@@ -74,72 +71,83 @@ def _check_s3(value: str) -> str:
     return value.rstrip("/")
 
 
+def _one_of(names: Collection[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
 Memory = Annotated[str, AfterValidator(_check_memory)]
 Cpu = Annotated[str, AfterValidator(_check_cpu)]
-Image = Annotated[str, AfterValidator(_check_image)]
+ImageName = Annotated[str, AfterValidator(_check_image)]
 Prefix = Annotated[str, AfterValidator(_check_s3)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+HeadName = Annotated[str, _one_of(HEADS)]
+StepName = Annotated[str, _one_of((*STEPS, ALL_HEADS))]
 
 
-class Model(BaseModel):
-    """Immutable, and an unknown key is an error."""
+class _Group(BaseModel):
+    """A group of settings: immutable, with unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
 
-class Server(Model):
-    """Kubeflow Pipelines. The command line's --host, --namespace and --experiment win."""
+class ServerSettings(_Group):
+    """Kubeflow Pipelines. The options --host, --namespace and --experiment take precedence."""
 
     host: str | None = None
     """Address of its UI or API, such as https://kubeflow.example.org/pipeline."""
     namespace: str | None = None
-    """The profile's namespace; leave it out where Kubeflow has a single user."""
+    """Namespace of the profile; None for a single-user installation."""
     experiment: str = "cxr"
-    """What runs are listed under."""
+    """Experiment that runs are listed under."""
 
 
-class Images(Model):
+class Images(_Group):
     """The two targets of docker/Dockerfile. `{commit}` becomes the git commit."""
 
-    cpu: Image
+    cpu: ImageName
     """Without torch."""
-    gpu: Image
-    """With torch; runs on CPUs as well."""
-    pull_secrets: tuple[Name, ...] = ()
+    gpu: ImageName
+    """With torch; also runs on CPUs."""
+    pull_secrets: tuple[ResourceName, ...] = ()
     """Secrets of the registry."""
 
 
-class Secret(Model):
-    """A Kubernetes Secret, and which of its keys become which environment variables."""
+class Secret(_Group):
+    """A Kubernetes Secret, and the environment variables that its keys are mapped to."""
 
-    name: Name
-    """Of the Secret."""
+    name: ResourceName
+    """Name of the Secret."""
     keys: Annotated[dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]], Field(min_length=1)]
-    """Key in the Secret -> environment variable."""
+    """Environment variable by key of the Secret."""
 
 
-class Secrets(Model):
-    """Each goes to the steps that need it, and to no other."""
+class Secrets(_Group):
+    """The Secrets; each is passed only to the steps that need it."""
 
     s3: Secret
-    """To every step that reads or writes data."""
+    """For each step that reads or writes data."""
     mlflow: Secret | None = None
-    """To every step that has an MLflow run; none where the server asks for no password."""
+    """For each step that has an MLflow run; None if the server asks for no password."""
     pseudonyms: Secret | None = None
-    """To preprocess alone; only simulated cohorts do without."""
+    """For preprocess only; simulated cohorts do not need it."""
 
 
-class Toleration(Model):
-    """Of a node's taint."""
+class Toleration(_Group):
+    """A toleration of a node taint."""
 
     key: str
-    """Of the taint."""
+    """Key of the taint."""
     operator: Literal["Exists", "Equal"] = "Exists"
-    """Whether the value counts."""
+    """Equal also compares the value."""
     value: str | None = None
-    """Of the taint, with Equal."""
+    """Value of the taint, for Equal only."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """None: any."""
+    """Effect of the taint; None: any."""
 
     @model_validator(mode="after")
     def _value_goes_with_equal(self) -> "Toleration":
@@ -148,31 +156,31 @@ class Toleration(Model):
         return self
 
 
-class Affinity(Model):
-    """A wish, or a demand, for nodes by label."""
+class Affinity(_Group):
+    """A preference or a requirement for nodes with a label."""
 
     key: str
-    """Of the node's label."""
+    """Key of the node label."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
-    """How values are compared."""
+    """How the label is compared with `values`."""
     values: tuple[str, ...] = ()
-    """Of the label."""
+    """Values to compare with."""
     weight: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Of a wish; None: a demand."""
+    """Weight of a preference; None: a requirement."""
 
 
-class Pool(Model):
-    """A kind of nodes."""
+class Pool(_Group):
+    """A node pool."""
 
     node_selector: dict[str, str] = {}
-    """Labels that the nodes have."""
+    """Labels of the nodes."""
     tolerations: tuple[Toleration, ...] = ()
-    """Taints that the nodes have."""
+    """Tolerations of the taints of the nodes."""
     affinity: tuple[Affinity, ...] = ()
-    """Further wishes and demands."""
+    """Further preferences and requirements."""
 
 
-class Step(Model):
+class StepResources(_Group):
     """What a step may use."""
 
     cpu: tuple[Cpu, Cpu] = ("1", "2")
@@ -180,105 +188,110 @@ class Step(Model):
     memory: tuple[Memory, Memory] = ("2Gi", "4Gi")
     """Request and limit; shared memory counts towards the limit."""
     gpus: Annotated[int, Field(ge=0)] = 0
-    """With one or more the step runs in the pool `gpu`."""
+    """Number of GPUs; with one or more the step runs in the pool `gpu`."""
     gpu_type: str = "nvidia.com/gpu"
-    """Kubernetes' name of the resource."""
+    """Resource name of a GPU in Kubernetes."""
     shared_memory: Memory | None = None
-    """Size of /dev/shm, in memory; the container runtime's 64Mi are too little for torch's workers."""
+    """Size of /dev/shm, in memory; the default of container runtimes, 64Mi, is too small for the data loader workers of torch."""
     spot: bool = False
-    """May run in the pool `spot`, whose nodes can go away at any time."""
+    """Whether the step may run in the pool `spot`, whose nodes can be taken away at any time."""
     retries: Annotated[int, Field(ge=0, le=100)] = 2
-    """After any failure: Kubeflow cannot tell preemption from a mistake."""
+    """Retries after any failure: Kubeflow cannot tell preemption from an error."""
     backoff_seconds: Annotated[int, Field(ge=0)] = 60
-    """Before the first retry; doubles each time, up to an hour."""
+    """Delay before the first retry; it doubles each time, up to an hour."""
     timeout_hours: Annotated[float, Field(gt=0)] = 12
-    """After which an attempt is stopped, and retried if retries are left."""
+    """Time after which an attempt is stopped, and retried if retries are left."""
 
     @model_validator(mode="after")
-    def _limits_hold(self) -> "Step":
+    def _limits_hold(self) -> "StepResources":
         if cpu_cores(self.cpu[0]) > cpu_cores(self.cpu[1]):
             raise ValueError(f"cpu: the request {self.cpu[0]} is above the limit {self.cpu[1]}")
         if memory_bytes(self.memory[0]) > memory_bytes(self.memory[1]):
             raise ValueError(f"memory: the request {self.memory[0]} is above the limit {self.memory[1]}")
         if self.shared_memory and memory_bytes(self.shared_memory) >= memory_bytes(self.memory[1]):
-            raise ValueError(f"shared_memory: {self.shared_memory} must be below the limit of memory, {self.memory[1]}, it counts towards")
+            raise ValueError(
+                f"shared_memory: {self.shared_memory} must be below the limit of memory, {self.memory[1]}, as it counts towards it"
+            )
         return self
 
 
-class Work(Model):
-    """A volume for work in progress: where a retried step finds its checkpoint."""
+class WorkVolume(_Group):
+    """A volume for work in progress, on which a retried step finds its checkpoint."""
 
-    claim: Name
-    """PersistentVolumeClaim, ReadWriteMany where steps run on several nodes."""
+    claim: ResourceName
+    """PersistentVolumeClaim; ReadWriteMany if steps run on several nodes."""
     path: Annotated[str, Field(pattern=r"^/[^/].*$")] = "/work"
-    """Where it is mounted."""
+    """Mount path."""
 
 
-class Trainer(Model):
+class Trainer(_Group):
     """Kubeflow Trainer, for pretraining on several nodes."""
 
-    runtime: Name = "torch-distributed"
+    runtime: ResourceName = "torch-distributed"
     """A ClusterTrainingRuntime, or a TrainingRuntime of the namespace."""
-    service_account: Name | None = None
-    """Of the training pods; None: the namespace's default."""
+    service_account: ResourceName | None = None
+    """Service account of the training pods; None: the default of the namespace."""
 
 
-class User(Model):
-    """Whom the containers run as."""
+class User(_Group):
+    """The user that containers run as."""
 
     uid: Annotated[int, Field(ge=1)] = 1000
-    """Never root."""
+    """User id, never root."""
     gid: Annotated[int, Field(ge=1)] = 1000
-    """Group."""
+    """Group id."""
 
 
-class Settings(Model):
+class Settings(_Group):
     """The whole file."""
 
-    server: Server = Server()
+    server: ServerSettings = ServerSettings()
     raw: Prefix | None = None
-    """Raw files; --raw wins."""
+    """Raw files; --raw takes precedence."""
     root: Prefix
-    """Prefix below which every step has its outputs."""
-    heads: tuple[Head, ...] = ("classify", "detect", "invert")
-    """What the backbone is fine-tuned for; detect needs boxes."""
+    """Prefix of the outputs of all steps."""
+    heads: tuple[HeadName, ...] = tuple(HEADS)
+    """Heads to train; detect needs boxes."""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
-    """Preprocessing steps that run side by side; the shards do not depend on it."""
+    """Preprocessing steps that run in parallel; the shards do not depend on it."""
     parallel_models: Annotated[int, Field(ge=1)] = 4
-    """Models of a study that are trained side by side."""
+    """Models of a study that are trained in parallel."""
     images: Images
-    service_account: Name | None = None
-    """Of the run's pods; None: Kubeflow's default."""
+    service_account: ResourceName | None = None
+    """Service account of the pods of a run; None: the default of Kubeflow."""
     user: User = User()
     secrets: Secrets
     environment: dict[str, str] = {}
-    """Of every step, such as AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI."""
+    """Environment variables of each step, such as AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI."""
     gpu: Pool = Pool()
-    """Where steps with GPUs run."""
+    """The node pool of steps with GPUs."""
     spot: Pool = Pool()
-    """What steps with `spot` get in addition."""
-    work: Work | None = None
-    """None: a preempted step starts again."""
+    """The node pool of steps with `spot`, in addition."""
+    work: WorkVolume | None = None
+    """None: a preempted step starts from the beginning."""
     trainer: Trainer = Trainer()
-    steps: dict[StepName, Step] = {}
-    """By name; a step that is not named has the defaults."""
+    steps: dict[StepName, StepResources] = {}
+    """Resources by step. `heads` stands for all heads that are not named; any other step that is not named has the defaults."""
 
     @model_validator(mode="after")
-    def _classify_is_there(self) -> "Settings":
-        if "classify" not in self.heads:
-            raise ValueError("heads must have classify, which the gate judges by")
+    def _check_heads(self) -> "Settings":
+        if GATED not in self.heads:
+            raise ValueError(f"heads must have {GATED}, which the gate judges")
         if len(set(self.heads)) < len(self.heads):
-            raise ValueError("heads names one twice")
+            raise ValueError("heads has a duplicate")
         return self
 
-    def step(self, name: StepName) -> Step:
-        """What a step may use. The one that launches a TrainJob waits as long as pretraining takes, and does nothing else."""
-        if name == "launch" and name not in self.steps:
-            return self.step("pretrain").model_copy(update={"cpu": ("500m", "1"), "memory": ("1Gi", "2Gi"), **NOTHING_SPECIAL})
-        return self.steps.get(name, Step())
+    def step(self, name: str) -> StepResources:
+        """Returns what a step may use. `launch` follows a TrainJob: it runs as long as pretraining does, and needs next to nothing."""
+        if name in self.steps:
+            return self.steps[name]
+        if name == "launch":
+            small = {"cpu": ("500m", "1"), "memory": ("1Gi", "2Gi"), "gpus": 0, "shared_memory": None, "spot": False}
+            return self.step("pretrain").model_copy(update=small)
+        return self.steps.get(ALL_HEADS if name in HEADS else name, StepResources())
 
     def image(self, target: str) -> str:
-        """Name of an image.
+        """Returns the name of an image.
 
         Args:
             target: cpu or gpu.
@@ -288,15 +301,15 @@ class Settings(Model):
 
 
 def commit() -> str:
-    """The git commit of this code, as far as it is known."""
-    return git_state()["commit"] or UNKNOWN_COMMIT
+    """Returns the git commit of this code, or `unknown`."""
+    return git_state()["commit"] or "unknown"
 
 
 def load(path: str | Path = EXAMPLE) -> Settings:
     """Reads and checks a settings file.
 
     Raises:
-        UserError: names the file and the key.
+        UserError: the file cannot be read, or a value is wrong; names the file and the key.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -311,7 +324,7 @@ def load(path: str | Path = EXAMPLE) -> Settings:
 
 
 def _explain(mistake: Any) -> str:
-    name = ".".join(str(part) for part in mistake["loc"])
+    name = ".".join(str(part) for part in mistake["loc"] if part != "[key]")
     if mistake["type"] == "extra_forbidden":
         return f"{name} is not a setting; see {EXAMPLE.name}"
     if mistake["type"] == "missing":

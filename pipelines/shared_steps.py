@@ -1,130 +1,126 @@
-"""The line that pipelines share: raw files to an evaluation, and to registered models, a classifier if it is good enough."""
+"""The steps that the pipelines share, from the raw files to registered models."""
 
+import inspect
 import json
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
-from components.classify import component as classify
-from components.detect import component as detect
-from components.evaluate import component as evaluate
-from components.invert import component as invert
+from components.evaluate import component as evaluation
+from components.heads import HEADS
 from components.params import Params
-from components.preprocess import component as preprocess
-from components.pretrain import component as pretrain
-from components.register import component as register
-from pipelines import steps as frame
+from components.preprocess import component as preprocessing
+from components.pretrain import component as pretraining
+from components.register import component as registration
+from pipelines import kfp_components, parameters
 from pipelines.resources import apply, describe_nodes
-from pipelines.settings import Settings
-
-HEADS: dict[str, ModuleType] = {"classify": classify, "detect": detect, "invert": invert}
-SECTIONS = ("simulate", "preprocess", "pretrain", "classify", "detect", "invert", "evaluate", "study", "register", "runtime")
+from pipelines.settings import GATED, Settings
 
 
-def sections(params: Params) -> dict[str, str]:
-    """JSON by section, as it travels. Text, since Kubeflow turns the numbers of a mapping into floats.
+@dataclass
+class SharedSteps:
+    """Adds steps to the pipeline that is being defined."""
 
-    `register.min_auroc` is not among them: it is a parameter of its own, which the pipeline's condition can read.
-    """
-    values = {name: params.section(name).values() for name in SECTIONS}
-    values["register"].pop("min_auroc")
-    return {name: json.dumps(section) for name, section in values.items()}
+    pipeline: str
+    """Name of the pipeline."""
+    settings: Settings
+    params: Params
+    """Parameters that decide on the shape of the pipeline, such as the number of nodes."""
+    given: dict[str, Any]
+    """The parameters of the pipeline, whose values are known only when it runs."""
 
+    def add(self, component: Callable[..., dsl.PipelineTask], step: str, section: str, **inputs: Any) -> dsl.PipelineTask:
+        """Adds a stage.
 
-def begin(settings: Settings, params: Params, name: str, raw: Any, root: Any, data_version: Any) -> dsl.PipelineTask:
-    """Checks what the run needs, and divides the raw files.
+        Args:
+            component: its component.
+            step: name of the step in the settings.
+            section: name of its section of params.yaml.
+            inputs: arguments besides `root`, `params` and `runtime`.
+        """
+        shared = {"root": self.given["root"], "params": self.given[section], "runtime": self.given["runtime"]}
+        return apply(component(**inputs, **shared), step, self.settings)
 
-    Args:
-        settings: of the cluster.
-        params: for the number of parts, above which there can be no partitions.
-        name: of the pipeline.
-        raw: folder of the raw files.
-        root: folder of all outputs.
-        data_version: digest of the raw files, if they are under DVC.
-    """
-    count = min(settings.partitions, params.preprocess.parts)
-    task = frame.begin(name=name, raw=raw, root=root, partitions=count, data_version=data_version)
-    return apply(task, "begin", settings).set_caching_options(False)  # it looks at what is there now
+    def begin(self) -> Any:
+        """Checks what the run needs and divides the raw files; returns the partitions."""
+        given = {name: self.given[name] for name in ("raw", "root", "data_version")}
+        count = min(self.settings.partitions, self.params.preprocess.parts)
+        task = apply(kfp_components.begin(name=self.pipeline, partitions=count, **given), "begin", self.settings)
+        return task.set_caching_options(False).output  # it checks the present state
 
+    def shards(self, partitions: Any) -> Any:
+        """Preprocesses the partitions in parallel and merges them; returns the folder of the shards."""
+        with dsl.ParallelFor(partitions) as partition:  # without a name, which would keep Kubeflow from collecting the outputs
+            task = self.add(preprocessing.preprocess, "preprocess", "preprocess", partition=partition)
+        return self.add(preprocessing.merge, "merge", "preprocess", partitions=dsl.Collected(task.outputs["Output"])).outputs["Output"]
 
-def shards(settings: Settings, partitions: Any, root: Any, section: Any, runtime: Any) -> dsl.PipelineTask:
-    """Preprocesses in partitions side by side and joins them.
+    def backbone(self, shards: Any) -> Any:
+        """Pretrains in one pod, or on as many nodes as `runtime.nodes` says; returns the folder of the backbone."""
+        nodes = self.params.runtime.nodes
+        if nodes > 1:
+            cluster = json.dumps(describe_nodes(self.settings, nodes), sort_keys=True)
+            task = self.add(pretraining.launch, "launch", "pretrain", shards=shards, cluster=cluster)
+        else:
+            processes = max(self.settings.step("pretrain").gpus, 1)
+            task = self.add(pretraining.pretrain, "pretrain", "pretrain", shards=shards, processes=processes)
+        return task.outputs["Output"]
 
-    Args:
-        settings: of the cluster.
-        partitions: what the step `begin` returned.
-        root: folder of all outputs.
-        section: JSON of the section `preprocess`.
-        runtime: JSON of the section `runtime`.
+    def models(self, shards: Any, backbone: Any) -> dict[str, Any]:
+        """Trains the heads of the settings in parallel; returns the folders of the models by head."""
+        folders = {}
+        for head in HEADS:
+            if head in self.settings.heads:
+                component = getattr(import_module(f"components.{head}.component"), head)
+                folders[head] = self.add(component, head, head, shards=shards, backbone=backbone).outputs["Output"]
+        return folders
 
-    Returns:
-        The merge, whose output is the folder of the shards.
-    """
-    with dsl.ParallelFor(partitions) as partition:  # without a name, which would keep Kubeflow from collecting
-        task = preprocess.preprocess(partition=partition, root=root, params=section, runtime=runtime)
-        apply(task, "preprocess", settings)
-    merge = preprocess.merge(partitions=dsl.Collected(task.outputs["Output"]), root=root, params=section, runtime=runtime)
-    return apply(merge, "merge", settings)
+    def evaluate_and_register(self, models: dict[str, Any]) -> None:
+        """Evaluates all models and registers them; the one that the gate judges only if it passes."""
+        root, min_auroc = self.given["root"], self.given["min_auroc"]
+        task = evaluation.evaluate(predictions=list(models.values()), root=root, params=self.given["evaluate"])
+        evaluated = apply(task, "evaluate", self.settings).outputs
 
+        def register(head: str) -> None:
+            given = {"root": root, "params": self.given["register"], "min_auroc": min_auroc, "takes_name": head == GATED}
+            task = registration.register(model=models[head], evaluation=evaluated["folder"], **given)
+            apply(task, "register", self.settings).set_display_name(f"register-{head}")
 
-def backbone(settings: Settings, params: Params, shards: Any, root: Any, section: Any, runtime: Any) -> dsl.PipelineTask:
-    """Pretrains: in one pod, or on as many nodes as the parameters say.
-
-    Args:
-        settings: of the cluster.
-        params: for the number of nodes.
-        shards: folder of the shards.
-        root: folder of all outputs.
-        section: JSON of the section `pretrain`.
-        runtime: JSON of the section `runtime`.
-    """
-    if params.runtime.nodes > 1:
-        cluster = json.dumps(describe_nodes(settings, params.runtime.nodes), sort_keys=True)
-        return apply(pretrain.launch(shards=shards, root=root, params=section, runtime=runtime, cluster=cluster), "launch", settings)
-    processes = max(settings.step("pretrain").gpus, 1)
-    return apply(pretrain.pretrain(shards=shards, root=root, params=section, runtime=runtime, processes=processes), "pretrain", settings)
-
-
-def models(settings: Settings, shards: Any, backbone: Any, root: Any, by_head: dict[str, Any], runtime: Any) -> dict[str, dsl.PipelineTask]:
-    """Fine-tunes the backbone for everything that the settings ask for, side by side; the classifier comes first.
-
-    Args:
-        settings: of the cluster.
-        shards: folder of the shards.
-        backbone: folder of the backbone.
-        root: folder of all outputs.
-        by_head: JSON of each head's section.
-        runtime: JSON of the section `runtime`.
-    """
-    made: dict[str, dsl.PipelineTask] = {}
-    for name in sorted(settings.heads):
-        head = getattr(HEADS[name], name)
-        made[name] = apply(head(shards=shards, backbone=backbone, root=root, params=by_head[name], runtime=runtime), name, settings)
-    return made
+        with dsl.If(evaluated["Output"] > min_auroc, name="good-enough"):
+            register(GATED)
+        for head in models:
+            if head != GATED:
+                register(head)
 
 
-def verdict(settings: Settings, made: dict[str, dsl.PipelineTask], root: Any, evaluation: Any, registration: Any, min_auroc: Any) -> None:
-    """Evaluates all models and registers them, the classifier if it is good enough; of the others, `register` alone is the judge.
+def pipeline(name: str, description: str, settings: Settings, params: Params) -> Callable[[Callable[[SharedSteps], None]], BaseComponent]:
+    """Decorates the function that defines a pipeline, whose last step `end` runs even if another step fails.
+
+    kfp takes the parameters of a pipeline from the signature of a function. It is computed here, so that the sections of the heads
+    need not be spelled out.
 
     Args:
-        settings: of the cluster.
-        made: the models' tasks.
-        root: folder of all outputs.
-        evaluation: JSON of the section `evaluate`.
-        registration: JSON of the section `register`.
-        min_auroc: the floor.
+        name: name of the pipeline.
+        description: one line for the UI.
+        settings: decide on resources, images and branches.
+        params: become the defaults of the parameters.
     """
-    folders = [task.outputs["Output"] for task in made.values()]
-    judged = apply(evaluate.evaluate(predictions=folders, root=root, params=evaluation), "evaluate", settings)
+    defaults = parameters.defaults(name, params)
 
-    def registered(head: str) -> None:
-        folder = made[head].outputs["Output"]
-        given = {"root": root, "params": registration, "min_auroc": min_auroc, "takes_name": head == "classify"}
-        task = register.register(model=folder, evaluation=judged.outputs["folder"], **given)
-        apply(task, "register", settings).set_display_name(f"register-{head}")
+    def decorate(define: Callable[[SharedSteps], None]) -> BaseComponent:
+        def with_end(*given: Any) -> None:
+            with dsl.ExitHandler(apply(kfp_components.end(), "end", settings), name="all"):
+                define(SharedSteps(name, settings, params, dict(zip(parameters.PARAMETERS[name], given, strict=True))))
 
-    with dsl.If(judged.outputs["Output"] > min_auroc, name="good-enough"):
-        registered("classify")
-    for head in sorted(made.keys() - {"classify"}):
-        registered(head)
+        with_end.__signature__ = inspect.Signature([_parameter(one, defaults) for one in parameters.PARAMETERS[name]])  # type: ignore[attr-defined]
+        return dsl.pipeline(name=name, description=description)(with_end)
+
+    return decorate
+
+
+def _parameter(name: str, defaults: dict[str, Any]) -> inspect.Parameter:
+    kind, default = inspect.Parameter.POSITIONAL_OR_KEYWORD, defaults.get(name, inspect.Parameter.empty)
+    return inspect.Parameter(name, kind, default=default, annotation=type(defaults.get(name, "")))

@@ -1,4 +1,4 @@
-"""`submit`, `status` and `cancel`: a pipeline on the cluster."""
+"""The commands `submit`, `status` and `cancel`: a pipeline on the cluster."""
 
 import argparse
 import contextlib
@@ -14,21 +14,20 @@ from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.provenance import git_state
 from components.common.runs.signals import EXIT_CODE
-from components.params import load
-from pipelines import data_version, packages
-from pipelines import settings as cluster
-from pipelines.server import FINAL_STATES, LostError, Run, Server
-from pipelines.settings import Settings
+from components.params import Params
+from pipelines import data_version, packages, parameters
+from pipelines.server import FINAL_STATES, KubeflowServer, LostError, RunStatus
+from pipelines.settings import Settings, commit
 
 POLL_SECONDS = 5.0
 RUN_LABEL = "cxr/pipeline-run"
-"""Of TrainJobs, by components/pretrain/trainjob.py. Kubeflow lets a cancelled step do nothing any more."""
+"""Label of the TrainJobs that components/pretrain/trainjob.py creates. Kubeflow gives a cancelled step no chance to delete them."""
 PATIENCE_SECONDS = 600.0
-"""For a server that is lost while a run is followed."""
+"""How long following a run outlasts a server that does not answer."""
 
 
 class Submission(NamedTuple):
-    """All that is sent."""
+    """Everything that is sent."""
 
     host: str
     namespace: str | None
@@ -40,37 +39,38 @@ class Submission(NamedTuple):
     parameters: dict[str, Any]
 
 
-def submit(options: argparse.Namespace) -> int:
-    """The command `submit`."""
-    settings = cluster.load(options.settings)
+def submit(options: argparse.Namespace, settings: Settings, params: Params) -> int:
+    """Runs the command `submit`."""
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, f"{options.name}.yaml")
-        packages.compile_to(package, options.name, settings, load(options.params, options.set))
-        submission = _prepare(options, settings, package)
+        packages.compile_to(package, options.name, settings, params)
+        submission = _prepare(options, settings, params, package)
         if options.dry_run:
             print(yaml.safe_dump(submission._asdict(), sort_keys=False, allow_unicode=True), end="")
             return 0
-        server = Server(submission.host, submission.namespace)
+        server = KubeflowServer(submission.host, submission.namespace)
         identity = _send(server, submission, package)
     if git_state()["dirty"]:
-        print("there are uncommitted changes, which images named by the commit do not have")
+        print("warning: the working tree has uncommitted changes, which images named by the commit do not contain")
     print(f"run {identity}\n{server.link(identity)}", flush=True)
     return _follow(server, identity) if options.wait else 0
 
 
-def status(options: argparse.Namespace) -> int:
-    """The command `status`: prints where a run is; 1 if it has failed."""
-    run = _server(options).run(options.run)
-    _show(run)
+def status(options: argparse.Namespace, settings: Settings) -> int:
+    """Runs the command `status`, which prints the states of a run and its steps; 1 if the run failed."""
+    run = _server(options, settings).run(options.run)
+    print(f"{run.name}: {run.state.lower()}{f' ({run.error})' if run.error else ''}")
+    for name, state in run.steps:
+        print(f"  {name}: {state.lower()}")
     return 1 if run.state in ("FAILED", "CANCELED") else 0
 
 
-def cancel(options: argparse.Namespace) -> int:
-    """The command `cancel`."""
-    server = _server(options)
-    run = server.run(options.run)
-    if run.state in FINAL_STATES:
-        print(f"run {options.run} has ended before: {run.state}")
+def cancel(options: argparse.Namespace, settings: Settings) -> int:
+    """Runs the command `cancel`."""
+    server = _server(options, settings)
+    state = server.run(options.run).state
+    if state in FINAL_STATES:
+        print(f"run {options.run} has already ended: {state}")
         return 0
     server.terminate(options.run)
     print(f"run {options.run} is being cancelled")
@@ -78,61 +78,58 @@ def cancel(options: argparse.Namespace) -> int:
     return 0
 
 
-def _server(options: argparse.Namespace) -> Server:
-    settings = cluster.load(options.settings)
-    return Server(_host(options, settings), options.namespace or settings.server.namespace)
+def _server(options: argparse.Namespace, settings: Settings) -> KubeflowServer:
+    return KubeflowServer(_host(options, settings), options.namespace or settings.server.namespace)
 
 
 def _host(options: argparse.Namespace, settings: Settings) -> str:
     host = options.host or settings.server.host
     if not host:
-        raise UserError("--host: is missing, and the settings have no server.host")
+        raise UserError("--host: is missing, and the settings have no server.host; give one of them")
     return str(host)
 
 
-def _prepare(options: argparse.Namespace, settings: Settings, package: Path) -> Submission:
+def _prepare(options: argparse.Namespace, settings: Settings, params: Params, package: Path) -> Submission:
     raw, digest = _raw(options, settings)
-    commit = cluster.commit()
     dirty = "-dirty" if git_state()["dirty"] else ""
     return Submission(
         host=_host(options, settings),
         namespace=options.namespace or settings.server.namespace,
         experiment=options.experiment or settings.server.experiment,
         pipeline=f"cxr-{options.name}",
-        # Other settings are another package, of the same commit.
-        version=f"{commit}{dirty}-{storage.digest_file(package)[:8]}",
-        run=f"{options.name} {commit[:12]} {time.strftime('%Y-%m-%d %H:%M', time.gmtime())}",
+        # Other settings give another package at the same commit.
+        version=f"{commit()}{dirty}-{storage.digest_file(package)[:8]}",
+        run=f"{options.name} {commit()[:12]} {time.strftime('%Y-%m-%d %H:%M', time.gmtime())}",
         service_account=settings.service_account,
-        parameters=packages.arguments(options.name, load(options.params, options.set), raw, options.out or settings.root, digest),
+        parameters=parameters.arguments(options.name, params, raw, options.out or settings.root, digest),
     )
 
 
 def _raw(options: argparse.Namespace, settings: Settings) -> tuple[str | None, str]:
-    """Folder of the raw files, and their digest if they are under DVC; a dry run copies nothing."""
+    """Returns the folder of the raw files, and its MD5 if DVC tracks it; a dry run copies nothing."""
     if options.name == "smoke":
         return None, ""
     raw = options.raw or settings.raw
     if not raw:
-        raise UserError("--raw: is missing, and the settings have no raw")
+        raise UserError("--raw: is missing, and the settings have no raw; give one of them")
     if raw.startswith(data_version.PREFIX):
         version = data_version.resolve(raw.removeprefix(data_version.PREFIX))
         root = options.out or settings.root
-        place = storage.join(root, "raw", version.md5) if options.dry_run else data_version.materialise(version, root)
-        return place, version.md5
+        return version.folder(root) if options.dry_run else data_version.copy(version, root), version.md5
     if not storage.is_s3(raw):
         raise UserError(f"--raw {raw}: must be an s3:// URI, which the cluster can read, or {data_version.PREFIX}REVISION")
     return str(raw), ""
 
 
-def _send(server: Server, submission: Submission, package: Path) -> str:
+def _send(server: KubeflowServer, submission: Submission, package: Path) -> str:
     server.check()
     experiment = server.experiment(submission.experiment)
     version = server.upload(package, submission.pipeline, submission.version)
     return server.start(submission.run, experiment, version, submission.parameters, submission.service_account)
 
 
-def _follow(server: Server, identity: str) -> int:
-    """Shows how a run gets on, to its end."""
+def _follow(server: KubeflowServer, identity: str) -> int:
+    """Prints the progress of a run until it ends."""
     shown: dict[str, str] = {}
     lost_since: float | None = None
     with contextlib.suppress(KeyboardInterrupt):
@@ -142,20 +139,20 @@ def _follow(server: Server, identity: str) -> int:
             except LostError as error:
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() - lost_since > PATIENCE_SECONDS:
-                    raise UserError(f"{error}; the run goes on, see `python -m pipelines status {identity}`") from None
+                    raise UserError(f"{error}; the run continues, see `python -m pipelines status {identity}`") from None
             else:
                 lost_since = None
-                shown = _progress(run, shown)
+                shown = _print_progress(run, shown)
                 if run.state in FINAL_STATES:
-                    return _outcome(run)
+                    return _print_outcome(run)
             time.sleep(POLL_SECONDS)
-    print(f"the run goes on; see `python -m pipelines status {identity}`", file=sys.stderr)
+    print(f"the run continues; see `python -m pipelines status {identity}`", file=sys.stderr)
     return EXIT_CODE
 
 
-def _progress(run: Run, shown: dict[str, str]) -> dict[str, str]:
-    """Prints a line for each step that is in another state than before, with how many are done."""
-    states = {task.name: task.state for task in run.tasks}
+def _print_progress(run: RunStatus, shown: dict[str, str]) -> dict[str, str]:
+    """Prints each step whose state has changed, with the number of finished steps; returns the states by step."""
+    states = dict(run.steps)
     done = sum(state in FINAL_STATES for state in states.values())
     for name, state in states.items():
         if shown.get(name) != state:
@@ -163,14 +160,8 @@ def _progress(run: Run, shown: dict[str, str]) -> dict[str, str]:
     return states
 
 
-def _outcome(run: Run) -> int:
-    failed = ", ".join(task.name for task in run.tasks if task.state == "FAILED")
+def _print_outcome(run: RunStatus) -> int:
+    failed = ", ".join(name for name, state in run.steps if state == "FAILED")
     where = f" in {failed}" if failed else ""
     print(f"run {run.identity}: {run.state.lower()}{where}{f' ({run.error})' if run.error else ''}", flush=True)
     return 0 if run.state == "SUCCEEDED" else 1
-
-
-def _show(run: Run) -> None:
-    print(f"{run.name}: {run.state.lower()}{f' ({run.error})' if run.error else ''}")
-    for task in run.tasks:
-        print(f"  {task.name}: {task.state.lower()}")

@@ -1,15 +1,15 @@
-"""A tiny cohort, and settings that let a pipeline run here."""
+"""A tiny cohort, and settings for local runs."""
 
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 
 from components.params import Params, load
 from components.simulate.run import run as simulate
-from pipelines.settings import StepName
+from pipelines.settings import STEPS
 
 SETTINGS: dict[str, Any] = {
     "root": "s3://bucket/artifacts",
@@ -49,20 +49,20 @@ class Workplace:
         return load(self.folder / "params.yaml")
 
     def settings(self, changes: dict[str, Any] | None = None, **retries: int) -> str:
-        """A settings file in which steps are retried so many times at once, others not at all."""
-        steps = {name: {"retries": retries.get(name, 0), "backoff_seconds": 0} for name in get_args(StepName)}
+        """Writes a settings file; `retries` by step, without a delay."""
+        steps = {name: {"retries": retries.get(name, 0), "backoff_seconds": 0} for name in STEPS}
         path = self.folder / "settings.yaml"
         path.write_text(yaml.safe_dump({**SETTINGS, "steps": steps, **(changes or {})}))
         return str(path)
 
     def output(self, stage: str) -> Path:
-        """The finished output of a stage that has one."""
+        """Returns the only finished output of a stage."""
         (found,) = [path.parent for path in self.out.glob(f"{stage}/*/run.json")]
         return found
 
 
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a local run sets does not outlive the test, and it runs in a folder of its own."""
+    """Restores the environment variables that a local run sets, and runs it in a folder of its own."""
     for name in ("PYTHONPATH", "KFP_RUN_ID", "MLFLOW_RUN_ID"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

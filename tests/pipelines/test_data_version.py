@@ -1,4 +1,4 @@
-"""`--raw dvc:REVISION`, with DVC's own remote on a real S3 server."""
+"""`--raw dvc:REVISION`, with a DVC remote on a real S3 server."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ def test_each_revision_has_its_own_files(repository: Path, server: None) -> None
     commit_data(repository, a="second", c="new")
     call(repository, "dvc", "push", "--quiet", "--all-commits")
 
-    places = [data_version.materialise(data_version.resolve(revision, repository), ROOT) for revision in ("HEAD~1", "HEAD")]
+    places = [data_version.copy(data_version.resolve(revision, repository), ROOT) for revision in ("HEAD~1", "HEAD")]
 
     contents = [{entry.path: storage.read(storage.join(place, entry.path)) for entry in storage.walk(place)} for place in places]
     assert contents[0] == {"below/a": b"first", "below/b": b"same"}
@@ -71,11 +71,11 @@ def test_each_revision_has_its_own_files(repository: Path, server: None) -> None
     assert places[1] == f"{ROOT}/raw/{md5}"
 
 
-def test_what_cannot_be_resolved(repository: Path, tmp_path: Path) -> None:
+def test_revisions_that_cannot_be_resolved(repository: Path, tmp_path: Path) -> None:
     commit_data(repository, a="first")
     with pytest.raises(UserError, match="--raw dvc:nowhere: fatal:"):
         data_version.resolve("nowhere", repository)
-    with pytest.raises(UserError, match="`dvc remote default` must work here"):
+    with pytest.raises(UserError, match="`dvc remote default` must succeed"):
         data_version.resolve("HEAD", repository)
     with pytest.raises(UserError, match="DVC: `no-such-dvc` is not installed"):
         data_version._call(["no-such-dvc"], repository, "DVC")

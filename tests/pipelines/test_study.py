@@ -32,7 +32,7 @@ def test_cells_are_where_the_page_looks_for_them(params: Params) -> None:
 
 def test_cells_build_on_what_was_made_first(params: Params) -> None:
     found = plan("shards", "root", params, "classify,detect,invert")
-    first = {model["folder"]: model for model in found.first()}
+    first = {model["folder"]: model for model in found.prerequisites()}
     assert Counter(model["stage"] for model in first.values()) == {"pretrain": 4, "invert": 2}
     for cell in found.cells():
         inputs, place = json.loads(cell["inputs"]), cell["folder"].split("/")
@@ -66,7 +66,7 @@ def test_dvc_makes_the_same_cells() -> None:
             count *= sizes[axis]
         expected[name] += count
     found = plan("shards", "root", load(ROOT / "params.yaml"), "classify,detect,invert")
-    ours = Counter(model["folder"].removeprefix(found.folder + "/").split("/")[0] for model in [*found.first(), *found.cells()])
+    ours = Counter(model["folder"].removeprefix(found.folder + "/").split("/")[0] for model in [*found.prerequisites(), *found.cells()])
     names = {"backbones": "pretrain", "generators": "generator"}
     assert {names.get(name, name): count for name, count in ours.items()} == {n: c for n, c in expected.items() if n != "page"}
 

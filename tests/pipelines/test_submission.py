@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import packages, server, submission
+from pipelines import packages, parameters, server, settings, submission
 from pipelines.__main__ import main
 from tests import ROOT
 from tests.pipelines import double
@@ -53,7 +53,7 @@ def test_a_version_is_named_by_commit_and_content(kubeflow: double.Double) -> No
     assert submit(kubeflow) == submit(kubeflow) == submit(kubeflow, "--set", "pretrain.epochs=3") == 0
 
     names = [one["display_name"] for one in kubeflow.versions.values()]
-    commit = submission.cluster.commit()
+    commit = settings.commit()
     assert len(names) == 2, "the second submission takes what is there"
     assert all(name.startswith(commit) for name in names)
     assert len(kubeflow.pipelines) == 1
@@ -84,7 +84,7 @@ def test_following_outlives_a_server_that_is_away_for_a_while(kubeflow: double.D
     assert submit(kubeflow) == 0
     kubeflow.broken = 3
     (identity,) = kubeflow.runs
-    assert submission._follow(server.Server(kubeflow.url, None), identity) == 0
+    assert submission._follow(server.KubeflowServer(kubeflow.url, None), identity) == 0
     assert "succeeded" in capsys.readouterr().out
 
 
@@ -99,7 +99,7 @@ def test_status_and_cancel(kubeflow: double.Double, capsys: pytest.CaptureFixtur
     assert main(["status", identity, "--host", kubeflow.url]) == 1
     assert "canceled" in capsys.readouterr().out
     assert main(["cancel", identity, "--host", kubeflow.url]) == 0
-    assert "ended before" in capsys.readouterr().out
+    assert "has already ended" in capsys.readouterr().out
 
 
 def test_a_dry_run_sends_nothing(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,8 +163,8 @@ def test_refused_parameters(
     kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, change: object, said: str
 ) -> None:
     """The double is as strict as it says, and a refusal is one line."""
-    right = packages.arguments
-    monkeypatch.setattr(packages, "arguments", lambda *given: change(right(*given)))  # type: ignore[operator]
+    right = parameters.arguments
+    monkeypatch.setattr(parameters, "arguments", lambda *given: change(right(*given)))  # type: ignore[operator]
     assert said in refused(capsys, submit(kubeflow))
 
 

@@ -1,0 +1,53 @@
+"""The parameters of the pipelines: locations, a JSON text per section of params.yaml, and the threshold of the gate.
+
+Sections travel as text since Kubeflow turns the numbers in a mapping into floats. `register.min_auroc` is a parameter of its own,
+since the condition of a pipeline cannot look into a text.
+"""
+
+import json
+from typing import Any
+
+from components.heads import HEADS
+from components.params import Params
+from pipelines.study_plan import COMPARED
+
+_LOCATIONS = ("raw", "root", "data_version")
+_REGISTERED = ("preprocess", "pretrain", *HEADS, "evaluate", "register", "runtime", "min_auroc")
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "training": (*_LOCATIONS, *_REGISTERED),
+    "smoke": ("root", "simulate", *_REGISTERED),
+    "study": (*_LOCATIONS, "preprocess", *COMPARED, "evaluate", "study", "runtime"),
+}
+"""Names by pipeline."""
+
+
+def defaults(name: str, params: Params) -> dict[str, Any]:
+    """Returns the default values of a pipeline's parameters; `raw` and `root` have none.
+
+    Args:
+        name: name of the pipeline.
+        params: parameters of the stages.
+    """
+    special = {"data_version": "", "min_auroc": params.register_.min_auroc}
+    names = [parameter for parameter in PARAMETERS[name] if parameter not in ("raw", "root")]
+    return {parameter: special[parameter] if parameter in special else _section(params, parameter) for parameter in names}
+
+
+def arguments(name: str, params: Params, raw: str | None, root: str, data_version: str = "") -> dict[str, Any]:
+    """Returns the arguments of a run.
+
+    Args:
+        name: name of the pipeline.
+        params: parameters of the stages.
+        raw: folder of the raw files; None for `smoke`, which simulates them.
+        root: parent folder of all outputs.
+        data_version: MD5 of the raw files if DVC tracks them.
+    """
+    locations = {"raw": raw, "root": root, "data_version": data_version}
+    return defaults(name, params) | {parameter: value for parameter, value in locations.items() if parameter in PARAMETERS[name]}
+
+
+def _section(params: Params, name: str) -> str:
+    values = params.section(name).values()
+    return json.dumps({key: value for key, value in values.items() if (name, key) != ("register", "min_auroc")})
