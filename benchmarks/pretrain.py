@@ -5,7 +5,7 @@
 The floor (lower bound) is the arithmetic that no implementation can avoid: forward and backward pass of the query encoder and forward
 pass of the key encoder on ready views. Candidates take turns in every round, so that a change in the machine's speed affects them
 alike; ratios are taken within a round, and the tables show their median and quartiles. Our candidates are steps of
-components.pretrain.run on ready views; views are timed separately. On a GPU, the benchmark also prints images per second at 512 px, the
+components.pretrain.training on ready views; views are timed separately. On a GPU, it also prints images per second at 512 px, the
 share of the speed of a bf16 matrix product, and the wait for data. Libraries that are not installed are left out with a message;
 `make .venv-bench` installs them.
 """
@@ -34,11 +34,11 @@ from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
-from components.common.training import loop
+from components.common.training import devices
 from components.pretrain import augment, objective
 from components.pretrain.align import Geometry
 from components.pretrain.params import Pretrain
-from components.pretrain.run import Pretraining
+from components.pretrain.training import Pretraining
 
 QUEUE = 4096
 TERM_BATCH = 16
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--shards", help="output folder of preprocess, read on a GPU (default: synthetic images)")
     options = parser.parse_args()
-    device = loop.set_up("auto", 0)
+    device = devices.set_up("auto", 0)
     print(f"{options.size} px, batch {options.batch}, {options.rounds} rounds, {device}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as folder:
         made = make_shards(Path(folder, "small"), options.size, options.batch)

@@ -12,7 +12,7 @@ from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
-from components.common.training import backbones, loop
+from components.common.training import backbones, devices
 from components.pretrain import augment
 
 
@@ -27,7 +27,7 @@ class Floor:
     def step(self, query: Tensor, key: Tensor) -> None:
         """Run the query encoder forward and backward, and the key encoder forward."""
         self.query.zero_grad(set_to_none=True)
-        with loop.autocast(self.device):
+        with devices.autocast(self.device):
             with torch.no_grad():
                 self.key(key)
             features = self.query(query)
@@ -45,7 +45,7 @@ def lightly(arch: str, dim: int, queue: int, temperature: float, views: tuple[Te
 
     def step() -> None:
         update_momentum(query, key, m=0.999)
-        with loop.autocast(device):
+        with devices.autocast(device):
             q = query(views[0])
             with torch.no_grad():
                 k = key(views[1])

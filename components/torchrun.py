@@ -1,7 +1,7 @@
-"""torchrun that ends as the training does: `python -m components.torchrun [torchrun's options] -m components STAGE ...`.
+"""torchrun with the exit code of the training: `python -m components.torchrun [torchrun's options] -m components STAGE ...`.
 
-torchrun ends with 1 and a traceback whatever its processes end with, so that Kubernetes, which looks at the exit code of the
-pod, could not tell a training that is to be continued (75) or mended (2) from one that broke.
+torchrun itself always fails with 1 and a traceback, so that Kubernetes, which looks at the exit code of the pod, could not tell a
+training to resume (75) or a user's mistake (2) from a crash.
 """
 
 import signal
@@ -13,20 +13,20 @@ from torch.distributed.run import parse_args, run
 
 from components.common.runs import signals
 
-MISTAKE = 2
+USER_ERROR = 2
 
 
 def main(arguments: list[str]) -> int:
-    """Starts the processes, waits for them, and returns the exit code."""
+    """Starts the processes, waits for them and returns the exit code."""
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]
     except SignalException:
         return signals.EXIT_CODE
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        if MISTAKE in codes:
-            return MISTAKE
-        # The launcher itself ends the others with a signal once one has ended.
+        if USER_ERROR in codes:
+            return USER_ERROR
+        # Once one process has ended, the launcher terminates the others by a signal.
         return signals.EXIT_CODE if codes <= {signals.EXIT_CODE, -signal.SIGTERM} else 1
     return 0
 

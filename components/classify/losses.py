@@ -1,7 +1,7 @@
-"""Losses over the known labels: plain, and for findings of which positives are few.
+"""Losses over the known labels: plain binary cross-entropy, and losses for findings with few positives.
 
-Shapes: logits and targets are (B, findings), targets 1, 0 or NaN for unknown. Every loss is a mean over the known labels of
-the batch, 0 if there are none.
+Logits and targets are (B, findings), targets 1, 0 or NaN for unknown. Every loss is the mean over the known labels of the batch,
+0 if there are none.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make(params: Classify, prior: Tensor) -> tuple[Loss, Tensor]:
-    """The loss that the parameters ask for, and the head's bias that it starts from: the best constant scores.
+    """Returns the loss that the parameters ask for, and the initial bias of the head: the best constant logits under that loss.
 
     Args:
         params: loss, focal_gamma and adjustment.
-        prior: (findings,), from prior_logits of the training labels.
+        prior: (findings,), `prior_logits` of the training labels.
     """
     if params.loss == "weighted_bce":
         weight = torch.exp(-prior)
@@ -34,39 +34,29 @@ def make(params: Classify, prior: Tensor) -> tuple[Loss, Tensor]:
 
 
 def masked_bce(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy.
+    """Binary cross-entropy, with the terms of positives multiplied by `positive_weight` (findings,).
 
-    With logits plus tau times the log-odds of the prior it is the logit-adjusted loss (Menon et al., ICLR 2021, equation 10, for
-    two classes): what is learnt then ranks as if both classes were equally frequent. As each finding has a bias of its own,
-    the adjustment moves scores up and down and hardly changes how images of a finding rank.
-
-    Args:
-        logits: (B, findings).
-        targets: (B, findings).
-        positive_weight: (findings,), by which terms of positives are multiplied.
+    With tau times the log-odds of the prior added to the logits it is the logit-adjusted loss (Menon et al., ICLR 2021, equation
+    10, for two classes): the network then learns to rank as if both classes were equally frequent. As each finding has a bias of
+    its own, the adjustment shifts scores and hardly changes how the images rank for a finding.
     """
-    wanted = targets.nan_to_num(0.0)
-    losses = F.binary_cross_entropy_with_logits(logits.float(), wanted, pos_weight=positive_weight, reduction="none")
+    labels = targets.nan_to_num(0.0)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=positive_weight, reduction="none")
     return _masked_mean(losses, targets)
 
 
 def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """Cross-entropy times (1 - p)^gamma, p the probability given to the truth (Lin et al., ICCV 2017, equation 4)."""
-    wanted = targets.nan_to_num(0.0)
-    losses = F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
-    # Through the logarithm of 1 - p, whose slope is finite also where 1 - p is nearly 0.
-    easy = F.logsigmoid(logits.float() * (1 - 2 * wanted))
-    return _masked_mean(torch.exp(gamma * easy) * losses, targets)
+    """Cross-entropy times (1 - p)^gamma, where p is the probability given to the true class (Lin et al., ICCV 2017, equation 4)."""
+    labels = targets.nan_to_num(0.0)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+    # Through the logarithm of 1 - p, whose slope is finite even where 1 - p is nearly 0.
+    log_error = F.logsigmoid(logits.float() * (1 - 2 * labels))
+    return _masked_mean(torch.exp(gamma * log_error) * losses, targets)
 
 
 def prior_logits(targets: Tensor) -> Tensor:
-    """Log-odds of each finding among the known labels.
-
-    Args:
-        targets: (N, findings): 1, 0 or NaN.
-    """
+    """Log-odds of each finding among the known labels of (N, findings); one pseudo-count per class keeps them finite."""
     known = ~targets.isnan()
-    # One imagined positive and negative keep the odds finite.
     positives = (targets.nan_to_num(0.0) * known).sum(0) + 1
     return torch.log(positives / (known.sum(0) + 2 - positives))
 

@@ -1,7 +1,6 @@
-"""Shards and a backbone to `model.safetensors` and `predictions.parquet`.
+"""Trains a classifier: shards and a backbone to `model.safetensors` and `predictions.parquet`.
 
-The best epoch, whether to stop early, and the temperature are chosen on the validation split; the test split is opened once,
-when all that is done.
+The best epoch, early stopping and the temperature are decided on the validation split; the test split is read once, at the end.
 """
 
 import logging
@@ -51,36 +50,36 @@ def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, back
     opened = open_shards(shards)
     if not opened.findings:
         raise UserError(f"{', '.join(shards)}: the shards have no findings; put a labels.csv into the raw folder and run preprocess again")
-    task = MODES[params.mode](params, opened, backbone)
-    if task.batch_size < params.batch_size:
-        log.warning("classify: batches of %d images, since no more are to train on", task.batch_size)
-    with stage_run("classify", out, params, task.inputs, runtime=runtime, upstream=task.upstream) as job:
-        history = loop.Fit(task, "classify", job.folder, params.epochs, runtime).run(job.log)
-        calibration = finish(task, job)
-        chosen = {name: value for name, value in history[task.best["epoch"] - 1].items() if name not in VOLATILE}
-        metrics = {"best_epoch": chosen.pop("epoch"), "train_images": len(task.rows), **chosen, **calibration}
+    classification = MODES[params.mode](params, opened, backbone)
+    if classification.batch_size < params.batch_size:
+        log.warning("classify: batches of %d images, since there are no more training images", classification.batch_size)
+    with stage_run("classify", out, params, classification.inputs, runtime=runtime, upstream=classification.upstream) as job:
+        history = loop.Trainer(classification, "classify", job.folder, params.epochs, runtime).run(job.log)
+        calibration = finish(classification, job)
+        best = {name: value for name, value in history[classification.best["epoch"] - 1].items() if name not in VOLATILE}
+        metrics = {"best_epoch": best.pop("epoch"), "train_images": len(classification.rows), **best, **calibration}
         job.attach(loop.HISTORY)
         job.publish(metrics, drop=(checkpoints.FOLDER,))
 
 
-def finish(task: Classification, job: StageRun) -> dict[str, float]:
+def finish(classification: Classification, job: StageRun) -> dict[str, float]:
     """Writes the best epoch's model, calibrated on val, and its predictions for val and test.
 
     Returns:
-        The temperature, and the validation split's negative log-likelihood before and after.
+        The temperature, and the validation split's negative log-likelihood before and after calibration.
     """
-    network = task.best_network()
-    val = Reader(task.shards, "val", META)
-    logits, targets = task.predict(network, val), val.labels().astype(np.float64)
+    network, shards = classification.best_network(), classification.shards
+    val = Reader(shards, "val", META)
+    logits, targets = classification.predict(network, val), val.labels().astype(np.float64)
     temperature = fit_temperature(targets, logits.astype(np.float64))
     scale_logits(network.fc, temperature)
     save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, job.folder / "model.safetensors")
-    write_json(job.folder / "model.json", describe(task, job, temperature))
+    write_json(job.folder / "model.json", describe(classification, job, temperature))
     (job.folder / "figures").mkdir(exist_ok=True)
-    test = Reader(task.shards, "test", META)
+    test = Reader(shards, "test", META)
     tables = [
-        predictions(val, "val", _sigmoid(logits / np.float32(temperature)), task.shards.findings),
-        predictions(test, "test", _sigmoid(task.predict(network, test)), task.shards.findings),
+        table_of(val, "val", _sigmoid(logits / np.float32(temperature)), shards.findings),
+        table_of(test, "test", _sigmoid(classification.predict(network, test)), shards.findings),
     ]
     pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
     divisors = {"val_nll_uncalibrated": 1.0, "val_nll": temperature}
@@ -88,27 +87,28 @@ def finish(task: Classification, job: StageRun) -> dict[str, float]:
     return {"temperature": temperature, **likelihoods}
 
 
-def describe(task: Classification, job: StageRun, temperature: float) -> dict[str, Any]:
-    """The content of model.json. The head's weights are divided by the temperature already."""
+def describe(classification: Classification, job: StageRun, temperature: float) -> dict[str, Any]:
+    """Returns the content of model.json; the weights of the head are divided by the temperature already."""
+    params, shards = classification.params, classification.shards
     return {
         "task": "classify",
-        "arch": task.params.arch,
-        "findings": task.shards.findings,
-        "size": task.shards.size,
-        "bits": task.shards.bits,
-        "normalisation": {"mean": task.mean, "std": task.std},
-        "mode": task.params.mode,
-        "tta_flip": task.params.tta_flip,
+        "arch": params.arch,
+        "findings": shards.findings,
+        "size": shards.size,
+        "bits": shards.bits,
+        "normalisation": {"mean": classification.mean, "std": classification.std},
+        "mode": params.mode,
+        "tta_flip": params.tta_flip,
         "temperature": temperature,
-        "best_epoch": task.best["epoch"],
-        "preprocessing": task.shards.preprocessing,
+        "best_epoch": classification.best["epoch"],
+        "preprocessing": shards.preprocessing,
         "inputs": job.inputs,
         "sha256": storage.digest_file(job.folder / "model.safetensors"),
     }
 
 
-def predictions(reader: Reader, split: str, scores: Array, findings: list[str]) -> pa.Table:
-    """The rows of predictions.parquet of a split: who, what kind, and score and target of each finding."""
+def table_of(reader: Reader, split: str, scores: Array, findings: list[str]) -> pa.Table:
+    """Makes the rows of predictions.parquet for a split: the common columns, and score and target of each finding."""
     columns = common_columns(reader.table, split, "classify")
     targets = reader.labels()
     for index, finding in enumerate(findings):

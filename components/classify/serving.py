@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from components.common.formats.shards import Pixels
 from components.common.training import backbones
-from components.common.training.inference import Image, batches, best_device, decoded
+from components.common.training.inference import InputImage, batches, best_device, decoded
 
 NEEDED = ("arch", "findings", "size", "bits", "normalisation")
 
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         scores = [self(batch).cpu().numpy() for batch in batches(images, self.size, self.bits, device)]
         return np.concatenate(scores) if scores else np.empty((0, len(self.labels)), np.float32)
 
-    def answer(self, images: Sequence[Image], options: dict[str, Any]) -> pd.DataFrame:
+    def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
         """A row an image, a float32 column a finding."""
         return pd.DataFrame(self.score([image.pixels for image in images]), columns=self.labels)
 

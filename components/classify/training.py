@@ -1,7 +1,7 @@
-"""What classify trains: a whole network, or a linear probe on the features of a frozen one."""
+"""Fine-tuning of a whole network, or a linear probe on the features of a frozen one."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,39 +12,38 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from components.classify import losses
-from components.classify.imbalance import thin_labels
+from components.classify.imbalance import set_positive_rates
 from components.classify.network import attach_head, fold_standardisation, parameter_groups
 from components.classify.params import Classify
 from components.common.errors import UserError
-from components.common.runs.inputs import upstream_run_id
 from components.common.runs.shards import Shards
 from components.common.statistics.arrays import has_both
 from components.common.statistics.ranking import auroc
-from components.common.training import backbones, loop
+from components.common.training import backbones, devices, loop, optimization
+from components.common.training.checkpoints import copy_weights
 from components.common.training.reader import Batch, Reader
+from components.common.training.seeds import generator_for
 from components.common.training.subsets import labelled_rows
 
-WARMUP = 0.1
-"""Share of the steps with a rising learning rate."""
 SMALLEST_STD = 1e-4
-"""Of a feature: one that hardly varies is not blown up."""
+"""Lower bound on a feature's standard deviation, so that one that hardly varies is not amplified."""
 
 Array = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 
-class Classification(loop.Task):
+class Classification(loop.Trainable):
     """The labels, the optimizer, and the best weights so far. The test split is not opened."""
 
+    metric = "val_auroc_macro"
     trained: nn.Module
-    """What the optimizer changes."""
+    """The module that the optimizer updates."""
 
     def __init__(self, params: Classify, shards: Shards, folder: str | None):
         self.params, self.shards = params, shards
-        self.device = loop.set_up(params.device, params.seed)
-        self.inputs, self.upstream = dict(shards.inputs), shards.upstream
-        self.mean, self.std = shards.mean_std
-        self.network = self._start_network(folder)
+        self.device = devices.set_up(params.device, params.seed)
+        resnet, self.mean, self.std, self.inputs, self.upstream = backbones.start(folder, params.arch, shards)
+        self.network = attach_head(resnet, len(shards.findings))
         self.train, self.val = Reader(shards, "train"), Reader(shards, "val")
         self.targets, self.rows = self._labels()
         self.train.keep(self.rows)
@@ -61,98 +60,84 @@ class Classification(loop.Task):
 
     @abstractmethod
     def _prepare(self) -> list[dict[str, Any]]:
-        """Sets `trained` and returns its parameters in groups, each with `scale`, the factor of its learning rate."""
+        """Sets `trained` and returns its parameter groups, each with `scale`, the factor of its learning rate."""
 
     @abstractmethod
     def logits(self, batch: Batch, epoch: int) -> Tensor:
-        """(B, findings), of training images."""
+        """Computes (B, findings) for training images."""
 
     @abstractmethod
     def val_logits(self) -> Array:
-        """(N, findings), of the validation split."""
+        """Computes (N, findings) for the validation split."""
 
     @abstractmethod
     def best_network(self) -> torchvision.models.ResNet:
-        """The whole network with the best weights."""
-
-    def _start_network(self, folder: str | None) -> torchvision.models.ResNet:
-        """The pretrained backbone, or a new one, with a new head; the normalisation is the backbone's."""
-        arch, findings = self.params.arch, len(self.shards.findings)
-        if folder is None:
-            return attach_head(backbones.build(arch), findings)
-        resnet, description, self.inputs["backbone"] = backbones.load(folder, arch)
-        self.mean, self.std = description["normalisation"]["mean"], description["normalisation"]["std"]
-        if run_id := upstream_run_id(folder):
-            self.upstream["backbone"] = run_id
-        return attach_head(resnet, findings)
+        """Returns the whole network with the best weights."""
 
     def _labels(self) -> tuple[Array, Rows]:
-        """Labels of the train split, unknown where the parameters leave them out, and the images that have one."""
+        """Returns the labels of the train split, unknown where the parameters leave them out, and the images that have one."""
         params, patients = self.params, np.array(self.train.table["patient_id"].to_pylist())
         labels = self.train.labels()
         chosen = labelled_rows(patients, labels, params.label_fraction, params.seed)
         targets = np.full_like(labels, np.nan)
-        targets[chosen] = thin_labels(labels[chosen], patients[chosen], self.shards.findings, params.positive_rate, params.seed)
+        targets[chosen] = set_positive_rates(labels[chosen], patients[chosen], self.shards.findings, params.positive_rate, params.seed)
         rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
         if len(rows) < 2:
-            raise UserError("classify: fewer than two labelled images to train on; raise classify.label_fraction or add labels")
+            raise UserError("classify: fewer than two labelled training images; raise classify.label_fraction or add labels")
         return targets, rows
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
-        """One step of the optimizer."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.params.lr * group["scale"] * loop.cosine(progress, WARMUP)
+        """Takes one step of the optimizer."""
+        optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
         targets = torch.from_numpy(self.targets[batch.rows]).to(self.device)
-        with loop.autocast(self.device):
+        with devices.autocast(self.device):
             loss = self.loss(self.logits(batch, epoch), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.optimizer.step()
+        optimization.step(self.optimizer, loss)
         return {"loss": float(loss.detach())}
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Judges the validation split, and keeps the weights if they are the best so far."""
+        """Evaluates the validation split and keeps the weights if they are the best so far."""
         macro = macro_auroc(self.val.labels(), self.val_logits())
         self.epochs_done = epoch + 1
-        # Without both classes of any finding in the validation split there is nothing to choose by: the last epoch it is.
+        # If no finding has both classes in the validation split, the AUROC is NaN and the last epoch is kept.
         if not macro <= self.best["auroc"]:
-            weights = {name: value.detach().cpu().clone() for name, value in self.trained.state_dict().items()}
-            self.best = {"auroc": macro, "epoch": epoch + 1, "weights": weights}
+            self.best = {"auroc": macro, "epoch": epoch + 1, "weights": copy_weights(self.trained)}
         return {"val_auroc_macro": macro}
 
     @property
     def finished(self) -> bool:
-        """Whether so many epochs have passed without a better one that training stops early."""
+        """Whether to stop early: `patience` epochs have passed without a better one."""
         return 0 < self.params.patience <= self.epochs_done - int(self.best["epoch"])
 
     @torch.no_grad()
     def predict(self, network: nn.Module, reader: Reader) -> Array:
-        """Logits, (N, findings), in the order of the reader's table; with `tta_flip` the mean of an image's and its mirror image's."""
+        """Computes logits (N, findings) in the order of the reader's table; `tta_flip` averages those of an image and its mirror image."""
         network.eval()
-        return self._collect(reader, lambda image: self._mirrored(network, image))
 
-    def _mirrored(self, network: nn.Module, image: Tensor) -> Tensor:
-        logits: Tensor = network(image)
-        return (logits + network(image.flip(-1))) / 2 if self.params.tta_flip else logits
+        def logits(image: Tensor) -> Tensor:
+            found: Tensor = network(image)
+            return (found + network(image.flip(-1))) / 2 if self.params.tta_flip else found
 
-    def _collect(self, reader: Reader, function: Any) -> Array:
-        """Rows of what a function makes of normalised images, in the order of the reader's table."""
+        return self._collect(reader, logits)
+
+    def _collect(self, reader: Reader, function: Callable[[Tensor], Tensor]) -> Array:
+        """Applies a function to batches of normalised images; returns its rows in the order of the reader's table."""
         parts: list[Array] = []
         rows: list[Rows] = []
         for batch in reader.in_order(self.params.batch_size):
-            with loop.autocast(self.device):
-                parts.append(function(self.normalise(loop.to_unit(batch.images, self.device))).float().cpu().numpy())
+            with devices.autocast(self.device):
+                parts.append(function(self.normalise(devices.to_unit(batch.images, self.device))).float().cpu().numpy())
             rows.append(batch.rows)
         out = np.zeros((len(reader), parts[0].shape[1]), np.float32)
         out[np.concatenate(rows)] = np.concatenate(parts)
         return out
 
     def normalise(self, image: Tensor) -> Tensor:
-        """(B, 1, H, W) fractions of the full range, as the backbone wants them."""
+        """Normalises (B, 1, H, W) in [0, 1] as the backbone expects it."""
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def state(self) -> dict[str, Any]:
-        """What is trained, the optimizer, and the best weights so far."""
+        """Returns the trained weights, the optimizer, and the best weights so far."""
         return {
             "trained": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -168,70 +153,67 @@ class Classification(loop.Task):
 
 
 class FineTuning(Classification):
-    """All weights are trained, on augmented images."""
+    """Trains all weights on augmented images."""
 
     def _prepare(self) -> list[dict[str, Any]]:
         self.trained = self.network
         return parameter_groups(self.network, self.params.layer_decay)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on."""
+        """Yields the batches of an epoch from number `start` on."""
         self.network.train()
         return self.train.shuffled(self.batch_size, self.params.seed, epoch, start)
 
     def logits(self, batch: Batch, epoch: int) -> Tensor:
-        """(B, findings), of training images."""
-        image = augment(loop.to_unit(batch.images, self.device), batch.rows, self.params.seed, epoch)
+        """Computes (B, findings) for training images."""
+        image = augment(devices.to_unit(batch.images, self.device), batch.rows, self.params.seed, epoch)
         logits: Tensor = self.network(self.normalise(image))
         return logits
 
     @torch.no_grad()
     def val_logits(self) -> Array:
-        """(N, findings), of the validation split."""
+        """Computes (N, findings) for the validation split."""
         self.network.eval()
         return self._collect(self.val, self.network)
 
     def best_network(self) -> torchvision.models.ResNet:
-        """The whole network with the best weights."""
+        """Returns the whole network with the best weights."""
         self.network.load_state_dict(self.best["weights"])
         return self.network
 
 
 class LinearProbe(Classification):
-    """The head alone is trained, on features that are computed once: the backbone is frozen, its batch statistics too.
+    """Trains only the head, on features that are computed once: the backbone is frozen, with its batch statistics.
 
-    Features are standardised, or the learning rate would have to fit their scale, which differs between pretrainings (as He et
-    al., CVPR 2022, put a BatchNorm without affine before the probe); the standardisation is folded into the head in the end.
+    Features are standardised, since otherwise the learning rate would have to fit their scale, which differs between pretrainings
+    (as He et al., CVPR 2022, put a BatchNorm without affine parameters before the probe); in the end the standardisation is folded
+    into the head.
     """
 
     def _prepare(self) -> list[dict[str, Any]]:
         self.trained = head = self.network.fc
         self.network.fc = nn.Identity()
         self.network.eval().requires_grad_(False)
-        train, self.val_features = self._features(self.train), self._features(self.val)
-        labelled = train[self.rows].astype(np.float64)
+        with torch.no_grad():
+            self.train_features, self.val_features = (self._collect(reader, self.network) for reader in (self.train, self.val))
+        labelled = self.train_features[self.rows].astype(np.float64)
         self.feature_mean = labelled.mean(axis=0)
         self.feature_std = np.maximum(labelled.std(axis=0), SMALLEST_STD)
-        self.train_features = train
         return [{"params": list(head.parameters()), "scale": 1.0}]
 
-    @torch.no_grad()
-    def _features(self, reader: Reader) -> Array:
-        return self._collect(reader, self.network)
-
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Rows alone: the images have been looked at."""
-        order = np.random.default_rng([self.params.seed, epoch]).permutation(self.rows)
+        """Yields only rows, since the features of the images are known."""
+        order = generator_for(self.params.seed, epoch).permutation(self.rows)
         for first in range(start * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
             yield Batch(np.empty((0, 0, 0), np.uint8), order[first : first + self.batch_size])
 
     def logits(self, batch: Batch, epoch: int) -> Tensor:
-        """(B, findings), of training images."""
+        """Computes (B, findings) for training images."""
         return self._head(self.train_features[batch.rows])
 
     @torch.no_grad()
     def val_logits(self) -> Array:
-        """(N, findings), of the validation split."""
+        """Computes (N, findings) for the validation split."""
         logits: Array = self._head(self.val_features).float().cpu().numpy()
         return logits
 
@@ -241,7 +223,7 @@ class LinearProbe(Classification):
         return logits
 
     def best_network(self) -> torchvision.models.ResNet:
-        """The whole network with the best weights."""
+        """Returns the whole network with the best weights."""
         self.trained.load_state_dict(self.best["weights"])
         assert isinstance(self.trained, nn.Linear)
         self.network.fc = fold_standardisation(self.trained, torch.from_numpy(self.feature_mean), torch.from_numpy(self.feature_std))
@@ -252,7 +234,7 @@ MODES: dict[str, type[Classification]] = {"finetune": FineTuning, "linear": Line
 
 
 def augment(image_B1HW: Tensor, rows: Rows, seed: int, epoch: int) -> Tensor:
-    """A small shift, rotation and scale of each image, the same whenever a step is repeated."""
+    """Applies a small shift, rotation and scale to each image, the same whenever a step is repeated."""
     transform = v2.RandomAffine(degrees=7, translate=(0.05, 0.05), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
     moved = []
     with torch.random.fork_rng(devices=[]):
@@ -269,7 +251,7 @@ def macro_auroc(targets: Array, scores: Array) -> float:
         targets: (N, findings): 1, 0 or NaN.
         scores: (N, findings).
     """
-    wanted = targets.astype(np.float64)
-    both = has_both(wanted)
-    values = [auroc(target, score) for target, score in zip(wanted[:, both].T, scores[:, both].T.astype(np.float64), strict=True)]
+    labels = targets.astype(np.float64)
+    both = has_both(labels)
+    values = [auroc(target, score) for target, score in zip(labels[:, both].T, scores[:, both].T.astype(np.float64), strict=True)]
     return float(np.mean(values)) if values else float("nan")

@@ -1,11 +1,10 @@
-"""The boxes of a split, on the square images that the network sees; and which images are known well enough to be used.
+"""The boxes of a split, placed on the square images that the network sees; and which images are fully annotated.
 
-An image is used if for every class it is known what it shows: it has a box of the class, or its label says that the
-class is absent. A finding that is labelled but not boxed, or not labelled at all, would teach and count true detections
-as false. Where the classes have no column in labels.csv, an image with boxes is taken to have all of its boxes, and one
-without is left out.
+An image is used if it is known for every class whether the image shows it: the image has a box of the class, or its label says
+that the class is absent. A finding that is labelled but not boxed, or not labelled at all, would count true detections as false.
+If the classes have no column in labels.csv, an image with boxes is assumed to have all of its boxes, and one without is left out.
 
-A box is x, y, width, height in pixels here, with the origin at the top left.
+Boxes are x, y, width, height in pixels, with the origin at the top left.
 """
 
 from collections import Counter
@@ -29,9 +28,9 @@ class Annotations:
     """The boxes of a split, image by image, in the order of the reader's table."""
 
     boxes: list[Array]
-    """(G, 4) an image, clipped to it, on the square."""
+    """(G, 4) per image, on the square, clipped to the image."""
     labels: list[Rows]
-    """(G,) numbers of the classes."""
+    """(G,) class numbers per image."""
     known: npt.NDArray[np.bool_]
     """(N,), whether all classes are known."""
     origin: Array
@@ -40,16 +39,16 @@ class Annotations:
     """(N, 2): its width and height."""
 
     def present(self, classes: int) -> Array:
-        """(N, classes): whether an image has a box of each class; NaN where it is not known."""
+        """Returns (N, classes): whether an image has a box of each class; NaN where that is not known."""
         found = np.array([[(labels == label).any() for label in range(classes)] for labels in self.labels], float)
         return np.where(self.known[:, None], found, np.nan)
 
 
 def choose_classes(reader: Reader, wanted: tuple[str, ...]) -> list[str]:
-    """The classes to detect: those that are wanted, or all that have a box in this (the train) split, in alphabetical order.
+    """Returns the wanted classes, or all that have a box in this (the train) split, in alphabetical order.
 
     Raises:
-        UserError: the split has no boxes, or none of a class that is wanted.
+        UserError: the split has no boxes, or none of a wanted class.
     """
     found = Counter(box["label"] for boxes in reader.table["boxes"].to_pylist() for box in boxes)
     if not found:
@@ -71,11 +70,11 @@ def annotate_rows(table: pa.Table, labels: npt.NDArray[np.float32], size: int, c
         table: image_id and the COLUMNS.
         labels: (N, findings).
         size: side of the square.
-        classes: their names; boxes of others are left out.
+        classes: class names; boxes of other classes are left out.
         findings: names of the label columns.
 
     Raises:
-        UserError: a box outside of its image, or an empty one.
+        UserError: a box is empty or outside its image.
     """
     rows = table.select(["image_id", *COLUMNS]).to_pylist()
     extent = np.array([[row["width"], row["height"]] for row in rows], np.int64)
@@ -91,7 +90,7 @@ def _place(row: dict[str, Any], classes: list[str], origin: Rows) -> tuple[Array
     clipped = corners.clip(0, [row["width"], row["height"]] * 2)
     sides = clipped[:, 2:] - clipped[:, :2]
     if not (sides > 0).all():
-        raise UserError(f"image {row['image_id']}: a box is empty or outside of the image; mend boxes.csv and run preprocess again")
+        raise UserError(f"image {row['image_id']}: a box is empty or outside the image; correct boxes.csv and run preprocess again")
     return np.concatenate([clipped[:, :2] + origin, sides], axis=1), np.array([classes.index(box["label"]) for box in mine], np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of predictions: an image with what is there and what was found, the same images whenever the scores are the same."""
+"""Figures of predictions: images with their annotated and detected boxes; the choice of images depends only on the scores."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,39 +15,39 @@ from components.detect.predictions import Found
 
 KINDS = ("hit", "miss", "false_positive")
 EACH = 2
-"""Pictures of a kind."""
+"""Figures of each kind."""
 SIDE = 480
-"""Least height or width of a picture, in pixels."""
+"""Minimum height or width of a figure, in pixels."""
 TEXT = 0.5
-"""Size of the letters."""
-TRUTH, RIGHT, WRONG = (80, 220, 80), (255, 200, 60), (70, 70, 255)
-"""As blue, green and red: boxes that are there, detections that hit one, and those that do not."""
+"""Font scale."""
+TRUTH, HIT, FALSE_POSITIVE = (80, 220, 80), (255, 200, 60), (70, 70, 255)
+"""Colours as blue, green, red: annotated boxes, detections that hit one, and those that do not."""
 
 Picture = npt.NDArray[np.uint8]
 
 
 class Scene(NamedTuple):
-    """An image at the threshold."""
+    """The detections of an image above the threshold."""
 
     row: int
     boxes: Array
-    """(D, 4), by falling score."""
+    """(D, 4), by descending score."""
     scores: Array
     names: list[str]
     hit: npt.NDArray[np.bool_]
     missed: int
-    """Boxes that were not found."""
+    """Number of annotated boxes that were not detected."""
 
 
 def draw(folder: Path, reader: Reader, found: list[Found], known: Annotations, classes: list[str], threshold: float) -> None:
-    """Writes up to EACH pictures of hits, of misses and of false positives, of a split.
+    """Writes up to EACH figures of hits, of misses and of false positives of a split.
 
     Args:
-        folder: is made.
-        reader: of the split; it keeps the images that are drawn.
-        found: in the order of the reader's table.
-        known: the same.
-        classes: their names.
+        folder: is created.
+        reader: reader of the split; afterwards restricted to the images that are drawn.
+        found: detections, in the order of the reader's table.
+        known: annotations, in the same order.
+        classes: class names.
         threshold: detections below are not drawn.
     """
     folder.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def draw(folder: Path, reader: Reader, found: list[Found], known: Annotations, c
 
 
 def _choose(scenes: list[Scene]) -> dict[str, Scene]:
-    """The surest hits without a mistake, the images with most misses, and the surest false positives; no image twice."""
+    """Chooses the most confident hits without an error, the images with most misses, the most confident false positives; none twice."""
     ranked = {
         "hit": sorted((s for s in scenes if s.hit.any() and s.hit.all() and not s.missed), key=lambda s: -s.scores[0]),
         "miss": sorted((s for s in scenes if s.missed), key=lambda s: -s.missed),
@@ -92,7 +92,7 @@ def _draw(square: Pixels, scene: Scene, known: Annotations) -> Picture:
     for box in known.boxes[scene.row]:
         _rectangle(picture, (box - [left, top, 0, 0]) * factor, TRUTH)
     for box, score, name, hit in zip(scene.boxes, scene.scores, scene.names, scene.hit, strict=True):
-        _rectangle(picture, (box - [left, top, 0, 0]) * factor, RIGHT if hit else WRONG, f"{name} {score:.2f}")
+        _rectangle(picture, (box - [left, top, 0, 0]) * factor, HIT if hit else FALSE_POSITIVE, f"{name} {score:.2f}")
     return picture
 
 

@@ -1,8 +1,8 @@
-"""torchvision's RetinaNet and Faster R-CNN, version 2, on our backbones: a feature pyramid over one-channel images.
+"""torchvision's RetinaNet and Faster R-CNN, version 2, with a feature pyramid on our one-channel backbones.
 
 The blocks are those of `retinanet_resnet50_fpn_v2` (Zhang et al., CVPR 2020: GroupNorm in the heads, GIoU loss) and
 `fasterrcnn_resnet50_fpn_v2` (Li et al., arXiv 2111.11429: a deeper region proposal head, convolutions with batch norm in
-the box head). Images come in as large as they are stored and are not resized again.
+the box head). Images are used at the size at which they are stored.
 """
 
 from collections.abc import Mapping
@@ -25,17 +25,16 @@ from components.detect.params import Detect
 
 LEVELS = 5
 FINEST = 0.04
-"""Side of the smallest anchors over that of the image: torchvision's 32 pixels of 800."""
+"""Side of the smallest anchors relative to that of the image: torchvision's 32 pixels of 800."""
 STRIDES_PER_ANCHOR = 1.5
-"""Anchors are at least so many strides wide: between smaller ones an object could hide."""
-STRIDES = dict(zip(backbones.STAGES, (4, 8, 16, 32), strict=True))
+"""Minimum side of the anchors in strides: objects could fall between smaller ones."""
 RATIOS = (0.5, 1.0, 2.0)
 SETTINGS = ("arch", "detector", "channels", "batch_norm", "score_threshold", "max_detections")
-"""Parameters that a detector is built by; model.json holds them."""
+"""Parameters that determine a detector; model.json holds them."""
 
 
 class Detector(nn.Module):
-    """Either of the two, with classes that count from 0."""
+    """Either detector, with classes numbered from 0."""
 
     def __init__(self, model: nn.Module, first_class: int):
         super().__init__()
@@ -43,92 +42,82 @@ class Detector(nn.Module):
         self._first_class = first_class
 
     def losses(self, image_B1SS: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
-        """The terms of the loss, named loss_*.
+        """Computes the terms of the loss, named loss_*.
 
         Args:
             image_B1SS: in [0, 1].
-            boxes: (G, 4) an image: left, top, right, bottom in pixels.
-            labels: (G,) an image.
+            boxes: (G, 4) per image: left, top, right, bottom in pixels.
+            labels: (G,) per image.
         """
         targets = [{"boxes": box, "labels": label + self._first_class} for box, label in zip(boxes, labels, strict=True)]
         return {f"loss_{name.removeprefix('loss_')}": term for name, term in self.model(list(image_B1SS), targets).items()}
 
     def forward(self, image_B1SS: Tensor) -> list[dict[str, Tensor]]:
-        """What is found in each image, by falling score: boxes (D, 4), scores (D,) and labels (D,)."""
+        """Detects in each image, by descending score: boxes (D, 4), scores (D,) and labels (D,)."""
         found = self.model(list(image_B1SS))
         return [{**each, "labels": each["labels"] - self._first_class} for each in found]
 
 
 def build(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, mean: float, std: float) -> Detector:
-    """A detector over a backbone; the rest starts at random.
+    """Builds a detector on a backbone; the rest starts with random weights.
 
     Args:
-        resnet: with one input channel.
-        params: what to build.
-        classes: how many, without background.
+        resnet: the backbone, with one input channel.
+        params: the section `detect`.
+        classes: number of classes without background.
         size: side of the images in pixels.
-        mean: of the pixels, as a fraction of their range.
-        std: their standard deviation.
+        mean: mean of the pixels, as a fraction of their range.
+        std: standard deviation of the pixels, likewise.
     """
     common = {"min_size": size, "max_size": size, "image_mean": [mean], "image_std": [std]}
     make = _retinanet if params.detector == "retinanet" else _faster_rcnn
     detector = make(resnet, params, classes, size, common)
-    if params.batch_norm == "frozen":
-        freeze_batch_norm(detector)
+    if params.batch_norm == "frozen":  # keeps scale and offset; `train_mode` keeps the statistics
+        for norm in _batch_norms(detector):
+            norm.requires_grad_(False)
     return detector
 
 
 def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Detector:
-    """A trained detector.
+    """Rebuilds a trained detector.
 
     Args:
         description: content of model.json.
-        weights: of model.safetensors.
+        weights: content of model.safetensors.
 
     Raises:
-        KeyError: something is missing from the description.
-        RuntimeError: the weights do not fit it.
+        KeyError: the description is incomplete.
+        RuntimeError: the weights do not fit the description.
     """
     params = Detect.model_validate({name: description[name] for name in SETTINGS})
-    classes, used = len(description["classes"]), description["normalisation"]
-    detector = build(backbones.build(params.arch), params, classes, description["size"], used["mean"], used["std"])
+    classes, normalisation = len(description["classes"]), description["normalisation"]
+    detector = build(backbones.build(params.arch), params, classes, description["size"], **normalisation)
     detector.model.load_state_dict(weights)
     return detector.eval()
 
 
 def train_mode(detector: Detector, params: Detect) -> None:
-    """Training mode, in which frozen batch norm stays as it is."""
+    """Sets training mode, in which frozen batch norm stays in evaluation mode."""
     detector.train()
     if params.batch_norm == "frozen":
         for norm in _batch_norms(detector):
             norm.eval()
 
 
-def freeze_batch_norm(detector: Detector) -> None:
-    """Keeps the scale and the offset of the backbone's batch norm; `train_mode` keeps its statistics."""
-    for norm in _batch_norms(detector):
-        norm.requires_grad_(False)
-
-
 def anchor_sizes(size: int, stride: int) -> list[float]:
-    """Sides of the anchors of each level, the finest first.
-
-    Args:
-        size: side of the image in pixels.
-        stride: of the finest level.
-    """
+    """Sides of the anchors of each level in pixels, the finest first, for an image side and the stride of the finest level."""
     finest = max(FINEST * size, STRIDES_PER_ANCHOR * stride)
     return [finest * 2**level for level in range(LEVELS)]
 
 
 def _retinanet(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, common: dict[str, Any]) -> Detector:
-    """The paper's pyramid begins at stride 8; small images need a finer one, and can afford it."""
-    coarse = FINEST * size >= STRIDES_PER_ANCHOR * STRIDES["layer2"]
+    """The paper's pyramid starts at stride 8; small images need a finer one, and can afford it."""
+    coarse = FINEST * size >= STRIDES_PER_ANCHOR * backbones.STRIDES["layer2"]
     stages = backbones.STAGES[1:] if coarse else backbones.STAGES
     extra = LastLevelP6P7(backbones.width(resnet), params.channels) if coarse else LastLevelMaxPool()
     pyramid = _pyramid(resnet, stages, params.channels, extra_blocks=extra)
     octave = (1, 2 ** (1 / 3), 2 ** (2 / 3))
-    sizes = tuple(tuple(side * step for step in octave) for side in anchor_sizes(size, STRIDES[stages[0]]))
+    sizes = tuple(tuple(side * step for step in octave) for side in anchor_sizes(size, backbones.STRIDES[stages[0]]))
     anchors = AnchorGenerator(sizes, (RATIOS,) * LEVELS)
     head = RetinaNetHead(params.channels, len(octave) * len(RATIOS), classes, norm_layer=partial(nn.GroupNorm, 32))
     head.regression_head._loss_type = "giou"
@@ -139,7 +128,7 @@ def _retinanet(resnet: torchvision.models.ResNet, params: Detect, classes: int, 
 def _faster_rcnn(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, common: dict[str, Any]) -> Detector:
     channels = params.channels
     pyramid = _pyramid(resnet, backbones.STAGES, channels, norm_layer=nn.BatchNorm2d)
-    sizes = tuple((side,) for side in anchor_sizes(size, STRIDES["layer1"]))
+    sizes = tuple((side,) for side in anchor_sizes(size, backbones.STRIDES["layer1"]))
     model = FasterRCNN(
         pyramid,
         rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * LEVELS),
@@ -154,9 +143,8 @@ def _faster_rcnn(resnet: torchvision.models.ResNet, params: Detect, classes: int
 
 
 def _pyramid(resnet: torchvision.models.ResNet, stages: tuple[str, ...], channels: int, **options: Any) -> BackboneWithFPN:
-    last = backbones.width(resnet)
-    widths = [last // 2 ** (len(backbones.STAGES) - 1 - backbones.STAGES.index(stage)) for stage in stages]
-    # Faster R-CNN looks for maps of these names.
+    widths = [backbones.width(resnet, stage) for stage in stages]
+    # Faster R-CNN expects maps of these names.
     return BackboneWithFPN(resnet, {stage: str(level) for level, stage in enumerate(stages)}, widths, channels, **options)
 
 

@@ -1,4 +1,4 @@
-"""What a detector found, as numbers: to compare with the boxes that are there, and as rows of `predictions.parquet`."""
+"""Detections as arrays: compared with the annotated boxes, and as rows of `predictions.parquet`."""
 
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from components.detect.annotations import Annotations, Array, Rows
 
 SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
 FALSE_POSITIVES = 0.5
-"""An image, on the validation split, where the threshold lies at which pictures are drawn."""
+"""False positives per validation image at the threshold above which detections are drawn."""
 
 
 class Found(NamedTuple):
-    """The detections of an image, by falling score."""
+    """The detections of an image, by descending score."""
 
     boxes: Array
     """(D, 4), x, y, width, height on the square that the network sees."""
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 def to_numpy(found: dict[str, Tensor], origin: Array, extent: Array) -> Found:
-    """The network's output for an image, clipped to the image, which lies at `origin` on the square; what lies beside it is dropped."""
+    """Converts the network's output for an image; clips boxes to the image, at `origin` on the square, and drops those outside it."""
     corners = found["boxes"].double().cpu().numpy().clip(np.tile(origin, 2), np.tile(origin + extent, 2))
     sides = corners[:, 2:] - corners[:, :2]
     kept = (sides > 0).all(axis=1)
@@ -38,13 +38,13 @@ def to_numpy(found: dict[str, Tensor], origin: Array, extent: Array) -> Found:
 
 
 def compared(found: list[Found], known: Annotations) -> list[ImageBoxes]:
-    """What was found beside what is there, of the images in which all classes are known."""
+    """Pairs detections with annotations, for the images in which all classes are known."""
     rows = zip(found, known.boxes, known.labels, known.known, strict=True)
     return [ImageBoxes(*each, boxes, labels) for each, boxes, labels, sure in rows if sure]
 
 
 def operating_threshold(images: list[ImageBoxes], classes: int) -> float:
-    """The lowest score with at most FALSE_POSITIVES an image; 0.5 if there is no box to be found."""
+    """Returns the lowest score with at most FALSE_POSITIVES per image; 0.5 if there are no annotated boxes."""
     marks = pool([match(images, label) for label in range(classes)])
     if not marks.targets.sum():
         return 0.5
@@ -54,12 +54,12 @@ def operating_threshold(images: list[ImageBoxes], classes: int) -> float:
 
 
 def table_of(reader: Reader, split: str, found: list[Found], known: Annotations, classes: list[str]) -> pa.Table:
-    """The rows of predictions.parquet of a split."""
+    """Makes the rows of predictions.parquet for a split."""
     return pa.table({**common_columns(reader.table, split, "detect"), **box_columns(found, known, classes)})
 
 
 def box_columns(found: list[Found], known: Annotations, classes: list[str]) -> dict[str, pa.Array]:
-    """The columns of the task. Boxes are in pixels of the row's image; targets are null where not known."""
+    """Makes the columns of the head. Boxes are in pixels of the row's image; targets are null where not known."""
     boxes = [_records(*each, start, classes) for each, start in zip(found, known.origin, strict=True)]
     rows = zip(known.boxes, known.labels, known.origin, known.known, strict=True)
     targets = [_records(box, None, label, start, classes) if sure else None for box, label, start, sure in rows]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from components.common.formats.shards import Pixels
-from components.common.training.inference import Image, batches, best_device, decoded, restored
+from components.common.training.inference import InputImage, batches, best_device, decoded, restore
 from components.detect.annotations import annotate_rows
 from components.detect.network import SETTINGS, Detector, rebuild
 from components.detect.predictions import Found, box_columns, to_numpy
@@ -34,7 +34,7 @@ class Boxes:
         found = [each for batch in batches(images, self.size, self.bits, self._device) for each in self._detector(batch)]
         return [to_numpy(each, *self._place(image)) for each, image in zip(found, images, strict=True)]
 
-    def answer(self, images: Sequence[Image], options: dict[str, Any]) -> pd.DataFrame:
+    def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
         """A row a box, by falling score within an image: image (its number in the call), label, score, and x, y, width, height.
 
         Boxes are in pixels of the source, as in boxes.csv, with the origin at the top left; of an array it is the array itself.
@@ -71,4 +71,4 @@ def load(description: dict[str, Any], weights: Path) -> Boxes:
     Raises:
         UserError: the weights do not fit the description.
     """
-    return restored(weights, lambda tensors: Boxes(description, rebuild(description, tensors)))
+    return restore(weights, lambda tensors: Boxes(description, rebuild(description, tensors)))

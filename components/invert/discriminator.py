@@ -9,14 +9,14 @@ from components.invert.generator import START, channels, resolutions
 from components.invert.layers import EPSILON, EqualConv, EqualLinear, activate, downsample
 
 GROUP = 4
-"""Images over which the last layers see how much a batch varies."""
+"""Number of images over which the last layers see the standard deviation."""
 
 
 class Discriminator(nn.Module):
-    """Images to logits: real or not."""
+    """Images to logits of being real."""
 
     def __init__(self, size: int, channel_base: int, channel_max: int):
-        """Draws the weights; arguments as the generator's."""
+        """Draws the weights; arguments as for the generator."""
         super().__init__()
         widths = [channels(resolution, channel_base, channel_max) for resolution in reversed(resolutions(size))]
         self.from_gray = EqualConv(1, widths[0], 1)
@@ -35,7 +35,7 @@ class Discriminator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions to half the size, and a linear way around them."""
+    """Two convolutions to half the size, with a linear skip connection."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -51,10 +51,10 @@ class ResidualBlock(nn.Module):
 
 
 def append_batch_deviation(x_BCHW: Tensor) -> Tensor:
-    """Adds a channel with the mean standard deviation over groups of images (Karras et al. 2018, arXiv 1710.10196, section 3).
+    """Appends a channel with the mean standard deviation over groups of images (Karras et al. 2018, arXiv 1710.10196, section 3).
 
     Returns:
-        (B, C + 1, H, W). Groups have GROUP images, or a divisor of it that divides B.
+        (B, C + 1, H, W). Groups have GROUP images, or the largest divisor of GROUP that divides B.
     """
     count = len(x_BCHW)
     groups = count // math.gcd(count, GROUP)

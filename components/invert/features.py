@@ -1,4 +1,4 @@
-"""Frozen backbones as measures of likeness: the perceptual loss, and the feature space of distances and KID."""
+"""Frozen backbones that measure similarity: the perceptual loss, feature distances, and the feature space of KID."""
 
 import copy
 from itertools import islice
@@ -18,27 +18,28 @@ CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 2
 
 
 class FeatureSpace:
-    """What a frozen backbone sees in images, which are (B, 1, H, W) in [0, 1]."""
+    """The features that a frozen backbone computes from images, (B, 1, H, W) in [0, 1]."""
 
     def __init__(self, name: str, resnet: torchvision.models.ResNet, mean_std: tuple[float, float], device: torch.device):
         """Freezes the network.
 
         Args:
-            name: says which network it is, for the reports.
-            resnet: without a head.
-            mean_std: of the pixels it is used to.
-            device: where it computes.
+            name: describes the network, for the reports.
+            resnet: the backbone, without a head.
+            mean_std: mean and standard deviation by which it expects pixels to be normalised.
+            device: where to compute.
         """
         self.name, self.mean_std = name, mean_std
         self.resnet = resnet.to(device).eval().requires_grad_(False)
 
     def maps(self, image_B1HW: Tensor) -> list[Tensor]:
-        """The post-ReLU map after each stage, (B, C, H', W'), with unit length over the channels."""
+        """Computes the post-ReLU map after each stage, (B, C, H', W'), normalised to unit length over the channels."""
         _, maps = backbones.forward_stages(self.resnet, self._normalise(image_B1HW))
-        return [_unit(stage if stage.dtype == torch.float64 else stage.float()) for stage in maps.values()]
+        wide = (stage if stage.dtype == torch.float64 else stage.float() for stage in maps.values())
+        return [F.normalize(stage, dim=1, eps=EPSILON) for stage in wide]
 
     def double(self) -> "FeatureSpace":
-        """A copy in float64."""
+        """Returns a copy in float64."""
         return FeatureSpace(self.name, copy.deepcopy(self.resnet).double(), self.mean_std, next(self.resnet.parameters()).device)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class FeatureSpace:
 
     @torch.no_grad()
     def pooled(self, image_B1HW: Tensor) -> Tensor:
-        """(B, C): features after global average pooling."""
+        """Computes (B, C): features after global average pooling."""
         features, _ = backbones.forward_stages(self.resnet, self._normalise(image_B1HW))
         return features.float()
 
@@ -69,27 +70,27 @@ class FeatureSpace:
 
 
 def maps_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """(B,): the distance of images whose maps are known."""
+    """(B,): the distance of images, given their maps."""
     terms = [(x - y).square().sum(1).mean((1, 2)) for x, y in zip(a, b, strict=True)]
     return torch.stack(terms).sum(0)
 
 
-def pretrained(folder: str, arch: str, device: torch.device) -> FeatureSpace:
-    """The feature space of a backbone that pretrain wrote.
+def pretrained_space(folder: str, arch: str, device: torch.device) -> FeatureSpace:
+    """Loads the feature space of a backbone written by pretrain.
 
     Raises:
-        UserError: not a backbone, or of another architecture.
+        UserError: not a backbone, or another architecture.
     """
     resnet, description, _ = backbones.load(folder, arch)
     name = f"{arch}, pretrained by {description.get('method', 'an unknown method')} ({description['sha256'][:8]})"
     return FeatureSpace(name, resnet, (description["normalisation"]["mean"], description["normalisation"]["std"]), device)
 
 
-def random(params: Invert, seed: int, train: Reader, mean_std: tuple[float, float], device: torch.device) -> FeatureSpace:
-    """The feature space of a network with random weights, always the same for a seed.
+def random_space(params: Invert, seed: int, train: Reader, mean_std: tuple[float, float], device: torch.device) -> FeatureSpace:
+    """Makes the feature space of a network with random weights, determined by the seed.
 
-    Batch norm takes its statistics from the first images of the train split: without them the maps of a deep network with
-    random weights hardly depend on the image.
+    Batch norm takes its statistics from the first images of the train split: otherwise the maps of a deep network with random
+    weights hardly depend on the image.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,7 +99,3 @@ def random(params: Invert, seed: int, train: Reader, mean_std: tuple[float, floa
     batches = islice(train.in_order(CALIBRATION_BATCH), CALIBRATION_BATCHES)
     space.calibrate(torch.cat([to_images(batch.images, params.size, device) for batch in batches]))
     return space
-
-
-def _unit(maps_BCHW: Tensor) -> Tensor:
-    return F.normalize(maps_BCHW, dim=1, eps=EPSILON)

@@ -1,45 +1,46 @@
-"""The generator of StyleGAN2 with skip connections (Karras et al. 2020, arXiv 1912.04958, figures 2 and 7b), for one channel."""
+"""The generator of StyleGAN2 with skip connections (Karras et al. 2020, arXiv 1912.04958, figures 2 and 7b), with one channel."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from components.invert.layers import EPSILON, EqualLinear, activate, modulated_conv, upsample
+from components.invert.params import Invert
 
 START = 4
-"""Side of the learned constant, in pixels."""
+"""Side of the learned constant input in pixels."""
 MAPPING_LR = 0.01
-"""Share of the learning rate at which the mapping network learns (Karras et al. 2019, arXiv 1812.04948, appendix C)."""
+"""Factor of the mapping network's learning rate (Karras et al. 2019, arXiv 1812.04948, appendix C)."""
 SHAPE = ("size", "latent_dim", "mapping_layers", "channel_base", "channel_max")
-"""Parameters that a generator is built by, in the order of its arguments."""
+"""Parameters that determine a generator, in the order of its arguments."""
 
 
 def channels(resolution: int, base: int, most: int) -> int:
-    """Channels of the maps of a resolution: base / resolution, at most `most`."""
+    """Number of channels at a resolution: base / resolution, at most `most`."""
     return min(base // resolution, most)
 
 
 def resolutions(size: int) -> list[int]:
-    """4, 8, ... `size`."""
+    """Resolutions of the blocks: 4, 8, ... `size`."""
     return [2**power for power in range(int(math.log2(START)), int(math.log2(size)) + 1)]
 
 
 class Generator(nn.Module):
-    """Mapping network and synthesis network.
+    """Mapping network and synthesis network."""
 
-    Attributes:
-        latents: N, how many layers take a latent of their own: W+ is (N, latent_dim).
-    """
+    latents: int
+    """N, number of layers with a latent of their own: W+ is (N, latent_dim)."""
 
     def __init__(self, size: int, latent_dim: int, mapping_layers: int, channel_base: int, channel_max: int):
         """Draws the weights.
 
         Args:
             size: side of the images in pixels, a power of two.
-            latent_dim: of z and of w.
-            mapping_layers: of the mapping network.
+            latent_dim: dimension of z and of w.
+            mapping_layers: number of layers of the mapping network.
             channel_base: see `channels`.
             channel_max: see `channels`.
         """
@@ -55,11 +56,11 @@ class Generator(nn.Module):
         self.latents = 2 * len(widths)
 
     def synthesise(self, w_BND: Tensor, noise: torch.Generator | None = None) -> Tensor:
-        """Images of latents.
+        """Generates images from latents.
 
         Args:
             w_BND: (B, N, latent_dim), the latent of each layer; an output layer shares that of the next convolution.
-            noise: draws the noise that is added to the maps; without it none is, so that an image depends on w alone.
+            noise: draws the noise that is added to the maps; None adds none, so that an image depends only on w.
 
         Returns:
             (B, 1, size, size), about [-1, 1].
@@ -74,10 +75,22 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def mean_latent(self, samples: int = 4096) -> Tensor:
-        """(latent_dim,): the mean of w over z, always of the same z."""
+        """(latent_dim,): the mean of w over a fixed sample of z."""
         z = torch.randn(samples, self.latent_dim, generator=torch.Generator().manual_seed(0))
         w: Tensor = self.mapping(z.to(self.constant.device))
         return w.mean(0)
+
+    @torch.no_grad()
+    def samples(self, count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+        """Generates `count` images without mixing and noise, in batches (B, 1, S, S) in [0, 1]."""
+        z = torch.randn(count, self.latent_dim, generator=torch.Generator().manual_seed(seed))
+        for part in torch.split(z.to(self.constant.device), batch_size):
+            yield to_unit(self.synthesise(self.mapping(part)[:, None].expand(-1, self.latents, -1)))
+
+
+def build_generator(params: Invert) -> Generator:
+    """Builds a generator with random weights, of the shape that the parameters ask for."""
+    return Generator(*(getattr(params, name) for name in SHAPE))
 
 
 class Mapping(nn.Module):
@@ -88,7 +101,7 @@ class Mapping(nn.Module):
         self.layers = nn.ModuleList([EqualLinear(dim, dim, lr_multiplier=MAPPING_LR) for _ in range(layers)])
 
     def forward(self, z_BD: Tensor) -> Tensor:
-        """W of z, which is scaled to unit mean square first."""
+        """Maps z, scaled to unit mean square, to w."""
         x = z_BD * (z_BD.square().mean(1, keepdim=True) + EPSILON).rsqrt()
         for layer in self.layers:
             x = activate(layer(x))
@@ -107,7 +120,7 @@ class StyledConv(nn.Module):
         self._up = up
 
     def forward(self, x: Tensor, w_BD: Tensor, noise: torch.Generator | None) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W), or twice the size. Demodulation undoes any scale of the weights."""
+        """(B, inputs, H, W) -> (B, outputs, H, W), or twice the size. Demodulation cancels any scale of the weights."""
         x = modulated_conv(x, self.weight, self.style(w_BD), up=self._up)
         if noise is not None:
             drawn = torch.randn(len(x), 1, *x.shape[2:], generator=noise, device=x.device)
@@ -116,7 +129,7 @@ class StyledConv(nn.Module):
 
 
 class ToGray(nn.Module):
-    """Maps to one channel of intensities: modulated, not demodulated ("tRGB")."""
+    """Converts maps to one channel of intensities: modulated, not demodulated ("tRGB")."""
 
     def __init__(self, inputs: int, latent_dim: int):
         super().__init__()
@@ -131,5 +144,5 @@ class ToGray(nn.Module):
 
 
 def to_unit(image: Tensor) -> Tensor:
-    """The generator's range, [-1, 1] and a bit beyond, as [0, 1]."""
+    """Converts the generator's range, [-1, 1] and slightly beyond, to [0, 1]."""
     return ((image + 1) / 2).clamp(0, 1)

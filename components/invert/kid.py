@@ -1,4 +1,4 @@
-"""Kernel inception distance between two sets of images, in any feature space (Binkowski et al. 2018, arXiv 1801.01401)."""
+"""Kernel inception distance between two sets of images in any feature space (Binkowski et al. 2018, arXiv 1801.01401)."""
 
 import math
 
@@ -12,16 +12,16 @@ BLOCK = 1000
 
 
 def kid(x: Features, y: Features, paired: bool = False) -> float:
-    """The squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, estimated without bias; it may be negative.
+    """Estimates the squared maximum mean discrepancy under the kernel (x . y / d + 1)^3 without bias; it may be negative.
 
-    Within a set an image is not compared with itself. When the images of the sets belong together (an original and its
-    reconstruction), neither are the two of a pair, for they resemble each other more than two draws would
-    (Gretton et al. 2012, JMLR 13, equation 4): then the distance of a set to itself is 0.
+    Images are not compared with themselves. If the sets are paired (an original and its reconstruction), neither are the images of
+    a pair, since they resemble each other more than independent draws would (Gretton et al. 2012, JMLR 13, equation 4): the
+    distance of a set to itself is then 0.
 
     Args:
         x: (n, d), n at least 2.
         y: (m, d), m at least 2; m = n when paired.
-        paired: whether x[i] and y[i] belong together.
+        paired: whether x[i] and y[i] form a pair.
     """
     blocks = math.ceil(max(len(x), len(y)) / BLOCK)
     pairs = zip(np.array_split(x, blocks), np.array_split(y, blocks), strict=True)
@@ -39,6 +39,6 @@ def _kernel(x: Features, y: Features) -> Features:
 
 
 def _off_diagonal(square: Features) -> float:
-    """Mean over the entries beside the diagonal."""
+    """Mean over the entries off the diagonal."""
     count = len(square)
     return float((square.sum() - np.trace(square)) / (count * (count - 1)))

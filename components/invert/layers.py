@@ -1,6 +1,6 @@
-"""What generator and discriminator are built of: Karras et al. 2020, arXiv 1912.04958 (StyleGAN2).
+"""Layers of generator and discriminator: Karras et al. 2020, arXiv 1912.04958 (StyleGAN2).
 
-Weights are drawn from N(0, 1) and scaled when they are used ("equalised learning rate", Karras et al. 2018,
+Weights are drawn from N(0, 1) and scaled when used ("equalised learning rate", Karras et al. 2018,
 arXiv 1710.10196, section 4.1), so that Adam moves all layers at the same pace.
 """
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 EPSILON = 1e-8
 SLOPE = 0.2
-"""Of leaky ReLU below 0."""
+"""Slope of leaky ReLU below 0."""
 
 
 def activate(x: Tensor) -> Tensor:
-    """Leaky ReLU that keeps the variance of its input."""
+    """Leaky ReLU, scaled to preserve the variance of its input."""
     return F.leaky_relu(x, SLOPE) * math.sqrt(2)
 
 
@@ -28,10 +28,10 @@ class EqualLinear(nn.Module):
         """Draws the weights.
 
         Args:
-            inputs: features in.
-            outputs: features out.
-            bias: where it starts.
-            lr_multiplier: the layer learns at this share of the pace of others.
+            inputs: number of input features.
+            outputs: number of output features.
+            bias: its initial value.
+            lr_multiplier: factor of the learning rate relative to other layers.
         """
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
@@ -39,7 +39,7 @@ class EqualLinear(nn.Module):
         self._scale, self._bias_scale = lr_multiplier / math.sqrt(inputs), lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weights and bias, scaled."""
+        """Applies the scaled weights and bias."""
         return F.linear(x, self.weight * self._scale, self.bias * self._bias_scale)
 
 
@@ -53,27 +53,27 @@ class EqualConv(nn.Module):
         self._scale, self._down = 1 / math.sqrt(inputs * kernel**2), down
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves; to half the size with a low-pass filter first."""
+        """Convolves; with `down` after a low-pass filter and with stride 2."""
         weight = self.weight * self._scale
         padding = weight.shape[-1] // 2
         if not self._down:
             return F.conv2d(x, weight, self.bias, padding=padding)
-        # The filter's four taps and the kernel together take the padding of both.
+        # The padding makes up for the filter's four taps and for the kernel.
         return F.conv2d(blur(x, padding + 1), weight, self.bias, stride=2)
 
 
 def modulated_conv(x_BIHW: Tensor, weight_OIKK: Tensor, style_BI: Tensor, demodulate: bool = True, up: bool = False) -> Tensor:
     """A convolution whose weights are scaled by each sample's style: equations 1 to 3 of StyleGAN2.
 
-    w'_ijk = s_i w_ijk, and with demodulation w''_ijk = w'_ijk / sqrt(sum over i, k of w'_ijk^2 + epsilon). Maps are scaled
-    in place of weights, before and after: the same by linearity, and the whole batch shares one convolution.
+    w'_ijk = s_i w_ijk, and with demodulation w''_ijk = w'_ijk / sqrt(sum over i, k of w'_ijk^2 + epsilon). Instead of the
+    weights the maps are scaled, before and after: the same by linearity, and the whole batch shares one convolution.
 
     Args:
         x_BIHW: (B, I, H, W).
         weight_OIKK: (O, I, K, K) with K odd.
         style_BI: (B, I).
-        demodulate: whether to bring the outputs back to the variance of the inputs.
-        up: to twice the size, with a low-pass filter after it.
+        demodulate: whether to restore the variance of the inputs.
+        up: whether to double the size, followed by a low-pass filter.
 
     Returns:
         (B, O, H, W), or with `up` (B, O, 2 H, 2 W).
@@ -95,17 +95,17 @@ def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """To twice the size, through the filter: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+    """Doubles the size, with the filter: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
     return F.conv_transpose2d(x, _kernel(x, gain=4.0), stride=2, padding=1, groups=x.shape[1])
 
 
 def downsample(x: Tensor) -> Tensor:
-    """To half the size, through the filter: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
+    """Halves the size, with the filter: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
     return F.conv2d(x, _kernel(x, gain=1.0), stride=2, padding=1, groups=x.shape[1])
 
 
 def _kernel(x: Tensor, gain: float) -> Tensor:
-    """(C, 1, 4, 4), its sum is `gain`."""
+    """(C, 1, 4, 4), where each channel sums to `gain`."""
     return _filter(gain, x.device, x.dtype).expand(x.shape[1], 1, 4, 4)
 
 

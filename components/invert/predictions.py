@@ -1,6 +1,6 @@
-"""What the stage says of each image: errors of its reconstruction, and the rows of predictions.parquet."""
+"""Reconstruction errors of each image, and the rows of predictions.parquet."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,28 +10,28 @@ from torch import Tensor
 
 from components.common.formats.predictions import common_columns
 from components.common.training.reader import Reader
-from components.invert.inverter import Trained
+from components.invert.inverter import TrainedInverter
 from components.invert.pixels import to_images
 
 SHOWN = 8
-"""Images in the picture of originals and reconstructions."""
+"""Images in the figure of reconstructions."""
 
 
 @dataclass
 class Measured:
-    """The images of a split and what became of them."""
+    """The images of a split and their reconstructions."""
 
     errors: dict[str, npt.NDArray[np.float32]]
     """(N,) by name, in the order of the reader's table."""
     originals: npt.NDArray[np.float64]
-    """(N, C): features in the judge."""
+    """(N, C): their features in the judge."""
     reconstructions: npt.NDArray[np.float64]
-    """The same."""
-    shown: list[Tensor] = field(default_factory=list)
-    """The first originals, their reconstructions, and how far these are off: each (SHOWN, 1, S, S) in [0, 1]."""
+    """(N, C): features of the reconstructions in the judge."""
+    shown: list[Tensor]
+    """The first originals, their reconstructions, and the absolute differences: each (SHOWN, 1, S, S) in [0, 1]."""
 
 
-def measure(trained: Trained, reader: Reader, batch_size: int) -> Measured:
+def measure(trained: TrainedInverter, reader: Reader, batch_size: int) -> Measured:
     """Reconstructs all images of a split."""
     judge, size = trained.judge, trained.inverter.params.size
     errors: list[dict[str, Tensor]] = []
@@ -42,23 +42,18 @@ def measure(trained: Trained, reader: Reader, batch_size: int) -> Measured:
         made = trained.reconstruct(image)
         errors.append(trained.errors(image, made))
         features.append((judge.pooled(image), judge.pooled(made)))
-        if sum(map(len, shown)) < SHOWN:
+        if sum(part.shape[1] for part in shown) < SHOWN:
             shown.append(torch.stack([image, made, (image - made).abs()]))
+    originals, reconstructions = (torch.cat(each).double().cpu().numpy() for each in zip(*features, strict=True))
     return Measured(
         errors={name: torch.cat([row[name] for row in errors]).cpu().numpy() for name in errors[0]},
-        originals=_stacked([original for original, _ in features]),
-        reconstructions=_stacked([made for _, made in features]),
+        originals=originals,
+        reconstructions=reconstructions,
         shown=list(torch.cat(shown, dim=1)[:, :SHOWN]),
     )
 
 
-def rows(reader: Reader, split: str, measured: Measured) -> pa.Table:
-    """The rows of predictions.parquet of a split."""
-    return pa.table({
-        **common_columns(reader.table, split, "invert"),
-        **{name: pa.array(values) for name, values in measured.errors.items()},
-    })  # fmt: skip
-
-
-def _stacked(features: list[Tensor]) -> npt.NDArray[np.float64]:
-    return torch.cat(features).double().cpu().numpy()
+def table_of(reader: Reader, split: str, measured: Measured) -> pa.Table:
+    """Makes the rows of predictions.parquet for a split."""
+    errors = {name: pa.array(values) for name, values in measured.errors.items()}
+    return pa.table({**common_columns(reader.table, split, "invert"), **errors})

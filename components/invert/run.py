@@ -1,7 +1,7 @@
-"""GAN inversion: shards and a backbone to `model.safetensors`, and how well it reconstructs images.
+"""Trains a GAN inversion: shards and a backbone to `model.safetensors`, and how well it reconstructs images.
 
-First a StyleGAN2 is trained on the train split, unless --generator names one, then an encoder into its latents. Of the
-generator the running average is kept. The test split is read once, at the end.
+First a StyleGAN2 is trained on the train split, unless --generator names one, then an encoder into its latents. The running average
+of the generator's weights is kept. The test split is read once, at the end.
 """
 
 import logging
@@ -19,28 +19,27 @@ from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
-from components.common.training import checkpoints, loop
+from components.common.training import checkpoints, devices, loop
 from components.common.training.progress import VOLATILE
 from components.common.training.reader import Reader
+from components.invert import figures
 from components.invert.encoder import Encoder
+from components.invert.encoder_training import EncoderTraining
 from components.invert.features import FeatureSpace
-from components.invert.gan import Adversarial, samples, start_generator
-from components.invert.generator import Generator
-from components.invert.inversion import Inversion
-from components.invert.inverter import Trained
+from components.invert.gan_training import GanTraining
+from components.invert.generator import Generator, build_generator
+from components.invert.image_quality import scales
+from components.invert.inputs import MODEL, WEIGHTS, InputFolders, Inputs, open_inputs
+from components.invert.inverter import TrainedInverter
 from components.invert.kid import kid
 from components.invert.params import Invert
-from components.invert.pixels import mean_image, write_picture
-from components.invert.predictions import SHOWN, Measured, measure, rows
-from components.invert.quality import scales
-from components.invert.sources import MODEL, WEIGHTS, Folders, Sources, open_sources
+from components.invert.pixels import mean_image
+from components.invert.predictions import Measured, measure, table_of
 
 GAN = "gan"
 """Folder of the first phase in the work folder: checkpoints, history, and in the end the generator."""
 GENERATOR = "generator.safetensors"
 GAN_HISTORY = "gan_history.csv"
-ROWS = 3
-"""Of SHOWN generated images each, in a picture."""
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def run(
         out: output folder.
         params: the section `invert`.
         runtime: the section `runtime`.
-        backbone: output folder of pretrain, where the encoder starts; None: from scratch.
+        backbone: output folder of pretrain that the encoder starts from; None: from scratch.
         perceptual: output folder of pretrain, for the perceptual loss; None: that of `backbone`.
         judge: output folder of pretrain, for feature distances and KID; None: a network with random weights.
         generator: output folder of an earlier run of this stage, whose generator is used; None: one is trained.
@@ -72,86 +71,77 @@ def run(
         UserError: inputs that cannot be used.
         Interrupted: a signal came; the checkpoint is written.
     """
-    sources = open_sources(params, open_shards(shards), Folders(backbone, perceptual, judge, generator))
-    with stage_run("invert", out, params, sources.inputs, runtime=runtime, upstream=sources.upstream) as job:
-        weights = sources.generator or train_generator(params, runtime, sources.train, job)
-        log.info("invert: the encoder, %d epochs", params.epochs)
-        inversion = start_inversion(params, sources, weights)
-        history = loop.Fit(inversion, "invert", job.folder, params.epochs, runtime).run(job.log)
+    inputs = open_inputs(params, open_shards(shards), InputFolders(backbone, perceptual, judge, generator))
+    with stage_run("invert", out, params, inputs.digests, runtime=runtime, upstream=inputs.upstream) as job:
+        weights = inputs.generator or train_generator(params, runtime, inputs.train, job)
+        log.info("invert: trains the encoder for %d epochs", params.epochs)
+        training = prepare_encoder(params, inputs, weights)
+        history = loop.Trainer(training, "invert", job.folder, params.epochs, runtime).run(job.log)
         metrics = {name: value for name, value in history[-1].items() if name not in (*VOLATILE, "epoch")}
-        metrics = {"train_images": len(sources.train), **metrics, **finish(inversion, sources, job)}
+        metrics = {"train_images": len(inputs.train), **metrics, **finish(training, inputs, job)}
         job.attach(loop.HISTORY)
         job.attach("figures")
         job.publish(metrics, drop=(GAN, checkpoints.FOLDER))
 
 
 def train_generator(params: Invert, runtime: Runtime, train: Reader, job: StageRun) -> dict[str, Tensor]:
-    """The first phase, or what it left behind in the work folder: the averaged generator's weights."""
+    """Trains the generator, unless a stopped run has finished it; returns the averaged weights."""
     work = job.folder / GAN
     if not (work / GENERATOR).exists():
         work.mkdir(exist_ok=True)
-        log.info("invert: first the generator, %d epochs", params.gan_epochs)
-        task = Adversarial(params, train)
-        fit = loop.Fit(task, "invert", work, params.gan_epochs, runtime)
-        fit.run(lambda numbers, epoch: job.log({f"gan_{name}": value for name, value in numbers.items()}, epoch))
-        weights = {name: value.cpu().contiguous() for name, value in task.average.state_dict().items()}
-        storage.write(str(work / GENERATOR), save(weights))
+        log.info("invert: trains the generator for %d epochs", params.gan_epochs)
+        training = GanTraining(params, train)
+        trainer = loop.Trainer(training, "invert", work, params.gan_epochs, runtime)
+        trainer.run(lambda numbers, epoch: job.log({f"gan_{name}": value for name, value in numbers.items()}, epoch))
+        storage.write(str(work / GENERATOR), save(checkpoints.copy_weights(training.average)))
     return load_file(work / GENERATOR)
 
 
-def start_inversion(params: Invert, sources: Sources, weights: dict[str, Tensor]) -> Inversion:
-    """The second phase, not yet begun. What it starts from does not depend on the perceptual loss."""
-    device = loop.set_up(params.device, params.seed)
-    generator = start_generator(params)
+def prepare_encoder(params: Invert, inputs: Inputs, weights: dict[str, Tensor]) -> EncoderTraining:
+    """Prepares the training of the encoder, whose initial weights do not depend on the perceptual loss."""
+    device = devices.set_up(params.device, params.seed)
+    generator = build_generator(params)
     generator.load_state_dict(weights)
-    encoder = Encoder(sources.resnet, params.size, generator.latents, generator.mean_latent())
-    return Inversion(params, sources, generator.to(device).eval(), encoder.to(device))
+    encoder = Encoder(inputs.resnet, params.size, generator.latents, generator.mean_latent())
+    return EncoderTraining(params, inputs, generator.to(device).eval(), encoder.to(device))
 
 
-def finish(inversion: Inversion, sources: Sources, job: StageRun) -> dict[str, float]:
-    """Reconstructs val and test, writes everything, and returns what is worth a look."""
-    mean = mean_image(sources.train, inversion.params.size, inversion.batch_size, inversion.device)
-    trained = Trained(inversion.inverter, sources.judge, mean)
-    readers = {"val": sources.val, "test": sources.test}
-    measured = {split: measure(trained, reader, inversion.batch_size) for split, reader in readers.items()}
-    tables = [rows(readers[split], split, found) for split, found in measured.items()]
+def finish(training: EncoderTraining, inputs: Inputs, job: StageRun) -> dict[str, float]:
+    """Reconstructs val and test, writes all outputs, and returns the main metrics."""
+    params, batch_size = training.params, training.batch_size
+    mean = mean_image(inputs.train, params.size, batch_size, training.device)
+    trained = TrainedInverter(training.inverter, inputs.judge, mean)
+    readers = {"val": inputs.val, "test": inputs.test}
+    measured = {split: measure(trained, reader, batch_size) for split, reader in readers.items()}
+    tables = [table_of(readers[split], split, found) for split, found in measured.items()]
     pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
-    distances = set_distances(inversion.generator, sources.judge, measured["test"], inversion.batch_size, inversion.params.seed)
-    draw(inversion, measured["test"], job)
-    write_model(trained, sources.shards, distances, job)
+    distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)
+    figures.draw(job.folder / "figures", measured["test"].shown, training.generator, params.seed)
+    write_model(trained, inputs.shards, distances, job)
     if (job.folder / GAN / loop.HISTORY).exists():
         shutil.copyfile(job.folder / GAN / loop.HISTORY, job.folder / GAN_HISTORY)
     return {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()} | distances
 
 
 def set_distances(generator: Generator, judge: FeatureSpace, test: Measured, batch_size: int, seed: int) -> dict[str, float]:
-    """KID to the test images, of as many generated ones and of their reconstructions.
+    """Computes the KID of as many generated images, and of the reconstructions, to the test images.
 
-    Features are in units of their root mean square over the test images: random networks have a scale of their own, and
-    the kernel is meant for features of about 1.
+    Features are divided by their root mean square over the test images: random networks have a scale of their own, and the kernel
+    is meant for features of about 1.
     """
     count = len(test.originals)
     if count < 2:
         return {"kid_samples": float("nan"), "kid_reconstructions": float("nan")}
     unit = float((test.originals**2).mean() ** 0.5)
-    pooled = [judge.pooled(images) for images in samples(generator, count, batch_size, seed)]
-    generated = torch.cat(pooled).double().cpu().numpy()
+    generated = torch.cat([judge.pooled(images) for images in generator.samples(count, batch_size, seed)]).double().cpu().numpy()
     return {
         "kid_samples": kid(generated / unit, test.originals / unit),
         "kid_reconstructions": kid(test.reconstructions / unit, test.originals / unit, paired=True),
     }
 
 
-def draw(inversion: Inversion, test: Measured, job: StageRun) -> None:
-    """Pictures: originals, reconstructions and their difference in rows; and images of random latents."""
-    folder = job.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    write_picture(folder / "reconstructions.png", test.shown)
-    write_picture(folder / "samples.png", list(samples(inversion.generator, ROWS * SHOWN, SHOWN, inversion.params.seed)))
-
-
-def write_model(trained: Trained, shards: Shards, distances: dict[str, float], job: StageRun) -> None:
-    """Writes the weights, and what a user of them must know."""
+def write_model(trained: TrainedInverter, shards: Shards, distances: dict[str, float], job: StageRun) -> None:
+    """Writes the weights, and model.json with what a user of them must know."""
     save_file(trained.weights(), job.folder / WEIGHTS)
     description: dict[str, Any] = {
         "task": "invert",

@@ -11,8 +11,8 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from components.common.formats.shards import Pixels
-from components.common.training.inference import Image, batches, best_device, decoded, restored
-from components.invert.inverter import ERRORS, SETTINGS, Inverter, Trained, rebuild
+from components.common.training.inference import InputImage, batches, best_device, decoded, restore
+from components.invert.inverter import ERRORS, SETTINGS, Inverter, TrainedInverter, rebuild
 from components.invert.pixels import shrink
 
 NEEDED = (*SETTINGS, "stored_size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
@@ -24,12 +24,12 @@ Numbers = npt.NDArray[np.float32]
 class Latents:
     """An encoder with its generator."""
 
-    def __init__(self, description: dict[str, Any], trained: Trained):
+    def __init__(self, description: dict[str, Any], trained: TrainedInverter):
         self.labels: list[str] = []
         self.size, self.bits = int(description["stored_size"]), int(description["bits"])
         self._side, self._trained, self._device = int(description["size"]), trained, best_device()
 
-    def answer(self, images: Sequence[Image], options: dict[str, Any]) -> pd.DataFrame:
+    def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
         """A row an image: `latents` (N, latent_dim), and how far the generator's image of them is from the original.
 
         With the option `reconstructions` also that image, (S, S) in [0, 1]: the original shrunk, in the middle of a black square.
@@ -79,7 +79,7 @@ def load(description: dict[str, Any], weights: Path) -> Latents:
     Raises:
         UserError: the weights do not fit the description.
     """
-    return restored(weights, lambda tensors: Latents(description, rebuild(description, tensors, best_device())))
+    return restore(weights, lambda tensors: Latents(description, rebuild(description, tensors, best_device())))
 
 
 def _rows(batch: dict[str, Numbers]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from components.classify import serving as classify
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.training.inference import Network
+from components.common.training.inference import Predictor
 from components.detect import serving as detect
 from components.invert import serving as invert
 from components.register.candidate import HEADS, check_description
@@ -28,7 +28,7 @@ class Source(NamedTuple):
     """A model, ready to be used."""
 
     task: str
-    network: Network
+    network: Predictor
     description: dict[str, Any]
     """Content of model.json."""
     digest: str

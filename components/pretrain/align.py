@@ -1,11 +1,11 @@
-"""Which position of the key's map shows the anatomy that a position of the query's map shows.
+"""Finds the position of the key's map that shows the same anatomy as a position of the query's map.
 
-The views of an image are warped independently, so that equal positions of their maps show anatomy up to a fifth of the image
-apart. Both warps are known: a position of the query's map lies at a pixel of the query's view, this at a point of the image, and
-this, through the inverse of the key's warp, at a pixel of the key's view and a position of its map.
+The views of an image are warped independently, so equal positions of their maps show anatomy up to a fifth of the image apart.
+Both warps are known: a position of the query's map lies at a pixel of the query's view, this at a point of the image, and this,
+through the inverse of the key's warp, at a pixel of the key's view and a position of its map.
 
-In a ResNet the position (i, j) of a map with stride s looks at pixel (s i, s j): every strided layer of it has an odd kernel and
-half of it as padding. This is not the middle of the s x s pixels that the map would cover as a smaller picture.
+In a ResNet the receptive field of position (i, j) of a map with stride s is centred on pixel (s i, s j): every strided layer has
+an odd kernel, padded by half of it. This is not the centre of the s x s pixels that the position would cover in a downsampled image.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.common.training.backbones import STRIDES
 from components.pretrain.augment import Warp, to_image
 
-STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 NEWTON_STEPS = 6
-"""Enough for single precision wherever a warp of `augment` can bring a pixel."""
+"""Enough for single precision wherever a warp of `augment` can move a pixel."""
 INVERTIBLE = -0.148
-"""r (1 + d r^2) = R can be solved for d R^2 above -4/27."""
+"""r (1 + d r^2) = R has a solution for d R^2 above -4/27."""
 ROUNDING = 1e-3
-"""How far outside of a map a position may lie, in its steps, and count as on its border."""
+"""How far outside the map a position may lie, in map positions, and still count as on its border."""
 
 
 class Geometry(NamedTuple):
@@ -31,28 +31,28 @@ class Geometry(NamedTuple):
     query: Warp
     key: Warp
     size: tuple[int, int]
-    """Height and width of the views, in pixels."""
+    """Height and width of the views in pixels."""
 
     def chunk(self, parts: int) -> "list[Geometry]":
-        """The same in parts, as Tensor.chunk."""
+        """Splits the batch, as Tensor.chunk does."""
         query, key = (zip(*(value.chunk(parts) for value in warp), strict=True) for warp in (self.query, self.key))
         return [Geometry(Warp(*one), Warp(*other), self.size) for one, other in zip(query, key, strict=True)]
 
 
 def align(key_map: Tensor, geometry: Geometry, stage: str) -> tuple[Tensor, Tensor]:
-    """The key's map after a stage, at the anatomy of the query's; returns as `resample` does."""
+    """Samples the key's map after a stage at the anatomy of the query's; returns what `resample` does."""
     return resample(key_map, key_positions(geometry, STRIDES[stage]))
 
 
 def key_positions(geometry: Geometry, stride: int) -> Tensor:
-    """Where the anatomy at each position of the query's map lies in the key's map.
+    """Locates the anatomy at each position of the query's map in the key's map.
 
     Args:
         geometry: of the views.
-        stride: of the map, in pixels.
+        stride: input pixels per position of the map.
 
     Returns:
-        (B, H, W, 2), x and y as fractional indices into the key's map; some lie outside of it.
+        (B, H, W, 2), x and y as fractional indices into the key's map; some lie outside it.
     """
     query, key, (height, width) = geometry
     device = query.scale.device
@@ -62,14 +62,14 @@ def key_positions(geometry: Geometry, stride: int) -> Tensor:
 
 
 def to_view(warp: Warp, point_BHW2: Tensor) -> Tensor:
-    """Points of the image, in the view: the inverse of `augment.to_image`.
+    """Maps points of the image to the view: the inverse of `augment.to_image`.
 
     Args:
         warp: of the view.
         point_BHW2: x and y, in [-1, 1] from border to border.
 
     Returns:
-        (B, H, W, 2), likewise.
+        (B, H, W, 2), in the same units.
     """
     x, y = (point_BHW2 * _undistortion(warp, point_BHW2.square().sum(-1)).unsqueeze(-1)).unbind(-1)
     cos = (warp.angle.cos() * warp.scale)[:, None, None]
@@ -87,15 +87,15 @@ def _undistortion(warp: Warp, square_BHW: Tensor) -> Tensor:
 
 
 def resample(key_map: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """The key's map at other positions, interpolated linearly.
+    """Samples the key's map at other positions, with bilinear interpolation.
 
     Args:
         key_map: (B, C, H, W), best in channels_last; without gradient.
         positions: (B, H', W', 2), x and y as indices into the map.
 
     Returns:
-        (B, C, H', W') in channels_last; and (B, H', W') bool, whether a position lies between positions of the key's map.
-        One outside of it, which the key's view does not show, has the value at the border.
+        (B, C, H', W') in channels_last; and (B, H', W') bool, whether a position lies inside the key's map. Positions outside,
+        which the key's view does not show, take the value at the border.
     """
     batch, channels, height, width = key_map.shape
     last = torch.tensor([width - 1, height - 1], device=positions.device)
@@ -104,7 +104,7 @@ def resample(key_map: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     corner = torch.minimum(clamped.floor(), (last - 1).clamp_min(0))
     (x, y), (right, lower) = corner.long().unbind(-1), (clamped - corner).unbind(-1)
     sample = height * width * torch.arange(batch, device=positions.device)[:, None, None]
-    # A sum of four weighted rows of a table: reads each map where it lies and writes nothing but the result.
+    # A weighted sum of four rows of a table: it reads the maps in place and writes only the result.
     first = sample + y * width + x
     step_x, step_y = int(width > 1), width * int(height > 1)
     rows = torch.stack([first, first + step_x, first + step_y, first + step_x + step_y], dim=-1)

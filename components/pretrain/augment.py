@@ -1,8 +1,8 @@
-"""The two views of an image: mild, no crop and no flip, since a radiograph's sides and borders mean something.
+"""Makes the two views of an image: mild, without crop or flip, since the sides and borders of a radiograph carry meaning.
 
-The ranges are those of the authors' code (shift 6 %, scale 20 %, rotation 10 degrees; brightness, contrast, blur or
-sharpening, noise, optical distortion). Every sample has its own parameters, drawn from (seed, epoch, index, view), so
-that a view does not depend on the batch it is in or on the number of ranks.
+The ranges are those of the authors' code (shift 6 %, scale 20 %, rotation 10 degrees; brightness, contrast, blur or sharpening,
+noise, optical distortion). Every sample has its own parameters, drawn from (seed, epoch, index, view), so that a view depends
+neither on its batch nor on the number of ranks.
 """
 
 from typing import NamedTuple
@@ -13,33 +13,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.common.training.seeds import image_generator
+
 SHIFT = 0.0625
-"""Largest shift, as a share of the side."""
+"""Largest shift, as a fraction of the side."""
 SCALE = 0.2
-"""Largest change of scale."""
+"""Largest relative change of scale."""
 ROTATE = 10.0
 """Largest rotation, in degrees."""
 DISTORT = 0.05
-"""Largest radial distortion: relative displacement at the middle of a border."""
+"""Largest radial distortion: relative displacement at the centre of a border."""
 BRIGHTNESS = 0.2
-"""Largest shift of brightness, as a share of the full range."""
+"""Largest shift of brightness, as a fraction of the full range."""
 CONTRAST = 0.2
 """Largest relative change of contrast."""
 NOISE = 0.04
-"""Largest standard deviation of the noise, as a share of the full range."""
+"""Largest standard deviation of the noise, as a fraction of the full range."""
 BLUR_KERNEL = 5
-"""Side of the Gaussian kernel that blurs or, subtracted, sharpens, in pixels."""
+"""Side in pixels of the Gaussian kernel that blurs or, subtracted, sharpens."""
 BLUR_SIGMA = 1.1
-"""Of that kernel."""
+"""Its standard deviation in pixels."""
 PROBABILITY = 0.5
-"""Of each change of intensity, and of the distortion."""
+"""Probability of the distortion and of each change of intensity."""
 
 
 class Warp(NamedTuple):
-    """Geometry of a view, a value a sample."""
+    """Geometry of a view, one value per sample."""
 
     shift: Tensor
-    """(B, 2), x and y, as a share of the side."""
+    """(B, 2), x and y, as a fraction of the side."""
     scale: Tensor
     """(B,), above 1 enlarges."""
     angle: Tensor
@@ -54,27 +56,27 @@ class View(NamedTuple):
     image: Tensor
     """(B, 1, H, W), in [0, 1]."""
     warp: Warp
-    """How each was moved."""
+    """How each was warped."""
 
 
 class Tone(NamedTuple):
-    """Intensities of a view, a value a sample; 0 changes nothing."""
+    """Changes of intensity of a view, one value per sample; 0 changes nothing."""
 
     brightness: Tensor
     contrast: Tensor
     blur: Tensor
-    """1: blurred; -1: as much sharpened."""
+    """1: blurred; -1: sharpened as much."""
     noise: Tensor
-    """(B, 1, H, W), to be added."""
+    """(B, 1, H, W), added to the image."""
 
 
 def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: int, number: int) -> View:
-    """A random view of each image.
+    """Makes a random view of each image.
 
     Args:
         image_B1HW: (B, 1, H, W), in [0, 1].
-        indices: (B,), which image of the split each is.
-        seed: of the run.
+        indices: (B,), position of each image in the split.
+        seed: seed of the run.
         epoch: counts from 0.
         number: 0 for the query, 1 for the key.
     """
@@ -85,15 +87,15 @@ def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: i
 
 
 def untouched(image_B1HW: Tensor) -> View:
-    """The images as views of themselves."""
+    """Returns the images as views of themselves."""
     batch = len(image_B1HW)
     zero, one = image_B1HW.new_zeros(batch), image_B1HW.new_ones(batch)
     return View(image_B1HW, Warp(shift=image_B1HW.new_zeros(batch, 2), scale=one, angle=zero, distortion=zero))
 
 
 def draw(indices: npt.NDArray[np.int64], size: int, seed: int, epoch: int, number: int) -> tuple[Warp, Tone]:
-    """Parameters of the views of a batch; arguments as in `view`, `size` the side in pixels."""
-    generators = [np.random.Generator(np.random.Philox(key=seed, counter=[0, number, epoch, index])) for index in indices]
+    """Draws the parameters of the views of a batch; arguments as for `view`, `size` is the side in pixels."""
+    generators = [image_generator(seed, number, epoch, index) for index in indices]
     values = np.stack([generator.random(14) for generator in generators])
     signed, chosen = 2 * values[:, :8] - 1, values[:, 8:13] < PROBABILITY
     sigma = NOISE * values[:, 13] * chosen[:, 4]
@@ -120,7 +122,7 @@ def draw(indices: npt.NDArray[np.int64], size: int, seed: int, epoch: int, numbe
 
 
 def sampling_grid(warp: Warp, height: int, width: int) -> Tensor:
-    """Where each pixel of the view lies in the image.
+    """Locates each pixel of the view in the image.
 
     Returns:
         (B, H, W, 2), x and y in [-1, 1] as `torch.nn.functional.grid_sample` takes them.
@@ -132,15 +134,15 @@ def sampling_grid(warp: Warp, height: int, width: int) -> Tensor:
 
 
 def to_image(warp: Warp, x: Tensor, y: Tensor) -> Tensor:
-    """Points of the view, in the image: unshifted, rotation and scale undone, then distorted radially.
+    """Maps points of the view to the image: undoes shift, rotation and scale, then distorts radially.
 
     Args:
         warp: of the view.
-        x: of the points, in [-1, 1] from border to border; to be broadcast to (B, H, W) together with `y`.
-        y: likewise.
+        x: in [-1, 1] from border to border; broadcasts to (B, H, W) together with `y`.
+        y: in the same units.
 
     Returns:
-        (B, H, W, 2), likewise.
+        (B, H, W, 2), in the same units.
     """
     shift_x, shift_y = (2 * warp.shift)[:, None, None].unbind(-1)
     cos = (warp.angle.cos() / warp.scale)[:, None, None]
@@ -152,13 +154,13 @@ def to_image(warp: Warp, x: Tensor, y: Tensor) -> Tensor:
 
 
 def apply_warp(image_B1HW: Tensor, warp: Warp) -> Tensor:
-    """The image, moved; what lies outside of it is 0."""
+    """Warps the image, with 0 outside it."""
     grid = sampling_grid(warp, *image_B1HW.shape[-2:])
     return F.grid_sample(image_B1HW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def apply_tone(image_B1HW: Tensor, tone: Tone) -> Tensor:
-    """The image with other intensities, in [0, 1]."""
+    """Changes the intensities; the result is in [0, 1]."""
     image_B1HW = torch.lerp(image_B1HW, blur(image_B1HW), tone.blur[:, None, None, None])
     mean = image_B1HW.mean(dim=(1, 2, 3), keepdim=True)
     image_B1HW = mean + (image_B1HW - mean) * (1 + tone.contrast[:, None, None, None])
@@ -166,9 +168,9 @@ def apply_tone(image_B1HW: Tensor, tone: Tone) -> Tensor:
 
 
 def blur(image_B1HW: Tensor) -> Tensor:
-    """The image through a Gaussian kernel, mirrored at its borders.
+    """Applies a Gaussian kernel, with reflection at the borders.
 
-    Sums of shifted images: a convolution with one channel keeps a CPU busy ten times as long.
+    It sums shifted images: a convolution with one channel takes a CPU ten times as long.
     """
     reach = BLUR_KERNEL // 2
     weights = np.exp(-0.5 * (np.arange(reach + 1) / BLUR_SIGMA) ** 2)

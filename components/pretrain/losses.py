@@ -1,4 +1,4 @@
-"""The terms of the pretraining loss: InfoNCE, IFA, and the mean squared error of its closest relative."""
+"""The terms of the pretraining loss: InfoNCE, IFA, and the MSE of its closest relative, MoCo-MSE."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SLAB = {"cpu": 2**18, "cuda": 2**24}
-"""Elements of a map that are multiplied at a time: few enough for a core's cache, or to be small beside a GPU's maps."""
-NOTHING = 1e-30
-"""A squared norm below which a position counts as all zero: its inverse would overflow."""
+"""Elements of a map to multiply at a time: few enough for a core's cache, or to be small compared with a GPU's maps."""
+TINY = 1e-30
+"""Squared norm below which a position counts as all zero, since its inverse would overflow."""
 MSE_POOLED = {"layer1": 16, "layer2": 16, "layer3": 4, "layer4": 4}
 """Side to which `mse` pools the map after each stage."""
 
@@ -23,15 +23,13 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
         q: (B, C) queries, L2-normalised.
         k: (B, C) keys of the same images, L2-normalised; no gradient flows into them.
         queue: (C, K) keys of earlier images, L2-normalised.
-        temperature: T.
+        temperature: T of the softmax.
 
     Returns:
-        Scalar: -log of the softmax share of the positive among 1 + K logits, averaged over the batch.
+        Scalar: -log of the softmax probability of the positive among 1 + K logits, averaged over the batch.
     """
     positive = (q * k.detach()).sum(1, keepdim=True)
-    negative = q @ queue.detach()
-    logits = torch.cat([positive, negative], dim=1).float() / temperature
-    # The positive is the first of each row.
+    logits = torch.cat([positive, q @ queue.detach()], dim=1).float() / temperature
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
@@ -41,7 +39,7 @@ def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
     Args:
         query_map: (B, C, H, W), map of the query encoder after a stage.
         key_map: (B, C, H, W), map of the key encoder after the same stage.
-        target: similarity that each position is pulled to (the authors' epsilon 0.3, or 1).
+        target: similarity that each position is pulled towards (the authors' epsilon 0.3, or 1).
 
     Returns:
         Scalar: mean over batch and positions of |target - s(p)|.
@@ -50,24 +48,24 @@ def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
 
 
 def similarity_map(query_map: Tensor, key_map: Tensor) -> Tensor:
-    """Cosine similarity over channels at each position, s_l(p); no gradient flows into the key.
+    """Computes the cosine similarity over channels at each position, s_l(p); no gradient flows into the key.
 
     Args:
         query_map: (B, C, H, W).
         key_map: (B, C, H, W).
 
     Returns:
-        (B, H, W) in [-1, 1], at least single precision; 0, and without gradient, where a map is all zero.
+        (B, H, W) in [-1, 1], at least single precision; 0, without gradient, where a map is all zero.
     """
     similarity: Tensor = _Similarity.apply(query_map, key_map.detach())
     return similarity
 
 
 def average(values_BHW: Tensor, inside_BHW: Tensor | None = None) -> Tensor:
-    """Mean over batch and positions; over those `inside` alone, if given, where all samples weigh the same (0 for one without)."""
+    """Averages over batch and positions; if `inside` is given, over these per sample (0 if there are none) and then over samples."""
     if inside_BHW is None:
         return values_BHW.mean()
-    # A mean of means, so that the loss of a batch is that of its parts on several devices, averaged.
+    # A mean of means, so that the loss of a batch is the mean of the losses of its parts on several devices.
     counts = inside_BHW.sum((1, 2)).clamp_min(1)
     return ((values_BHW * inside_BHW).sum((1, 2)) / counts).mean()
 
@@ -76,13 +74,13 @@ def mse(query_map: Tensor, key_map: Tensor, side: int) -> Tensor:
     """Mean squared error of pooled maps (MoCo-MSE of Kaku et al. 2021, arXiv 2110.14805).
 
     As in their published code, which minimises InfoNCE + sum over l of lambda_l * MSE(pool_l(z_q,l), pool_l(z_k,l)): the maps
-    after the four stages are average-pooled to 16 x 16 (layer1, layer2) and 4 x 4 (layer3, layer4), not normalised, and the mean
-    is over batch, channels and positions; each lambda_l is 0.25. Their other variant has Barlow Twins' loss instead of the MSE.
+    after the four stages are average-pooled to 16 x 16 (layer1, layer2) and 4 x 4 (layer3, layer4) without normalisation, and the
+    mean is over batch, channels and positions; each lambda_l is 0.25. Their other variant replaces the MSE by Barlow Twins' loss.
 
     Args:
         query_map: (B, C, H, W).
         key_map: (B, C, H, W); no gradient flows into it.
-        side: of the pooled maps.
+        side: side of the pooled maps.
 
     Returns:
         Scalar.
@@ -92,7 +90,7 @@ def mse(query_map: Tensor, key_map: Tensor, side: int) -> Tensor:
 
 
 class _Similarity(torch.autograd.Function):
-    """Keeps the maps as they are and three numbers a position; what autograd would keep are copies of the maps.
+    """Saves the maps themselves and two numbers per position for the backward pass, where autograd would save copies of the maps.
 
     With a = |q|, b = |k| and s = <q, k> / (a b), the gradient of s with respect to q is k / (a b) - s q / a^2.
     """
@@ -100,7 +98,7 @@ class _Similarity(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, query_map: Tensor, key_map: Tensor) -> Tensor:
         dot, query_square, key_square = _products(query_map, key_map)
-        query_inverse, key_inverse = (torch.where(square > NOTHING, square.rsqrt(), 0) for square in (query_square, key_square))
+        query_inverse, key_inverse = (torch.where(square > TINY, square.rsqrt(), 0) for square in (query_square, key_square))
         both = query_inverse * key_inverse
         similarity = dot * both
         context.save_for_backward(query_map, key_map, both, similarity * query_inverse.square())
@@ -116,7 +114,7 @@ class _Similarity(torch.autograd.Function):
 
 
 def _products(query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """<q, k>, |q|^2 and |k|^2 at each position, (B, H, W), a slab at a time: no temporary is as large as a map."""
+    """Computes <q, k>, |q|^2 and |k|^2 at each position, (B, H, W), one slab at a time so that no temporary is as large as a map."""
     batch, _, height, width = query_map.shape
     wide = torch.promote_types(query_map.dtype, torch.float32)
     products = query_map.new_empty((3, batch, height, width), dtype=wide)
@@ -128,7 +126,7 @@ def _products(query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _slabs(stage_map: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Samples and rows that divide a (B, C, H, W) map into parts of about SLAB elements."""
+    """Divides a (B, C, H, W) map by samples and rows into slabs of about SLAB elements."""
     batch, channels, height, width = stage_map.shape
     rows = max(1, SLAB.get(stage_map.device.type, SLAB["cuda"]) // (channels * width))
     samples = max(1, rows // height)

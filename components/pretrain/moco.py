@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from components.common.training import backbones, processes
 
 
-class Views(NamedTuple):
-    """What both encoders make of a batch."""
+class Encodings(NamedTuple):
+    """Outputs of both encoders for a batch."""
 
     q: Tensor
     """(B, dim), L2-normalised."""
@@ -20,11 +20,11 @@ class Views(NamedTuple):
     query_maps: dict[str, Tensor]
     """By stage, (B, C_l, H_l, W_l)."""
     key_maps: dict[str, Tensor]
-    """The same of the key encoder, without gradient."""
+    """Those of the key encoder, without gradient."""
 
 
 class Keys(NamedTuple):
-    """What the key encoder makes of a batch."""
+    """Outputs of the key encoder for a batch."""
 
     k: Tensor
     """(B, dim), L2-normalised, without gradient."""
@@ -32,23 +32,23 @@ class Keys(NamedTuple):
     """By stage, (B, C_l, H_l, W_l), without gradient."""
 
     def chunk(self, parts: int) -> "list[Keys]":
-        """The same in parts, as Tensor.chunk."""
+        """Splits the batch, as Tensor.chunk does."""
         maps = {stage: key_map.chunk(parts) for stage, key_map in self.maps.items()}
         return [Keys(k, {stage: chunks[i] for stage, chunks in maps.items()}) for i, k in enumerate(self.k.chunk(parts))]
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with statistics of each of `groups` parts of a batch apart, as if each were in a process of its own.
+    """Batch norm with separate statistics for each of `groups` parts of a batch, as if each were in a process of its own.
 
-    The convolutions around it still see the whole batch, which on a CPU takes a quarter less time than batches of a few images.
+    The convolutions still see the whole batch, which on a CPU takes a quarter less time than batches of a few images.
     """
 
     groups = 1
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The batch, normalised."""
+        """Normalises each group."""
         groups = self.groups if self.training else 1
-        return _joined([super(GroupedBatchNorm2d, self).forward(part) for part in x_BCHW.chunk(groups)])
+        return _concatenate([super(GroupedBatchNorm2d, self).forward(part) for part in x_BCHW.chunk(groups)])
 
 
 class Encoder(nn.Module):
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
         self.stages = stages
 
     def forward(self, image_B1HW: Tensor, groups: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalised projections (B, dim) and the maps after `stages`, with batch statistics of each of `groups` apart."""
+        """Computes normalised projections (B, dim) and the maps after `stages`, with separate batch statistics per group."""
         for module in self.modules():
             if isinstance(module, GroupedBatchNorm2d):
                 module.groups = groups
@@ -72,15 +72,12 @@ class Encoder(nn.Module):
 
 
 class MoCo(nn.Module):
-    """Both encoders and the queue.
-
-    Attributes:
-        queue: (dim, K), L2-normalised keys.
-        position: () int64, where the next keys go.
-    """
+    """Both encoders and the queue."""
 
     queue: Tensor
+    """(dim, K), L2-normalised keys."""
     position: Tensor
+    """() int64, where the next keys go."""
 
     def __init__(
         self,
@@ -92,16 +89,16 @@ class MoCo(nn.Module):
         batch_norm: str = "shuffle",
         stages: tuple[str, ...] = backbones.STAGES,
     ):
-        """Builds both encoders, alike, and a queue of random keys.
+        """Builds two equal encoders and a queue of random keys.
 
         Args:
-            arch: of the backbone.
-            dim: of the projections.
-            queue_size: K, keys in the queue.
+            arch: architecture of the backbone.
+            dim: dimension of the projections.
+            queue_size: K, number of keys in the queue.
             key_momentum: m of the momentum update.
-            groups: of this process's images, with batch statistics of their own.
-            batch_norm: shuffle (keys between groups and processes), sync (statistics of all processes), or frozen.
-            stages: whose maps are returned.
+            groups: groups of this process's images that have their own batch statistics.
+            batch_norm: shuffle (keys between groups and processes), sync (statistics over all processes), or frozen.
+            stages: the stages whose maps are returned.
         """
         super().__init__()
         self.groups, self.batch_norm = groups, batch_norm
@@ -115,7 +112,7 @@ class MoCo(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "MoCo":
-        """As in any module, but frozen batch norm stays as it is."""
+        """Sets the mode as in any module, but frozen batch norm stays in evaluation mode."""
         super().train(mode)
         if self.batch_norm == "frozen":
             for module in self.modules():
@@ -123,68 +120,61 @@ class MoCo(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, query_B1HW: Tensor, key_B1HW: Tensor, order: Tensor) -> Views:
-        """Encodes a view of each image with either encoder.
-
-        Args:
-            query_B1HW: (B, 1, H, W).
-            key_B1HW: (B, 1, H, W).
-            order: as of `encode_keys`.
-        """
+    def forward(self, query_B1HW: Tensor, key_B1HW: Tensor, order: Tensor) -> Encodings:
+        """Encodes a query and a key view of each image, (B, 1, H, W); `order` as for `encode_keys`."""
         return self.encode_queries(query_B1HW, self.encode_keys(key_B1HW, order))
 
     @torch.no_grad()
     def encode_keys(self, key_B1HW: Tensor, order: Tensor, parts: int = 1) -> Keys:
-        """Keys and their maps, in the order of the images.
+        """Computes keys and their maps, in the order of the images.
 
-        A query and its key must not share batch statistics: these are the same for the whole batch and other than those
-        of the queue, so that an encoder which puts nothing but them into its output has an easy loss and learns nothing.
-        Hence shuffling batch norm (He et al. 2020, section 3.3), here between the groups of a batch, in whichever process they
-        are: what comes out does not depend on the number of processes and parts. An image's maps come back to the process that
-        has the image, and go to no other.
+        A query and its key must not share batch statistics: an encoder could then minimise the loss by encoding nothing but these,
+        which are the same for the whole batch and differ from those of the queue, and would learn nothing. Hence shuffling batch
+        norm (He et al. 2020, section 3.3), here between the groups of a batch, whichever process they are in: the result depends
+        neither on the number of processes nor on that of parts. An image's maps return to the process that has the image only.
 
         Args:
             key_B1HW: (B, 1, H, W), this process's images.
-            order: (R B,) int64, a permutation: how the keys of all R processes are shuffled before they are divided into groups.
-            parts: in which the batch is encoded, one after the other.
+            order: (R B,) int64, a permutation that shuffles the keys of all R processes before they are divided into groups.
+            parts: number of parts of the batch that are encoded one after the other.
         """
-        shuffled = self.batch_norm == "shuffle" and self.groups * processes.ranks() > 1
+        shuffled = self.batch_norm == "shuffle" and self.groups * processes.world_size() > 1
         if shuffled:
             key_B1HW = processes.permute(key_B1HW, order)
         found = [self.key(part, self._groups(parts)) for part in key_B1HW.chunk(parts)]
-        k = _joined([k for k, _ in found])
-        maps = {stage: _joined([maps[stage] for _, maps in found]) for stage in found[0][1]}
+        k = _concatenate([k for k, _ in found])
+        maps = {stage: _concatenate([maps[stage] for _, maps in found]) for stage in found[0][1]}
         if shuffled:
             back = order.argsort()
             k, maps = processes.permute(k, back), {stage: processes.permute(key_map, back) for stage, key_map in maps.items()}
         return Keys(k, maps)
 
-    def encode_queries(self, query_B1HW: Tensor, keys: Keys, parts: int = 1) -> Views:
-        """The queries of one of the `parts` of a batch, beside the keys of the same images."""
+    def encode_queries(self, query_B1HW: Tensor, keys: Keys, parts: int = 1) -> Encodings:
+        """Computes the queries of one of `parts` parts of a batch, and returns them with the keys of the same images."""
         q, maps = self.query(query_B1HW, self._groups(parts))
-        return Views(q, keys.k, maps, keys.maps)
+        return Encodings(q, keys.k, maps, keys.maps)
 
     def _groups(self, parts: int) -> int:
         return self.groups // parts if self.batch_norm == "shuffle" else 1
 
     def statistics(self) -> list[Tensor]:
-        """Running means and variances of batch norm."""
+        """Returns the running means and variances of batch norm."""
         return [tensor for name, tensor in self.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
     @torch.no_grad()
     def move_key_encoder(self) -> None:
-        """theta_k <- m theta_k + (1 - m) theta_q (He et al. 2020, equation 2). Statistics of batch norm are its own."""
+        """Updates theta_k <- m theta_k + (1 - m) theta_q (He et al. 2020, equation 2), but not its batch norm statistics."""
         torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.key_momentum)
 
     @torch.no_grad()
     def enqueue(self, k: Tensor) -> None:
-        """Replaces the oldest keys by `k`, (B, dim), with B a divisor of the queue's length."""
+        """Replaces the oldest keys by `k`, (B, dim), where B divides the length of the queue."""
         start, length = int(self.position), self.queue.shape[1]
         assert length % len(k) == 0, "the queue holds whole batches"
         self.queue[:, start : start + len(k)] = k.T
         self.position.fill_((start + len(k)) % length)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Parts of a batch as one, which copies nothing if there is but one."""
+def _concatenate(parts: list[Tensor]) -> Tensor:
+    """Concatenates parts of a batch; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,14 +1,14 @@
-"""The pretraining loss: InfoNCE and a term for each stage of a preset.
+"""The pretraining loss: InfoNCE and one term for each stage of a preset.
 
-Presets, with the stages they compare and the similarity that each is pulled to:
+The presets, with the stages that they compare and the similarity that each is pulled towards:
 
-- `moco`: none. MoCo v2.
+- `moco`: none. Plain MoCo v2.
 - `ifa`: layer1 to 0.3, layer4 to 1. The authors' code (Cho et al. 2024, doi 10.1007/s10278-024-01032-x).
 - `ifa-cosine`: layer1 and layer4 to 1. The paper's abstract.
 - `ifa-layer4`: layer4 to 1.
-- `aligned`: as `ifa`, between positions that show the same anatomy.
+- `aligned`: as `ifa`, but between positions that show the same anatomy.
 - `mse`: the mean squared error of all four stages' pooled maps (Kaku et al. 2021, arXiv 2110.14805), the closest relative.
-- `scratch`: none, and no training.
+- `scratch`: none, without any training.
 """
 
 from collections.abc import Mapping
@@ -18,22 +18,21 @@ from torch import Tensor
 
 from components.pretrain.align import Geometry, align
 from components.pretrain.losses import MSE_POOLED, average, info_nce, mse, similarity_map
-from components.pretrain.moco import Views
-from components.pretrain.params import Pretrain as PretrainParams
-from components.pretrain.params import Term
+from components.pretrain.moco import Encodings
+from components.pretrain.params import Pretrain, Term
 
 WATCHED = ("layer1", "layer4")
-"""Stages whose mean similarity is reported also where it is no part of the loss."""
+"""Stages whose mean similarity is reported even if it is not part of the loss."""
 
 
 class Preset(NamedTuple):
-    """What a preset asks of the maps."""
+    """The terms of a preset."""
 
     terms: Mapping[str, Term]
     squared: bool = False
-    """The terms are mean squared errors and not similarities."""
+    """Whether the terms are mean squared errors instead of similarities."""
     aligned: bool = False
-    """Similarities are between positions that show the same anatomy."""
+    """Whether positions that show the same anatomy are compared."""
 
 
 PRESETS = {
@@ -48,27 +47,26 @@ PRESETS = {
 
 
 class Objective:
-    """The weighted sum of InfoNCE and the terms of a preset.
+    """The weighted sum of InfoNCE and the terms of a preset."""
 
-    Attributes:
-        stages: whose maps it needs of both encoders.
-    """
+    stages: tuple[str, ...]
+    """The stages whose maps it needs from both encoders."""
 
-    def __init__(self, params: PretrainParams):
+    def __init__(self, params: Pretrain):
         self.params, self.preset = params, PRESETS[params.preset]
         self.terms: Mapping[Any, Term] = self.preset.terms if params.terms is None else params.terms
         self.stages = tuple(stage for stage in MSE_POOLED if stage in self.terms or stage in WATCHED)
 
-    def __call__(self, views: Views, queue: Tensor, geometry: Geometry) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, its parts, and the mean similarities.
+    def __call__(self, views: Encodings, queue: Tensor, geometry: Geometry) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the loss, its parts, and the mean similarities.
 
         Args:
-            views: of a batch.
+            views: encodings of a batch.
             queue: (C, K), L2-normalised keys.
             geometry: how the views were made.
 
         Returns:
-            Scalar to go backward from, and scalars without gradient by name, `loss` among them.
+            The loss, and by name scalars without gradient, `loss` among them.
         """
         nce = info_nce(views.q, views.k, queue, self.params.temperature)
         loss, numbers = self.params.lambda_nce * nce, {"loss_nce": nce}
@@ -81,8 +79,8 @@ class Objective:
                 numbers[f"similarity_{stage}"] = similarity
         return loss, {name: number.detach() for name, number in {"loss": loss, **numbers}.items()}
 
-    def _compare(self, stage: str, views: Views, geometry: Geometry) -> tuple[Tensor | None, Tensor]:
-        """The stage's term, None where it has none, and its mean similarity."""
+    def _compare(self, stage: str, views: Encodings, geometry: Geometry) -> tuple[Tensor | None, Tensor]:
+        """Returns the stage's term, None if it has none, and its mean similarity."""
         query_map, key_map, inside = views.query_maps[stage], views.key_maps[stage], None
         if self.preset.aligned:
             key_map, inside = align(key_map, geometry, stage)

@@ -1,6 +1,6 @@
-"""Does pretraining help yet? k nearest neighbours among labelled training images predict the val split's findings.
+"""Tracks whether pretraining helps: k nearest neighbours among labelled training images predict findings of the val split.
 
-The test split is not touched, and nothing is chosen by what comes out.
+The test split is not read, and no choice depends on the result.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from components.common.training.reader import Batch, Reader
 
 NEIGHBOURS = 200
 TEMPERATURE = 0.07
-"""Both of Wu et al. 2018, arXiv 1805.01978, section 3.4."""
+"""Both as in Wu et al. 2018, arXiv 1805.01978, section 3.4."""
 MOST_IMAGES = 10_000
-"""Of either split, evenly spaced, so that a probe stays cheap beside an epoch."""
+"""Evenly spaced images of each split, so that a probe stays cheap compared with an epoch."""
 
 Floats = npt.NDArray[np.float64]
 Features = Callable[[Batch], Tensor]
 
 
 class Labelled:
-    """The images of a split with a known label, or evenly spaced ones of them."""
+    """The images of a split with a known label, evenly subsampled."""
 
     def __init__(self, shards: Shards, split: str):
-        self.reader = Reader(shards, split, rank=processes.rank(), ranks=processes.ranks())
+        self.reader = Reader(shards, split, rank=processes.rank(), ranks=processes.world_size())
         labels = self.reader.labels().astype(np.float64)
         known = np.flatnonzero(~np.isnan(labels).all(axis=1))
         self.rows = known[np.linspace(0, len(known) - 1, min(len(known), MOST_IMAGES)).astype(int)]
@@ -41,17 +41,17 @@ class Labelled:
 
 
 class Probe:
-    """Labelled images of the train and the val split."""
+    """Labelled images of the train and val splits."""
 
     def __init__(self, shards: Shards, width: int):
-        """Finds them.
+        """Selects the images.
 
         Args:
-            shards: where they are.
-            width: C, of the features.
+            shards: opened shards.
+            width: C, number of features.
 
         Raises:
-            UserError: there is nothing to predict.
+            UserError: no finding can be evaluated.
         """
         self._width = width
         self._bank, self._val = Labelled(shards, "train"), Labelled(shards, "val")
@@ -61,11 +61,11 @@ class Probe:
 
     @torch.no_grad()
     def __call__(self, features: Features, batch_size: int) -> float:
-        """Macro AUROC on the val split, over the findings with both classes.
+        """Computes the macro AUROC on the val split, over the findings with both classes.
 
         Args:
-            features: (B, C) of a batch.
-            batch_size: images at a time, of all processes.
+            features: computes the features (B, C) of a batch.
+            batch_size: size of a batch over all processes.
         """
         bank, val = (_all_features(images, features, self._width, batch_size) for images in (self._bank, self._val))
         scores = nearest_neighbours(val, bank, self._bank.labels)
@@ -73,13 +73,13 @@ class Probe:
 
 
 def nearest_neighbours(features: Tensor, bank: Tensor, labels: Floats, neighbours: int = NEIGHBOURS) -> Floats:
-    """Scores by a weighted vote of the nearest images with a known label (Wu et al. 2018, section 3.4), a finding at a time.
+    """Scores each finding by a weighted vote of the nearest images with a known label (Wu et al. 2018, section 3.4).
 
     Args:
         features: (N, C), L2-normalised.
         bank: (M, C), L2-normalised.
-        labels: (M, F), of the bank: 1, 0 or NaN.
-        neighbours: how many vote.
+        labels: (M, F) labels of the bank: 1, 0 or NaN.
+        neighbours: number of voters.
 
     Returns:
         (N, F), in [0, 1]; NaN for a finding without known labels.
@@ -98,9 +98,9 @@ def nearest_neighbours(features: Tensor, bank: Tensor, labels: Floats, neighbour
 
 
 def _all_features(images: Labelled, features: Features, width: int, batch_size: int) -> Tensor:
-    """(N, C), L2-normalised, in the order of `images.rows`, on the CPU; each process computes its share."""
+    """Computes (N, C), L2-normalised, in the order of `images.rows`, on the CPU; each process computes its share."""
     out = torch.zeros(len(images.rows), width)
-    with processes.together():
+    with processes.shared_errors():
         for batch in images.reader.in_order(batch_size):
             out[torch.from_numpy(np.searchsorted(images.rows, batch.rows))] = F.normalize(features(batch).float(), dim=1).cpu()
-    return processes.add_up(out)
+    return processes.sum_over_ranks(out)

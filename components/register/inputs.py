@@ -16,7 +16,7 @@ import pandas as pd
 from components.common.dicom import recipe
 from components.common.dicom.refusal import Refused
 from components.common.formats.shards import Pixels
-from components.common.training.inference import Image
+from components.common.training.inference import InputImage
 
 COLUMN = "dicom"
 """Of a data frame: a file's bytes, or these in base64."""
@@ -29,7 +29,7 @@ EXPECTED = (
 )
 
 
-def images(given: Any, size: int, bits: int, preprocessing: dict[str, Any]) -> list[Image]:
+def images(given: Any, size: int, bits: int, preprocessing: dict[str, Any]) -> list[InputImage]:
     """The images of a call.
 
     Args:
@@ -83,19 +83,19 @@ def _stack(given: Any, bits: int) -> Sequence[Pixels]:
     return [image.astype(dtype, copy=False) for image in given]
 
 
-def _check(image: Pixels, size: int, bits: int) -> Image:
+def _check(image: Pixels, size: int, bits: int) -> InputImage:
     if not image.size or max(image.shape) > size:
         raise ValueError(
             f"images must be uint{bits} of shape (N, H, W) with H and W from 1 to {size}, not {image.shape[0]} x {image.shape[1]}"
         )
-    return Image(image, *image.shape)
+    return InputImage(image, *image.shape)
 
 
-def _read_file(content: bytes, number: int, size: int, bits: int, preprocessing: dict[str, Any]) -> Image:
+def _read_file(content: bytes, number: int, size: int, bits: int, preprocessing: dict[str, Any]) -> InputImage:
     """As preprocess makes a row of a file; what needs labels.csv or leaves the pixels as they are is left out."""
     try:
         views, percentile = tuple(preprocessing.get("views", VIEWS)), preprocessing.get("clip_percentile", CLIP_PERCENTILE)
         rendered, header = recipe.read(content, views=views, size=size, bits=bits, percentile=percentile)
-        return Image(rendered.pixels, header.height, header.width)
+        return InputImage(rendered.pixels, header.height, header.width)
     except Refused as refusal:
         raise ValueError(f"input {number}: {refusal.reason.value} ({refusal.detail})") from None

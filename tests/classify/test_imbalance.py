@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from components.classify.imbalance import thin_labels
+from components.classify.imbalance import set_positive_rates
 from components.common.errors import UserError
 
 FINDINGS = ["Mass", "Nodule"]
@@ -18,19 +18,21 @@ def cohort() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2, 0.5, 0.9])
 def test_the_rate_is_reached_and_the_other_finding_left_alone(rate: float) -> None:
     targets, patients = cohort()
-    thinned = thin_labels(targets, patients, FINDINGS, {"Mass": rate}, seed=1)
-    assert np.nanmean(thinned[:, 0]) == pytest.approx(rate, abs=0.005)
-    np.testing.assert_array_equal(thinned[:, 1], targets[:, 1])
-    kept = ~np.isnan(thinned[:, 0])
-    np.testing.assert_array_equal(thinned[kept], targets[kept])
-    # One class is thinned, the other is whole.
-    assert (thinned[:, 0] == float(rate < 0.3)).sum() < (targets[:, 0] == float(rate < 0.3)).sum()
-    assert (thinned[:, 0] == float(rate > 0.3)).sum() == (targets[:, 0] == float(rate > 0.3)).sum()
+    subsampled = set_positive_rates(targets, patients, FINDINGS, {"Mass": rate}, seed=1)
+    assert np.nanmean(subsampled[:, 0]) == pytest.approx(rate, abs=0.005)
+    np.testing.assert_array_equal(subsampled[:, 1], targets[:, 1])
+    kept = ~np.isnan(subsampled[:, 0])
+    np.testing.assert_array_equal(subsampled[kept], targets[kept])
+    # One class is subsampled, the other is whole.
+    assert (subsampled[:, 0] == float(rate < 0.3)).sum() < (targets[:, 0] == float(rate < 0.3)).sum()
+    assert (subsampled[:, 0] == float(rate > 0.3)).sum() == (targets[:, 0] == float(rate > 0.3)).sum()
 
 
 def test_lower_rates_are_nested_and_by_patient() -> None:
     targets, patients = cohort()
-    positives = [set(np.flatnonzero(thin_labels(targets, patients, FINDINGS, {"Nodule": rate}, 0)[:, 1] == 1)) for rate in (0.02, 0.1, 0.3)]
+    positives = [
+        set(np.flatnonzero(set_positive_rates(targets, patients, FINDINGS, {"Nodule": rate}, 0)[:, 1] == 1)) for rate in (0.02, 0.1, 0.3)
+    ]
     assert positives[0] < positives[1] < positives[2]
     lost = np.flatnonzero(targets[:, 1] == 1)
     lost = np.setdiff1d(lost, list(positives[1]))
@@ -41,16 +43,16 @@ def test_lower_rates_are_nested_and_by_patient() -> None:
 def test_two_findings_at_once_and_another_seed() -> None:
     targets, patients = cohort()
     rates = {"Mass": 0.1, "Nodule": 0.02}
-    thinned = thin_labels(targets, patients, FINDINGS, rates, seed=0)
-    np.testing.assert_allclose(np.nanmean(thinned, axis=0), [0.1, 0.02], atol=0.003)
-    assert not np.array_equal(thinned, thin_labels(targets, patients, FINDINGS, rates, seed=1), equal_nan=True)
-    np.testing.assert_array_equal(thinned, thin_labels(targets, patients, FINDINGS, rates, seed=0))
+    subsampled = set_positive_rates(targets, patients, FINDINGS, rates, seed=0)
+    np.testing.assert_allclose(np.nanmean(subsampled, axis=0), [0.1, 0.02], atol=0.003)
+    assert not np.array_equal(subsampled, set_positive_rates(targets, patients, FINDINGS, rates, seed=1), equal_nan=True)
+    np.testing.assert_array_equal(subsampled, set_positive_rates(targets, patients, FINDINGS, rates, seed=0))
 
 
 def test_refuses_what_cannot_be_done() -> None:
     targets, patients = cohort()
     with pytest.raises(UserError, match=r"classify\.positive_rate: Hernia is not a finding of the shards; they have Mass, Nodule"):
-        thin_labels(targets, patients, FINDINGS, {"Hernia": 0.1}, 0)
+        set_positive_rates(targets, patients, FINDINGS, {"Hernia": 0.1}, 0)
     targets[:, 1] = 0
-    with pytest.raises(UserError, match=r"classify\.positive_rate: .* one class of Nodule only"):
-        thin_labels(targets, patients, FINDINGS, {"Nodule": 0.1}, 0)
+    with pytest.raises(UserError, match=r"classify\.positive_rate: .* only one class of Nodule"):
+        set_positive_rates(targets, patients, FINDINGS, {"Nodule": 0.1}, 0)

@@ -17,7 +17,7 @@ from components.common.errors import UserError
 from components.common.formats.shards import decode, square
 from components.common.runs import signals
 from components.common.runs.shards import open_shards
-from components.common.training import backbones, loop
+from components.common.training import backbones, devices
 from components.evaluate import run as evaluate
 from components.params import Params
 from tests.conftest import FINDINGS, MakeShards
@@ -155,7 +155,7 @@ def test_mirror_images_count_half(make_shards: MakeShards, tiny: Params, tmp_pat
     task = training.FineTuning(tiny.classify.model_copy(update={"tta_flip": True}), open_shards([make_shards()]), None)
     images = next(task.val.in_order(8)).images
     with torch.no_grad():
-        both = [task.network.eval()(task.normalise(loop.to_unit(each, task.device))) for each in (images, images[:, :, ::-1].copy())]
+        both = [task.network.eval()(task.normalise(devices.to_unit(each, task.device))) for each in (images, images[:, :, ::-1].copy())]
     np.testing.assert_allclose(task.predict(task.network, task.val)[:8], (both[0] + both[1]).numpy() / 2, atol=1e-5)
 
 

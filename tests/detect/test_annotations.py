@@ -93,5 +93,5 @@ def test_boxes_are_clipped_to_the_image(make_boxed: Callable[..., str]) -> None:
 @pytest.mark.parametrize("place", [(24.0, 0.0, 5.0, 5.0), (3.0, 3.0, 0.0, 5.0), (-9.0, 0.0, 5.0, 5.0)])
 def test_a_box_with_nothing_in_the_image_is_refused(make_boxed: Callable[..., str], place: tuple[float, ...]) -> None:
     folder = make_boxed(change=lambda row: row.update(boxes=[box("Left", *place)]))
-    with pytest.raises(UserError, match=r"image image\d+: a box is empty or outside of the image; mend boxes\.csv"):
+    with pytest.raises(UserError, match=r"image image\d+: a box is empty or outside the image; correct boxes\.csv"):
         annotations_of(folder)

@@ -14,7 +14,7 @@ from tests.conftest import FINDINGS
 NOTHING = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
 
 
-def test_pictures_of_hits_misses_and_false_positives(make_boxed: Callable[..., str], tmp_path: Path) -> None:
+def test_figures_of_hits_misses_and_false_positives(make_boxed: Callable[..., str], tmp_path: Path) -> None:
     folder = make_boxed()
     reader = Reader(open_shards(folder), "train", COLUMNS)
     known = annotate(reader, FINDINGS, FINDINGS)
@@ -29,9 +29,9 @@ def test_pictures_of_hits_misses_and_false_positives(make_boxed: Callable[..., s
     assert names == ["false_positive_1.png", "hit_1.png", "miss_1.png", "miss_2.png"]
     picture = cv2.imread(str(tmp_path / "figures" / "false_positive_1.png"))
     assert picture.shape == (480, 360, 3)  # 32 by 24 pixels, 15 times as large, without the square around
-    drawn = (picture == figures.WRONG).all(axis=2)
+    drawn = (picture == figures.FALSE_POSITIVE).all(axis=2)
     columns = np.flatnonzero(drawn[4 * 15 + 60 : 14 * 15 - 3].any(axis=0))
     assert abs(columns.min() - (6 - 4) * 15) <= 2 and abs(columns.max() - (16 - 4) * 15) <= 2
-    assert not (picture == figures.RIGHT).all(axis=2).any()
-    right = cv2.imread(str(tmp_path / "figures" / "hit_1.png"))
-    assert (right == figures.RIGHT).all(axis=2).any() and not (right == figures.WRONG).all(axis=2).any()
+    assert not (picture == figures.HIT).all(axis=2).any()
+    hit_picture = cv2.imread(str(tmp_path / "figures" / "hit_1.png"))
+    assert (hit_picture == figures.HIT).all(axis=2).any() and not (hit_picture == figures.FALSE_POSITIVE).all(axis=2).any()

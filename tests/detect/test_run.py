@@ -16,6 +16,7 @@ from components.common.runs import signals
 from components.common.training import backbones
 from components.detect import network
 from components.detect import run as detect
+from components.detect.training import Detection
 from components.params import Params
 from tests.detect.conftest import SPOTS, box
 
@@ -89,16 +90,16 @@ def test_a_stopped_run_continues_to_the_same_model(
     shards, params = make_boxed(images=30), changed(small, detector=detector)
     detect.run(shards=[shards], out=str(tmp_path / "whole"), **params.arguments("detect"))
     steps = 0
-    train_step = detect.Detection.train_step
+    train_step = Detection.train_step
 
-    def counted(self: detect.Detection, *arguments: Any) -> dict[str, float]:
+    def counted(self: Detection, *arguments: Any) -> dict[str, float]:
         nonlocal steps
         steps += 1
         if steps == 3:  # in the second epoch
             signals._stop.set()
         return train_step(self, *arguments)
 
-    monkeypatch.setattr(detect.Detection, "train_step", counted)
+    monkeypatch.setattr(Detection, "train_step", counted)
     with pytest.raises(signals.Interrupted):
         detect.run(shards=[shards], out=str(tmp_path / "stopped"), **params.arguments("detect"))
     signals._stop.clear()
@@ -171,5 +172,5 @@ def test_parameters_that_cannot_work_are_refused(
 
 def test_label_fractions_are_nested(make_boxed: Callable[..., str], small: Params) -> None:
     shards = detect.open_shards([make_boxed(images=200)])
-    chosen = [set(detect.Detection(changed(small, label_fraction=share).detect, shards, None).rows) for share in (0.1, 0.25, 1.0)]
+    chosen = [set(Detection(changed(small, label_fraction=share).detect, shards, None).rows) for share in (0.1, 0.25, 1.0)]
     assert chosen[0] < chosen[1] < chosen[2]

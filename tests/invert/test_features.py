@@ -7,7 +7,7 @@ import torch
 from components.common.runs.shards import open_shards
 from components.common.training import backbones
 from components.common.training.reader import Reader
-from components.invert.features import FeatureSpace, maps_distance, pretrained, random
+from components.invert.features import FeatureSpace, maps_distance, pretrained_space, random_space
 from components.invert.params import Invert
 from tests.conftest import MakeShards
 
@@ -27,7 +27,7 @@ def test_distance_follows_the_formula() -> None:
 
 
 def test_maps_have_unit_length_and_the_network_stays_as_it_is(train: Reader) -> None:
-    space = random(SMALL, 0, train, (0.4, 0.2), CPU)
+    space = random_space(SMALL, 0, train, (0.4, 0.2), CPU)
     image = torch.rand(2, 1, 32, 32, requires_grad=True)
     other = torch.rand(2, 1, 32, 32)
     maps = space.maps(image)
@@ -47,7 +47,7 @@ def test_random_features_are_the_same_for_a_seed_and_leave_torchs_generator_alon
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, again, other = (random(SMALL, seed, train, (0.4, 0.2), CPU) for seed in (0, 0, 1))
+    first, again, other = (random_space(SMALL, seed, train, (0.4, 0.2), CPU) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), expected)
     image = torch.rand(1, 1, 32, 32)
     assert torch.equal(first.pooled(image), again.pooled(image))
@@ -57,7 +57,7 @@ def test_random_features_are_the_same_for_a_seed_and_leave_torchs_generator_alon
 
 def test_random_features_tell_images_apart(train: Reader) -> None:
     """Without calibrated statistics the features of different images are nearly parallel."""
-    space = random(SMALL, 0, train, (0.4, 0.2), CPU)
+    space = random_space(SMALL, 0, train, (0.4, 0.2), CPU)
     images = torch.stack([torch.rand(1, 32, 32), torch.zeros(1, 32, 32)])
     bare = FeatureSpace("bare", backbones.build("resnet18"), (0.4, 0.2), CPU)
     apart = [1 - torch.cosine_similarity(*each.pooled(images), dim=0) for each in (space, bare)]
@@ -70,7 +70,7 @@ def test_pretrained_features_are_the_backbones(tmp_path: Path) -> None:
     resnet = backbones.build("resnet18").eval()
     backbones.export(resnet, tmp_path, {"arch": "resnet18", "method": "ifa", "normalisation": {"mean": 0.25, "std": 0.5}})
     (tmp_path / "run.json").write_text(json.dumps({}))
-    space = pretrained(str(tmp_path), "resnet18", CPU)
+    space = pretrained_space(str(tmp_path), "resnet18", CPU)
     image = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(space.pooled(image), resnet((image - 0.25) / 0.5))

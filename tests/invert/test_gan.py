@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from components.common.training.seeds import torch_generator_for
 from components.invert.discriminator import Discriminator
-from components.invert.gan import gradient_penalty, mixed_latents, move_average, path_lengths, random_generator, samples
+from components.invert.gan_training import gradient_penalty, mixed_latents, path_lengths, update_average
 from components.invert.generator import Generator
 
 CPU = torch.device("cpu")
@@ -63,14 +64,14 @@ def test_average_follows_the_network() -> None:
     average, network = nn.Linear(3, 2), nn.Linear(3, 2)
     expected = 0.9 * average.weight.detach() + 0.1 * network.weight.detach()
     before = network.weight.detach().clone()
-    move_average(average, network, 0.9)
+    update_average(average, network, 0.9)
     torch.testing.assert_close(average.weight.detach(), expected)
     assert torch.equal(network.weight, before)
 
 
 def test_latents_are_mixed_from_some_layer_on() -> None:
     generator = small_generator()
-    w = mixed_latents(generator, 400, random_generator(CPU, 0, 0)).detach()
+    w = mixed_latents(generator, 400, torch_generator_for(CPU, 0, 0)).detach()
     assert w.shape == (400, 6, 4)
     changes = (w[:, 1:] != w[:, :-1]).any(2).sum(1)
     assert set(changes.tolist()) == {0, 1}
@@ -81,7 +82,7 @@ def test_latents_are_mixed_from_some_layer_on() -> None:
 
 def test_draws_depend_on_seed_and_step_alone() -> None:
     def draw(seed: int, step: int) -> list[float]:
-        values: list[float] = torch.randn(3, generator=random_generator(CPU, seed, step)).tolist()
+        values: list[float] = torch.randn(3, generator=torch_generator_for(CPU, seed, step)).tolist()
         return values
 
     first = draw(0, 5)
@@ -92,9 +93,9 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
 
 def test_samples_do_not_depend_on_the_batches() -> None:
     generator = small_generator()
-    whole, parts = (torch.cat(list(samples(generator, 5, size, seed=1))) for size in (5, 2))
+    whole, parts = (torch.cat(list(generator.samples(5, size, seed=1))) for size in (5, 2))
     assert whole.shape == (5, 1, 16, 16)
     torch.testing.assert_close(whole, parts)
     assert whole.min() >= 0
     assert whole.max() <= 1
-    assert math.isclose(float(whole.mean()), float(torch.cat(list(samples(generator, 5, 5, seed=1))).mean()))
+    assert math.isclose(float(whole.mean()), float(torch.cat(list(generator.samples(5, 5, seed=1))).mean()))

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +5,7 @@ import torch
 
 from components.common.runs.shards import open_shards
 from components.common.training.reader import Reader
-from components.invert.pixels import area_weights, mean_image, shrink, to_images, write_picture
+from components.invert.pixels import area_weights, mean_image, shrink, to_images
 from tests.conftest import MakeShards
 
 CPU = torch.device("cpu")
@@ -25,13 +23,3 @@ def test_mean_image_is_that_of_the_whole_split(make_shards: MakeShards) -> None:
     reader = Reader(open_shards(make_shards()), "train")
     images = torch.cat([to_images(batch.images, 16, CPU) for batch in reader.in_order(100)])
     torch.testing.assert_close(mean_image(reader, 16, 7, CPU), images.mean(0, keepdim=True))
-
-
-def test_a_picture_shows_the_images_in_rows(tmp_path: Path) -> None:
-    rows = [torch.zeros(3, 1, 32, 32), torch.ones(3, 1, 32, 32)]
-    rows[0][1] = 0.5
-    write_picture(tmp_path / "picture.png", rows)
-    picture = cv2.imread(str(tmp_path / "picture.png"), cv2.IMREAD_UNCHANGED)
-    assert picture.shape == (2 * 132, 3 * 132)
-    centres = picture[66::132, 66::132]
-    assert centres.tolist() == [[0, 128, 0], [255, 255, 255]]

@@ -15,9 +15,9 @@ from components.common.errors import UserError
 from components.common.formats.shards import Pixels, decode, square
 from components.common.runs import signals
 from components.common.training import backbones
-from components.invert import gan, inversion, run
+from components.invert import encoder_training, gan_training, run
 from components.invert.encoder import Encoder
-from components.invert.gan import start_generator
+from components.invert.generator import Generator, build_generator
 from components.invert.inverter import rebuild
 from components.params import Params
 from tests.conftest import MakeShards
@@ -101,13 +101,13 @@ def test_errors_are_those_of_the_saved_model(finished: dict[str, Path]) -> None:
     assert found["mean_image_psnr"] == pytest.approx(peak_signal_noise_ratio(original, mean_image, data_range=1), abs=1e-3)
 
 
-def rebuilt(out: Path) -> tuple[Encoder, gan.Generator]:
+def rebuilt(out: Path) -> tuple[Encoder, Generator]:
     weights = load_file(out / "model.safetensors")
     parts = {
         part: {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
         for part in ("encoder.", "generator.")
     }
-    generator = start_generator(params().invert)
+    generator = build_generator(params().invert)
     encoder = Encoder(backbones.build("resnet18"), 16, generator.latents, torch.zeros(8))
     generator.load_state_dict(parts["generator."])
     encoder.load_state_dict(parts["encoder."])
@@ -167,7 +167,7 @@ def test_what_cannot_be_used_is_named(finished: dict[str, Path], tmp_path: Path)
         with pytest.raises(UserError, match=match):
             run.run(shards=[shards], out=str(tmp_path / "out"), **params(**(update or {})).arguments("invert"), **folders)  # type: ignore[arg-type]
 
-    refused(r"invert\.size: 64, but the shards hold images of 32 pixels; make it smaller", {"size": 64})
+    refused(r"invert\.size: 64, but the shards hold images of 32 pixels; lower it", {"size": 64})
     refused(r"invert\.gan_batch_size: 64, but the train split has 36 images", {"gan_batch_size": 64})
     refused(r"has latent_dim 8, the parameters ask for 4; set invert\.latent_dim to match", {"latent_dim": 4}, generator=earlier)
     refused("is the backbone of the perceptual loss", {"perceptual": "backbone"}, perceptual=network, judge=network)
@@ -189,9 +189,10 @@ def test_parameters_that_cannot_be_are_refused(update: dict[str, object], messag
 def test_a_stopped_run_continues_to_the_same_model(
     finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_in: str
 ) -> None:
-    given = {"shards": [str(finished["shards"])], "backbone": str(finished["backbone"]), "params": params(perceptual="backbone")}
-    task = gan.Adversarial if stop_in == "gan" else inversion.Inversion
-    original, done = task.train_step, 0
+    arguments = params(perceptual="backbone").arguments("invert")
+    given = {"shards": [str(finished["shards"])], "backbone": str(finished["backbone"]), **arguments}
+    training = gan_training.GanTraining if stop_in == "gan" else encoder_training.EncoderTraining
+    original, done = training.train_step, 0
 
     def stopping(self: object, *arguments: object) -> dict[str, float]:
         nonlocal done
@@ -200,7 +201,7 @@ def test_a_stopped_run_continues_to_the_same_model(
             signals._stop.set()
         return original(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(task, "train_step", stopping)
+    monkeypatch.setattr(training, "train_step", stopping)
     with pytest.raises(signals.Interrupted):
         run.run(out=str(tmp_path / "stopped"), **given)
     signals._stop.clear()

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from components.pretrain.align import Geometry
 from components.pretrain.augment import Warp, untouched
-from components.pretrain.moco import Views
+from components.pretrain.moco import Encodings
 from components.pretrain.objective import PRESETS, Objective
 from components.pretrain.params import Pretrain
 
@@ -18,14 +18,14 @@ def objective(**params: object) -> Objective:
     return Objective(Pretrain.model_validate(params))
 
 
-def views(seed: int = 0) -> tuple[Views, torch.Tensor]:
+def views(seed: int = 0) -> tuple[Encodings, torch.Tensor]:
     """Two samples of 32 x 32 px, and a queue."""
     torch.manual_seed(seed)
     maps = [{stage: torch.rand(2, channels, side, side) for stage, (channels, side) in SHAPES.items()} for _ in range(2)]
     for stage_map in maps[0].values():
         stage_map.requires_grad_()
     q, k, queue = (F.normalize(torch.randn(2, 16), dim=1) for _ in range(3))
-    return Views(q, k, *maps), queue.T
+    return Encodings(q, k, *maps), queue.T
 
 
 STILL = untouched(torch.zeros(2, 1, 32, 32)).warp
@@ -106,7 +106,7 @@ def test_a_batch_costs_what_its_parts_do() -> None:
     whole, _ = compute(made, queue, Geometry(STILL, moved, (32, 32)))
     halves = [
         compute(
-            Views(made.q[i : i + 1], made.k[i : i + 1], *({s: m[i : i + 1] for s, m in maps.items()} for maps in made[2:])),
+            Encodings(made.q[i : i + 1], made.k[i : i + 1], *({s: m[i : i + 1] for s, m in maps.items()} for maps in made[2:])),
             queue,
             part,
         )[0]

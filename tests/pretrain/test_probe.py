@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from components.common.errors import UserError
 from components.common.runs.shards import open_shards
-from components.common.training.loop import to_unit
+from components.common.training.devices import to_unit
 from components.common.training.reader import Batch
 from components.pretrain import probe
 from tests.conftest import MakeShards

@@ -13,6 +13,7 @@ from components.common.runs.shards import open_shards
 from components.common.training import backbones
 from components.params import Params
 from components.pretrain import run as pretrain
+from components.pretrain.training import Pretraining
 from tests.conftest import MakeShards
 from tests.pretrain.commands import history
 
@@ -65,16 +66,16 @@ def test_a_stopped_run_continues_to_the_same_weights(
     pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **tiny.arguments("pretrain"))
 
     steps = 0
-    train_step = pretrain.Pretraining.train_step
+    train_step = Pretraining.train_step
 
-    def counted(self: pretrain.Pretraining, *arguments: object) -> dict[str, float]:
+    def counted(self: Pretraining, *arguments: object) -> dict[str, float]:
         nonlocal steps
         steps += 1
         if steps == stop_after:
             signals._stop.set()
         return train_step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", counted)
+    monkeypatch.setattr(Pretraining, "train_step", counted)
     with pytest.raises(signals.Interrupted):
         pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), **tiny.arguments("pretrain"))
     assert steps == stop_after
@@ -171,9 +172,9 @@ def test_synchronised_statistics_need_gpus(make_shards: MakeShards, tiny: Params
 def test_groups_that_do_not_divide_among_processes_are_named(
     make_shards: MakeShards, tiny: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.common.training.processes.ranks", lambda: 4)
-    with pytest.raises(UserError, match=r"pretrain\.shuffle_groups: 2 is no multiple of 4 processes"):
-        pretrain.Pretraining(tiny.pretrain, tiny.runtime, open_shards(make_shards()))
+    monkeypatch.setattr("components.common.training.processes.world_size", lambda: 4)
+    with pytest.raises(UserError, match=r"pretrain\.shuffle_groups: 2 is not a multiple of 4 processes"):
+        Pretraining(tiny.pretrain, tiny.runtime, open_shards(make_shards()))
 
 
 @pytest.mark.slow

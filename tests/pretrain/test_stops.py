@@ -51,7 +51,7 @@ def test_stopped_and_killed_it_ends_with_the_same_weights(make_shards: MakeShard
     assert stop(arguments, out, stopped + 1, rng.uniform(0, 0.3), signal.SIGKILL) == -signal.SIGKILL
     assert not out.exists()
     assert stopped < max(steps(out)) <= 12
-    assert f"continues at step {max(steps(out))} of 12" in call(arguments)
+    assert f"resumes at step {max(steps(out))} of 12" in call(arguments)
 
     assert_same(out, tmp_path / "whole")
 
@@ -81,7 +81,7 @@ def test_two_processes_stop_together(make_shards: MakeShards, params: Params, tm
     arguments, out = command(shards, tmp_path / "stopped", params, 2), tmp_path / "stopped"
     assert stop(arguments, out, 2, 0.1, signal.SIGTERM) == 75
     stopped = max(steps(out))
-    assert f"continues at step {stopped} of " in call(arguments)
+    assert f"resumes at step {stopped} of " in call(arguments)
 
     assert_same(out, tmp_path / "whole")
 
@@ -98,7 +98,7 @@ def test_a_process_that_is_killed_ends_the_others(make_shards: MakeShards, param
         said = launcher.communicate(timeout=120)[1]
     assert launcher.returncode == 1
     assert "Traceback" not in said
-    assert "continues at step" in call(arguments)
+    assert "resumes at step" in call(arguments)
 
 
 def children(process: int) -> list[int]:

@@ -1,12 +1,12 @@
 """ResNets with one input channel: construction, the maps after each stage, safe loading and export.
 
-Weights lie in `backbone.safetensors` under torchvision's ResNet names, without a head, `conv1` with one input channel;
-`backbone.json` beside it says what they are and holds their SHA-256.
+`backbone.safetensors` holds the weights under torchvision's ResNet names, without a head and with one input channel in `conv1`;
+`backbone.json` beside it describes them and holds their SHA-256.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torchvision
@@ -17,17 +17,21 @@ from torch import Tensor, nn
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.inputs import read_document
+from components.common.runs.inputs import read_document, upstream_run_id
 from components.common.runs.params import Arch
+from components.common.runs.shards import Shards
 from components.common.runs.storage import write_json
+from components.common.training.checkpoints import copy_weights
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+STRIDES = dict(zip(STAGES, (4, 8, 16, 32), strict=True))
+"""Input pixels per position of the map after each stage."""
 DESCRIPTION = "backbone.json"
 WEIGHTS = "backbone.safetensors"
 
 
 def build(arch: str, norm_layer: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> torchvision.models.ResNet:
-    """A torchvision ResNet that takes (B, 1, H, W) and returns pooled features (B, C): no head."""
+    """Builds a torchvision ResNet without a head: (B, 1, H, W) to pooled features (B, C)."""
     resnet: torchvision.models.ResNet = getattr(torchvision.models, arch)(weights=None, norm_layer=norm_layer)
     resnet.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -35,13 +39,13 @@ def build(arch: str, norm_layer: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> torch
     return resnet
 
 
-def width(resnet: torchvision.models.ResNet) -> int:
-    """Number of pooled features: 512 for ResNet-18, 2048 for ResNet-50."""
-    return int(512 * resnet.layer4[-1].expansion)
+def width(resnet: torchvision.models.ResNet, stage: str = "layer4") -> int:
+    """Number of channels after a stage; after the last one 512 for ResNet-18, 2048 for ResNet-50."""
+    return int(64 * resnet.layer4[-1].expansion) << STAGES.index(stage)
 
 
 def forward_stages(resnet: torchvision.models.ResNet, image_B1HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pooled features and the post-ReLU map after each stage.
+    """Computes pooled features and the post-ReLU map after each stage.
 
     Returns:
         (B, C), and by stage name (B, C_l, H_l, W_l) with H_l = H/4, H/8, H/16, H/32.
@@ -54,18 +58,17 @@ def forward_stages(resnet: torchvision.models.ResNet, image_B1HW: Tensor) -> tup
 
 
 def export(resnet: torchvision.models.ResNet, folder: Path, description: dict[str, Any]) -> None:
-    """Writes backbone.safetensors and backbone.json, which gets the digest of the former."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in resnet.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    """Writes backbone.safetensors, and backbone.json with its digest."""
+    save_file(copy_weights(resnet), folder / WEIGHTS)
     write_json(folder / DESCRIPTION, {**description, "sha256": storage.digest_file(folder / WEIGHTS)})
 
 
 def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, dict[str, Any], str]:
-    """Reads a backbone that pretrain wrote.
+    """Loads a backbone written by pretrain.
 
     Args:
-        folder: its output folder.
-        arch: the architecture that is wanted.
+        folder: output folder of pretrain.
+        arch: the expected architecture.
 
     Returns:
         The network, the content of backbone.json and that file's SHA-256.
@@ -76,27 +79,62 @@ def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, dict[str, A
     description, digest = read_document(folder, DESCRIPTION, "pretrain")
     if description["arch"] != arch:
         raise UserError(f"{folder}: the backbone is a {description['arch']}, the parameters ask for {arch}; set arch to match")
-    content = storage.read(storage.join(folder, WEIGHTS))
+    path = storage.join(folder, WEIGHTS)
+    content = storage.read(path)
     if storage.digest(content) != description["sha256"]:
-        raise UserError(f"{storage.join(folder, WEIGHTS)}: does not match {DESCRIPTION}; run pretrain again")
+        raise UserError(f"{path}: does not match {DESCRIPTION}; run pretrain again")
     resnet = build(arch)
-    load_state(resnet, content, storage.join(folder, WEIGHTS))
+    load_state(resnet, content, path)
     return resnet, description, digest
 
 
-def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tensor]:
-    """Weights of somebody else's ResNet for one of `build`.
+class Start(NamedTuple):
+    """What the training of a head starts from."""
 
-    A conv1 with three input channels is summed over them, which is what it makes of a grey image put into all three; the head
-    `fc` is left out.
+    resnet: torchvision.models.ResNet
+    mean: float
+    """Mean of the pixels, as the backbone expects them."""
+    std: float
+    """Their standard deviation."""
+    inputs: dict[str, str]
+    """SHA-256 by name of input."""
+    upstream: dict[str, str]
+    """MLflow run id by name of input, where known."""
+
+
+def start(folder: str | None, arch: str, shards: Shards) -> Start:
+    """Loads a pretrained backbone, or builds a new one that normalises by the shards' mean and standard deviation.
+
+    Args:
+        folder: output folder of pretrain; None: random weights.
+        arch: the architecture.
+        shards: the training images.
+
+    Raises:
+        UserError: as `load`.
+    """
+    inputs, upstream = dict(shards.inputs), dict(shards.upstream)
+    if folder is None:
+        return Start(build(arch), *shards.mean_std, inputs, upstream)
+    resnet, description, inputs["backbone"] = load(folder, arch)
+    if run_id := upstream_run_id(folder):
+        upstream["backbone"] = run_id
+    return Start(resnet, description["normalisation"]["mean"], description["normalisation"]["std"], inputs, upstream)
+
+
+def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tensor]:
+    """Adapts the weights of any torchvision-like ResNet to the networks of `build`.
+
+    A conv1 with three input channels is summed over them, which gives the response to a grey image fed into all three; the head
+    `fc` is dropped.
 
     Args:
         weights: by torchvision's names.
-        arch: the architecture that is wanted.
-        name: of their file, for the messages.
+        arch: the expected architecture.
+        name: their file, for error messages.
 
     Raises:
-        UserError: another architecture, or weights that are missing or too many.
+        UserError: another architecture, or weights that are missing or unexpected.
     """
     found = {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
     if "conv1.weight" in found and found["conv1.weight"].shape == (64, 3, 7, 7):
@@ -110,17 +148,17 @@ def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tens
 
 
 def _difference(weights: Mapping[str, Tensor], arch: str) -> str | None:
-    """The first way in which weights are not those of an architecture; None if they are."""
+    """The first way in which weights differ from an architecture's; None if they fit."""
     with torch.device("meta"):
-        wanted = build(arch).state_dict()
-    for key in wanted.keys() - weights.keys():
+        expected = build(arch).state_dict()
+    for key in expected.keys() - weights.keys():
         if not key.endswith("num_batches_tracked"):  # older files lack it
             return f"{key} is missing"
     for key, tensor in weights.items():
-        if key not in wanted:
-            return f"it has no {key}"
-        if tensor.shape != wanted[key].shape:
-            return f"{key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}"
+        if key not in expected:
+            return f"{key} is unexpected"
+        if tensor.shape != expected[key].shape:
+            return f"{key} is {tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
     return None
 
 
@@ -128,7 +166,7 @@ def load_state(module: nn.Module, content: bytes, name: str) -> None:
     """Loads safetensors bytes into a module, strictly.
 
     Raises:
-        UserError: not safetensors, or other names or shapes than the module's; `name` is the file's.
+        UserError: the file, called `name`, is not safetensors, or has other tensors than the module.
     """
     try:
         module.load_state_dict(load_safetensors(content))

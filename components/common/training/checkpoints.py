@@ -1,6 +1,5 @@
-"""Checkpoints: written whole or not at all, the last few kept, loaded weights-only."""
+"""Checkpoints in a job's work folder: written atomically, the last few kept, loaded weights-only."""
 
-import io
 import logging
 import math
 import os
@@ -14,20 +13,21 @@ import torch
 from components.common.errors import UserError
 
 FOLDER = "checkpoints"
-DOUBTFUL = ".doubtful.pt"
+UNHEALTHY = ".doubtful.pt"
+"""Suffix of checkpoints written while the health check fails."""
 
 log = logging.getLogger(__name__)
 
 
-def save(work: Path, step: int, state: dict[str, Any], keep: int, doubtful: bool = False) -> None:
-    """Writes the state at a global step and removes all but the last few, and the last one that is not doubtful.
+def save(work: Path, step: int, state: dict[str, Any], keep: int, healthy: bool = True) -> None:
+    """Writes a checkpoint and removes all but the last few and the last healthy one.
 
     Args:
         work: work folder of the job, whose fingerprint says what the checkpoint belongs to.
-        step: steps done since the start.
+        step: steps done since the start of training.
         state: tensors and plain Python values, nested in dicts and lists.
-        keep: how many stay.
-        doubtful: whether training looks as if it were failing.
+        keep: how many checkpoints to keep.
+        healthy: whether the health check passes.
 
     Raises:
         UserError: it cannot be written.
@@ -40,49 +40,42 @@ def save(work: Path, step: int, state: dict[str, Any], keep: int, doubtful: bool
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(folder / f"{step:09d}{DOUBTFUL if doubtful else '.pt'}")
+        scratch.replace(folder / f"{step:09d}{'.pt' if healthy else UNHEALTHY}")
         _sync_folder(folder)
     except OSError as error:
-        raise UserError(f"{folder}: a checkpoint cannot be written ({error.strerror}); make room and run again to continue") from None
-    sound = latest_sound(work)
+        raise UserError(f"{folder}: cannot write a checkpoint ({error.strerror}); free some space and run again to resume") from None
+    kept = latest_healthy(work)
     for old in sorted(folder.glob("*.pt"))[:-keep]:
-        if old != sound:
+        if old != kept:
             old.unlink()
 
 
-def latest_sound(work: Path) -> Path | None:
-    """The newest checkpoint that is not doubtful."""
-    found = [path for path in (work / FOLDER).glob("*.pt") if not path.name.endswith(DOUBTFUL)]
-    return max(found, default=None)
+def latest_healthy(work: Path) -> Path | None:
+    """Returns the newest checkpoint written while the health check passed."""
+    return max((path for path in (work / FOLDER).glob("*.pt") if not path.name.endswith(UNHEALTHY)), default=None)
 
 
 def load_latest(work: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, on the CPU; None if there is none."""
+    """Loads the newest readable checkpoint to the CPU; None if there is none."""
     for path in sorted((work / FOLDER).glob("*.pt"), reverse=True):
         try:
-            return from_bytes(path.read_bytes())
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             log.warning("%s cannot be read (%s); trying the one before", path, error)
     return None
 
 
-def to_bytes(state: dict[str, Any]) -> bytes:
-    """A state as a file's content."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies a module's state to the CPU, contiguous as safetensors needs it."""
+    copies = {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+    return {name: value.contiguous() for name, value in copies.items()}
 
 
-def from_bytes(content: bytes) -> dict[str, Any]:
-    """The state in a file's content, on the CPU."""
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
-
-
-def not_finite(state: Any) -> str | None:
-    """Name of the first tensor in a state that holds an infinity or a NaN; None if there is none."""
+def first_non_finite(state: Any) -> str | None:
+    """Returns the name of the first tensor in a state that holds an infinity or a NaN; None if there is none."""
     for name, tensor in _tensors(state, ""):
-        # The sum is finite exactly if all are: in float64 it cannot overflow.
+        # The sum is finite exactly if all values are: in float64 it cannot overflow.
         if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
             return name
     return None
@@ -97,7 +90,7 @@ def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name last through a power failure."""
+    """Makes the new name survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What the networks of all tasks take, and how it reaches them."""
+"""What trained models of all heads have in common at inference: their interface, and how images and weights reach them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,64 +21,60 @@ BATCH = 32
 PIXELS = ("image_id", "pixels", "codec", "height", "width", "bits")
 
 
-class Image(NamedTuple):
-    """One image to be scored."""
+class InputImage(NamedTuple):
+    """An image to score."""
 
     pixels: Pixels
     """(H, W), as a row of shards holds it."""
     height: int
+    """Height of the source image in pixels."""
     width: int
-    """Of the source, in pixels."""
+    """Width of the source image in pixels."""
 
 
-class Network(Protocol):
-    """A model, ready to be used."""
+class Predictor(Protocol):
+    """A trained model, ready for inference."""
 
     size: int
-    """Longer side of the images that it takes, in pixels."""
+    """Longer side of the input images in pixels."""
     bits: int
-    """Of their pixels."""
+    """Bits per pixel of the input images: 8 or 16."""
     labels: list[str]
-    """Names of what it looks for; none where there is no such thing."""
+    """Names of the findings or classes it predicts; empty if it predicts none."""
 
-    def answer(self, images: Sequence[Image], options: dict[str, Any]) -> pd.DataFrame:
-        """What users get."""
+    def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
+        """Returns the answer to a call of the registered model."""
 
     def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
-        """The columns of the task in predictions.parquet.
-
-        Args:
-            rows: of shards.
-            findings: names of their labels.
-        """
+        """Returns the head's columns of predictions.parquet for rows of shards, whose labels are of these findings."""
 
 
 def decoded(rows: pa.Table) -> list[Pixels]:
-    """The images of rows of shards."""
+    """Decodes the images of rows of shards."""
     return [decode(row) for row in rows.select(PIXELS).to_pylist()]
 
 
 def batches(images: Sequence[Pixels], size: int, bits: int, device: torch.device) -> Iterator[Tensor]:
-    """(B, 1, size, size) with values in [0, 1], of images (H, W) with H and W at most `size`: padded as in training."""
+    """Pads images (H, W), H and W at most `size`, as in training, and yields them in batches (B, 1, size, size) in [0, 1]."""
     for start in range(0, len(images), BATCH):
         squares = np.stack([square(image, size) for image in images[start : start + BATCH]]).astype(np.float32)
         yield torch.from_numpy(squares / np.float32(2**bits - 1))[:, None].to(device)
 
 
 def best_device() -> torch.device:
-    """A GPU if there is one."""
+    """Returns a GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def restored(weights: Path, rebuild: Callable[[dict[str, Tensor]], T]) -> T:
-    """What is built of the content of model.safetensors.
+def restore(weights: Path, rebuild: Callable[[dict[str, Tensor]], T]) -> T:
+    """Builds a model from a weights file.
 
     Args:
-        weights: the file.
-        rebuild: builds a network of tensors by name; raises RuntimeError if they do not fit.
+        weights: model.safetensors.
+        rebuild: builds the model from tensors by name; raises RuntimeError if they do not fit.
 
     Raises:
-        UserError: it is no such file, or the weights do not fit the description.
+        UserError: not a safetensors file, or the weights do not fit the description.
     """
     try:
         return rebuild(load_file(weights))

@@ -1,7 +1,7 @@
-"""Several processes that train one model: the group that torchrun describes, collectives, and errors that all processes share.
+"""Several processes that train one model: the process group of torchrun, collectives, and errors raised in all processes.
 
-Without torchrun there is one process and everything here is the identity. All of it must be called by every process at the
-same point, in the same order.
+Without torchrun there is one process and everything here is the identity. Every process must call these functions at the same
+point, in the same order.
 """
 
 import logging
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Within this block the processes that torchrun started are one group: nccl between GPUs, gloo between CPUs.
+def process_group(device: str) -> Iterator[None]:
+    """Joins the processes that torchrun started: nccl between GPUs, gloo between CPUs.
 
     Args:
         device: auto, cpu or cuda, as in the parameters.
 
     Raises:
-        UserError: the group does not come about, or there are more processes than GPUs.
+        UserError: the processes cannot connect, or there are more of them than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -39,23 +39,23 @@ def joined(device: str) -> Iterator[None]:
     if gpu:
         torch.cuda.set_device(_local_gpu())
     try:
-        # CPU tensors travel by gloo on GPU nodes too: flags and messages do not wait for the GPU.
+        # CPU tensors use gloo on GPU nodes too: flags and messages do not wait for the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes cannot be joined ({str(error).splitlines()[0]}); start them with torchrun") from None
-    if not is_main():  # progress is told once
+        raise UserError(f"the processes cannot connect ({str(error).splitlines()[0]}); start them with torchrun") from None
+    if not is_main():  # log progress once
         logging.getLogger("components").setLevel(logging.WARNING)
     try:
         yield
         dist.barrier()
     except SharedError:
-        dist.barrier()  # the launcher stops all others as soon as one has ended, and rank 0 has something to say
+        dist.barrier()  # torchrun kills the others as soon as one has ended, and rank 0 must print the error first
         raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        # The one that ended first has said why; a traceback of each of the others would bury it.
-        log.error("process %d has lost another one (%s)", rank(), str(error).splitlines()[0])
+        # The process that failed first has printed why; tracebacks of the others would bury that.
+        log.error("rank %d lost a peer (%s)", rank(), str(error).splitlines()[0])
         raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()
@@ -69,12 +69,12 @@ def _local_gpu() -> int:
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
+    """Returns the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -83,57 +83,53 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def agree(error: UserError | None) -> None:
-    """Makes an error of one process everyone's.
-
-    Raises:
-        UserError: that of the first process which has one, in all of them.
-    """
-    if ranks() == 1:
+def raise_everywhere(error: UserError | None) -> None:
+    """Raises a UserError of any process in all of them; if several have one, that of the lowest rank."""
+    if world_size() == 1:
         if error is not None:
             raise error
         return
-    if not any_of(error is not None)[0]:
+    if not any_rank(error is not None)[0]:
         return
-    messages: list[str | None] = [None] * ranks()
+    messages: list[str | None] = [None] * world_size()
     dist.all_gather_object(messages, None if error is None else str(error))
     raise SharedError(next(message for message in messages if message is not None))
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """A UserError in this block is raised at its end, in all processes."""
+def shared_errors() -> Iterator[None]:
+    """Raises a UserError of this block in all processes, at the end of the block."""
     caught = None
     try:
         yield
     except UserError as error:
         caught = error
-    agree(caught)
+    raise_everywhere(caught)
 
 
 def on_main(work: Callable[[], T]) -> T | None:
-    """What `work` returns in the main process, None in the others; its UserError is everyone's."""
+    """Runs `work` in the main process and returns its result there, None elsewhere; a UserError is raised in all processes."""
     result = None
-    with together():
+    with shared_errors():
         if is_main():
             result = work()
     return result
 
 
-def in_step(items: Iterator[T]) -> Iterator[T]:
-    """The same items; where one process cannot get its next one, all stop with its error."""
+def in_lockstep(items: Iterator[T]) -> Iterator[T]:
+    """Yields the same items; an error of one process in getting its next item is raised in all processes."""
     while True:
         item = None
-        with together():
+        with shared_errors():
             item = next(items, None)
         if item is None:
             return
         yield item
 
 
-def any_of(*flags: bool) -> list[bool]:
-    """For each flag, whether any process has it set."""
-    if ranks() == 1:
+def any_rank(*flags: bool) -> list[bool]:
+    """Returns for each flag whether any process has it set."""
+    if world_size() == 1:
         return list(flags)
     numbers = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
@@ -141,58 +137,54 @@ def any_of(*flags: bool) -> list[bool]:
 
 
 def gather(local: Tensor) -> Tensor:
-    """Rows of all processes in the order of their ranks: (b, ...) each, (R b, ...) in all. No gradient flows through."""
-    if ranks() == 1:
+    """Concatenates the rows of all processes in the order of their ranks: (b, ...) to (R b, ...). No gradient flows through."""
+    if world_size() == 1:
         return local
     local = local.detach().contiguous()
-    out = local.new_empty((ranks() * len(local), *local.shape[1:]))
+    out = local.new_empty((world_size() * len(local), *local.shape[1:]))
     dist.all_gather_into_tensor(out, local)
     return out
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Replaces a tensor by its sum over the processes, in place, and returns it."""
-    if ranks() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def average(tensors: Sequence[Tensor]) -> None:
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Replaces each tensor by its mean over the processes, in place and in one message.
 
-    Which process adds what first depends on an element's place in the message alone, so that a continued run gives the same
-    bits. DistributedDataParallel orders its messages anew after the first step, and does not.
+    The order of the summation depends only on an element's place in the message, so that a resumed run gives the same bits.
+    DistributedDataParallel reorders its messages after the first step, and does not.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    pieces = torch.split(flat.div_(ranks()), [tensor.numel() for tensor in tensors])
+    pieces = torch.split(flat.div_(world_size()), [tensor.numel() for tensor in tensors])
     torch._foreach_copy_([tensor.detach() for tensor in tensors], [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)])
 
 
-def copy_from_main(tensors: Sequence[Tensor]) -> None:
-    """Replaces each tensor by the main process's, in place."""
-    if ranks() > 1:
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Replaces each tensor by that of the main process, in place."""
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
 
 
-def bytes_from_main(content: bytes | None) -> bytes | None:
-    """The main process's bytes, or None, in all processes."""
-    if ranks() == 1:
-        return content
-    length = torch.tensor([-1 if content is None else len(content)])
-    dist.broadcast(length, 0)
-    if int(length) < 0:
-        return None
-    data = torch.frombuffer(bytearray(content or bytes(int(length))), dtype=torch.uint8)
-    dist.broadcast(data, 0)
-    return data.numpy().tobytes()
+def broadcast_object(value: T) -> T:
+    """Returns the main process's value, which can be pickled, in all processes."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+    return values[0]
 
 
 def permute(local: Tensor, order: Tensor) -> Tensor:
-    """This process's rows of a global batch whose rows are permuted over the processes; no process holds more than its share.
+    """Permutes the rows of a global batch over the processes; none holds more than its share at any time.
 
     Args:
         local: (b, ...), this process's rows of the global batch.
@@ -201,26 +193,23 @@ def permute(local: Tensor, order: Tensor) -> Tensor:
     Returns:
         (b, ...), rows `rank * b` to `(rank + 1) * b` of `batch[order]`, without gradient.
     """
-    if ranks() == 1:
-        return _taken(local, order)
-    share, me = len(local), rank()
-    wanted = order.numpy().reshape(ranks(), share)
-    outgoing = [np.flatnonzero(rows // share == me) for rows in wanted]
-    mine = np.concatenate([rows[at] % share for rows, at in zip(wanted, outgoing, strict=True)])
-    sources = wanted[me] // share
+    # Maps in channels_last are moved as (B, H, W, C), where each row is contiguous: several times faster.
     channels_last = local.dim() == 4
-    packed = local.detach().permute(0, 2, 3, 1) if channels_last else local.detach()
-    send = packed[torch.from_numpy(mine).to(local.device)].contiguous()
-    received = torch.empty_like(send)
-    counts = np.bincount(sources, minlength=ranks()).tolist()
-    dist.all_to_all_single(received, send, counts, [len(at) for at in outgoing])
-    # They arrive by source; within a source in the order in which they are wanted.
-    places = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable"))).to(local.device)
-    result = received[places]
+    rows = local.permute(0, 2, 3, 1) if channels_last else local
+    result = rows[order.to(local.device)] if world_size() == 1 else _exchange(rows.detach(), order)
     return result.permute(0, 3, 1, 2) if channels_last else result
 
 
-def _taken(local: Tensor, order: Tensor) -> Tensor:
-    """Rows in another order. Those of maps in channels_last are taken as (B, H, W, C): in one piece each, several times faster."""
-    order = order.to(local.device)
-    return local.permute(0, 2, 3, 1)[order].permute(0, 3, 1, 2) if local.dim() == 4 else local[order]
+def _exchange(local: Tensor, order: Tensor) -> Tensor:
+    share, me = len(local), rank()
+    wanted = order.numpy().reshape(world_size(), share)
+    outgoing = [np.flatnonzero(rows // share == me) for rows in wanted]
+    mine = np.concatenate([rows[at] % share for rows, at in zip(wanted, outgoing, strict=True)])
+    sources = wanted[me] // share
+    send = local[torch.from_numpy(mine).to(local.device)].contiguous()
+    received = torch.empty_like(send)
+    counts = np.bincount(sources, minlength=world_size()).tolist()
+    dist.all_to_all_single(received, send, counts, [len(at) for at in outgoing])
+    # Rows arrive by source, and within a source in the order in which they are wanted.
+    places = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable"))).to(local.device)
+    return received[places]

@@ -1,6 +1,7 @@
-"""How training is going: a bar on a terminal, a line a minute elsewhere, and what is measured on the way."""
+"""Progress of a training: a bar on a terminal, a line per minute elsewhere, and measurements of speed."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 LINE_SECONDS = 60.0
 VOLATILE = ("images_per_second", "data_wait", "gpu_gib")
-"""Columns of history.csv that differ between runs which are otherwise the same."""
+"""Columns of history.csv that differ between otherwise identical runs."""
 
 T = TypeVar("T")
 
@@ -18,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class Timer:
-    """Says when so many seconds have passed."""
+    """Tells when a number of seconds has passed."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds
         self._since = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the time is up; if so it begins again."""
+        """Whether the time is up; if so the timer restarts."""
         now = time.monotonic()
         if now - self._since < self._seconds:
             return False
@@ -34,17 +35,10 @@ class Timer:
 
 
 class Progress:
-    """Follows a training from step to step."""
+    """Follows a training step by step."""
 
     def __init__(self, stage: str, epochs: int, steps_per_epoch: int, silent: bool = False):
-        """Begins.
-
-        Args:
-            stage: its name, for the lines.
-            epochs: how many there are.
-            steps_per_epoch: how many an epoch has.
-            silent: shows nothing, and measures only.
-        """
+        """Starts the clock; `silent` measures and shows nothing."""
         self._stage, self._epochs, self._steps, self._silent = stage, epochs, steps_per_epoch, silent
         self._line = Timer(LINE_SECONDS)
         self._started = time.monotonic()
@@ -52,7 +46,7 @@ class Progress:
         self._epoch_started, self._epoch_done, self._waited = self._started, 0, 0.0
 
     def epoch(self, items: Iterator[T], epoch: int, first: int) -> Iterator[T]:
-        """The items of an epoch from number `first` on; the time until each one comes is the wait for data."""
+        """Yields the items of an epoch from number `first` on, and measures how long each is waited for."""
         self._epoch_started, self._epoch_done, self._waited = time.monotonic(), 0, 0.0
         label = f"epoch {epoch + 1}/{self._epochs}"
         with tqdm(None, label, self._steps, initial=first, disable=self._silent or None, leave=False) as self._bar:
@@ -65,21 +59,37 @@ class Progress:
                 yield item
 
     def step(self, step: int, loss: float) -> None:
-        """Shows that a step is done, the `step`-th of the whole training."""
+        """Shows that a step, counted from the start of training, is done."""
         self._done += 1
         self._epoch_done += 1
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {self._left(step)} left", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.3f}, ETA {self.eta(step)}", refresh=False)
         self._bar.update()
         if not self._silent and not sys.stderr.isatty() and self._line.due():
             epoch, number = divmod(step - 1, self._steps)
             place = f"epoch {epoch + 1}/{self._epochs}, step {number + 1}/{self._steps}"
-            log.info("%s: %s, loss %.4g, %s left", self._stage, place, loss, self._left(step))
+            log.info("%s: %s, loss %.3g, ETA %s", self._stage, place, loss, self.eta(step))
 
-    def numbers(self, batch_size: int) -> dict[str, float]:
-        """Of the present epoch, or of what was done of it here: images a second, and the share of the time spent waiting for data."""
+    def end_epoch(self, row: dict[str, float], metric: str | None) -> None:
+        """Logs one line, at most 100 characters with the time before it: the five numbers that matter.
+
+        Args:
+            row: numbers of the epoch, those of `measurements` among them.
+            metric: name of the main validation metric; None if there is none.
+        """
+        epoch = int(row["epoch"])
+        shown = [f"epoch {epoch}/{self._epochs}", f"loss {row['loss']:.3g}"]
+        if metric and math.isfinite(row.get(metric, math.nan)):
+            shown.append(f"{metric} {row[metric]:.3g}")
+        speed = [f"{row['images_per_second']:.0f} img/s", f"wait {row['data_wait']:.0%}"]
+        log.info("%s: %s", self._stage, ", ".join([*shown, *speed, f"ETA {self.eta(epoch * self._steps)}"]))
+
+    def measurements(self, batch_size: int) -> dict[str, float]:
+        """Images per second, and the fraction of the time spent waiting for data, in this epoch or what this process did of it."""
         seconds = time.monotonic() - self._epoch_started
         return {"images_per_second": self._epoch_done * batch_size / seconds, "data_wait": self._waited / seconds}
 
-    def _left(self, step: int) -> str:
-        seconds = (self._epochs * self._steps - step) * (time.monotonic() - self._started) / self._done
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min" if seconds >= 3600 else f"{int(seconds // 60)} min"
+    def eta(self, step: int) -> str:
+        """Returns the time left after a step, such as 25h, 1h05m or 12m."""
+        minutes = int((self._epochs * self._steps - step) * (time.monotonic() - self._started) / self._done / 60)
+        hours = minutes // 60
+        return f"{hours}h" if hours >= 10 else f"{hours}h{minutes % 60:02d}m" if hours else f"{minutes}m"

@@ -1,26 +1,28 @@
-"""Label fractions: shares of the patients that are nested, stratified by finding and seeded.
+"""Label fractions: subsets of the patients that are nested, stratified by finding and seeded.
 
-The patients are halved again and again, and a share is made of whole halves of halves: so a smaller share lies within a
-larger one. A halving pairs patients with like findings and gives one of each pair to either half, such that no finding
-gathers in one; which half a patient comes to is a toss-up for each of them, also for those with rare findings or many. (To
-put next, greedily, whoever brings all findings closest to their share would put patients with several findings last.)
+The patients are halved again and again, and a subset is made of whole halves, so that a smaller subset lies within a larger one.
+A halving pairs patients with similar findings and assigns one of each pair to either half such that no finding accumulates in
+one; which half a patient is assigned to is equally likely for every patient, including those with rare or many findings. (Greedy
+selection of whoever brings all findings closest to their share would select patients with several findings last.)
 """
 
 import numpy as np
 import numpy.typing as npt
+
+from components.common.training.seeds import generator_for
 
 Rows = npt.NDArray[np.int64]
 Traits = npt.NDArray[np.float64]
 
 
 def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: float, seed: int) -> Rows:
-    """Images with a known label of a share of the patients.
+    """Selects images with a known label from a fraction of the patients.
 
     Args:
-        patients: (N,) ids of the images' patients.
-        targets: (N, F), 1, 0 or NaN for unknown. Where labels are boxes: whether an image has a box of each kind.
-        fraction: share of the patients with a known label, in (0, 1]; at least one patient.
-        seed: another seed draws other patients. The order of the images does not matter.
+        patients: (N,) patient id of each image.
+        targets: (N, F), 1, 0 or NaN for unknown. Where labels are boxes: whether an image has a box of each class.
+        fraction: fraction of the patients with a known label, in (0, 1]; at least one patient.
+        seed: selects the patients; the order of the images does not matter.
 
     Returns:
         Ascending positions of the images; those of a smaller fraction are a subset.
@@ -33,12 +35,12 @@ def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: flo
 
 
 def stratified(traits: Traits, count: int, seed: int) -> Rows:
-    """The first `count` patients of an order whose beginnings have nearly the traits of the whole.
+    """Returns the first `count` patients of an order in which every prefix has nearly the same traits as the whole.
 
     Args:
         traits: (P, K), 1 where a patient has a trait, else 0.
         count: at most P.
-        seed: with the halves chosen so far it determines each halving, whatever the count.
+        seed: determines each halving, together with the halves chosen so far, whatever the count.
 
     Returns:
         (count,) positions.
@@ -46,7 +48,7 @@ def stratified(traits: Traits, count: int, seed: int) -> Rows:
     taken: list[Rows] = [np.empty(0, np.int64)]
     rest, path = np.arange(len(traits)), [seed]
     while count > 0:
-        first, second = _halves(traits, rest, np.random.default_rng(path))
+        first, second = _halves(traits, rest, generator_for(*path))
         inside = count >= len(first)
         taken += [first] if inside else []
         count -= len(first) if inside else 0
@@ -56,7 +58,7 @@ def stratified(traits: Traits, count: int, seed: int) -> Rows:
 
 
 def _halves(traits: Traits, members: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Two halves with nearly the same traits; an odd one is in the first."""
+    """Splits patients into halves with nearly the same traits; the first takes an odd one."""
     ordered = rng.permutation(members)
     odd, ordered = ordered[: len(ordered) % 2], ordered[len(ordered) % 2 :]
     rare_first = np.argsort(-traits[members].mean(axis=0), kind="stable")  # lexsort takes the last key first
@@ -64,7 +66,7 @@ def _halves(traits: Traits, members: Rows, rng: np.random.Generator) -> tuple[Ro
     pairs = ordered.reshape(-1, 2)
     pairs = pairs[rng.permutation(len(pairs))]
     side = rng.integers(0, 2, len(pairs))
-    # A rare trait's deviation weighs as much as a frequent one's: both in standard deviations.
+    # In standard deviations, a rare trait's imbalance counts as much as a frequent one's.
     spread = np.sqrt(traits[members].var(axis=0))
     differences = (traits[pairs[:, 0]] - traits[pairs[:, 1]]) / np.where(spread > 0, spread, 1)
     surplus = np.zeros(traits.shape[1])  # of the first half

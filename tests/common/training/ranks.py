@@ -1,4 +1,4 @@
-"""What two processes check together; started by test_distributed.py through torchrun."""
+"""Checks that two processes run together; started by test_processes.py through torchrun."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ def check_average() -> None:
     ours.zero_grad()
     ours(image).square().mean().backward()
     gradients = [weight.grad for weight in ours.parameters() if weight.grad is not None]
-    processes.average(gradients)
+    processes.average_over_ranks(gradients)
     torch.testing.assert_close(gradients, expected)
 
 
@@ -44,21 +44,21 @@ def check_exchange() -> None:
     """Gather, sum, flags and bytes."""
     rank = processes.rank()
     assert processes.gather(torch.full((2, 1), rank)).tolist() == [[0], [0], [1], [1]]
-    assert processes.add_up(torch.tensor([rank, 1.0])).tolist() == [1.0, 2.0]
-    assert processes.any_of(rank == 1, False, rank == 0) == [True, False, True]
-    assert processes.bytes_from_main(b"checkpoint" if rank == 0 else None) == b"checkpoint"
-    assert processes.bytes_from_main(None) is None
+    assert processes.sum_over_ranks(torch.tensor([rank, 1.0])).tolist() == [1.0, 2.0]
+    assert processes.any_rank(rank == 1, False, rank == 0) == [True, False, True]
+    assert processes.broadcast_object({"step": 1} if rank == 0 else None) == {"step": 1}
+    assert processes.broadcast_object(None) is None
     weights = torch.full((3,), float(rank))
-    processes.copy_from_main([weights])
+    processes.broadcast([weights])
     assert weights.tolist() == [0.0] * 3
 
 
 def check_errors() -> None:
     """One process's mistake is everyone's."""
-    with pytest.raises(SharedError, match=r"part-1\.parquet: gone"), processes.together():
+    with pytest.raises(SharedError, match=r"part-1\.parquet: gone"), processes.shared_errors():
         if processes.rank() == 1:
             raise UserError("part-1.parquet: gone")
-    items = processes.in_step(iter([1, 2]) if processes.rank() == 0 else broken())
+    items = processes.in_lockstep(iter([1, 2]) if processes.rank() == 0 else broken())
     assert next(items) == 1
     with pytest.raises(SharedError, match="cannot be read"):
         next(items)
@@ -74,19 +74,20 @@ def check_momentum_contrast() -> None:
     """Steps of pretraining: all state is the same in all processes."""
     from components.common.runs.shards import open_shards
     from components.params import Params
-    from components.pretrain.run import Pretraining
+    from components.pretrain.training import Pretraining
 
-    params = Params.model_validate_json(os.environ["PARAMS"]).pretrain
-    task = Pretraining(params, open_shards(os.environ["SHARDS"]))
+    given = Params.model_validate_json(os.environ["PARAMS"])
+    params = given.pretrain
+    training = Pretraining(params, given.runtime, open_shards(os.environ["SHARDS"]))
     with torch.no_grad():
-        task.model.query.head[0].bias.add_(processes.rank())  # as if the processors differed
-    task.start()
-    before = task.model.queue.clone()
-    for step, batch in enumerate(task.batches(0, 0)):
+        training.model.query.head[0].bias.add_(processes.rank())  # as if the processors differed
+    training.start()
+    before = training.model.queue.clone()
+    for step, batch in enumerate(training.batches(0, 0)):
         assert len(batch.rows) == params.batch_size // 2
-        task.train_step(batch, 0, step / 4)
-    assert not torch.equal(task.model.queue, before)
-    tensors = [*task.model.state_dict().values(), *(state["momentum_buffer"] for state in task.optimizer.state.values())]
+        training.train_step(batch, 0, step / 4)
+    assert not torch.equal(training.model.queue, before)
+    tensors = [*training.model.state_dict().values(), *(state["momentum_buffer"] for state in training.optimizer.state.values())]
     for tensor in tensors:
         first = tensor.clone()
         dist.broadcast(first, 0)
@@ -94,6 +95,6 @@ def check_momentum_contrast() -> None:
 
 
 if __name__ == "__main__":
-    with processes.joined("cpu"):
+    with processes.process_group("cpu"):
         for check in sys.argv[1:]:
             globals()[check]()

@@ -9,14 +9,14 @@ import torch
 from components.common.errors import UserError
 from components.common.runs import signals
 from components.common.runs.params import Runtime
-from components.common.training import loop
-from components.common.training.progress import VOLATILE
+from components.common.training import devices, loop, optimization
+from components.common.training.progress import VOLATILE, Progress
 from components.common.training.reader import Batch
 
 RUNTIME = Runtime(checkpoint_minutes=60)
 
 
-class Counting(loop.Task):
+class Counting(loop.Trainable):
     """Adds up row numbers: what it has seen is its state."""
 
     batch_size, steps_per_epoch = 2, 5
@@ -48,8 +48,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fit(task: Counting, folder: Path) -> list[dict[str, float]]:
-    rows = loop.Fit(task, "pretrain", folder, 3, RUNTIME).run(lambda metrics, step: None)
+def train(trainable: Counting, folder: Path) -> list[dict[str, float]]:
+    rows = loop.Trainer(trainable, "pretrain", folder, 3, RUNTIME).run(lambda metrics, step: None)
     return [{name: value for name, value in row.items() if name not in VOLATILE} for row in rows]
 
 
@@ -57,11 +57,11 @@ def fit(task: Counting, folder: Path) -> list[dict[str, float]]:
 def test_a_stop_at_any_step_changes_neither_steps_nor_averages(folder: Path, stop_at: int) -> None:
     whole = [10 * epoch + step for epoch in range(3) for step in range(5)]
     with pytest.raises(signals.Interrupted):
-        fit(Counting(stop_at=stop_at), folder)
+        train(Counting(stop_at=stop_at), folder)
     signals._stop.clear()
-    task = Counting()
-    rows = fit(task, folder)
-    assert task.seen == whole
+    trainable = Counting()
+    rows = train(trainable, folder)
+    assert trainable.seen == whole
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["loss"] for row in rows] == [np.mean(whole[:5]), np.mean(whole[5:10]), np.mean(whole[10:])]
     assert [row["progress"] for row in rows] == pytest.approx([np.mean(np.arange(5) / 15 + third / 3) for third in range(3)])
@@ -69,18 +69,18 @@ def test_a_stop_at_any_step_changes_neither_steps_nor_averages(folder: Path, sto
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_key(folder: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is nan at step 6; lower pretrain\.lr"):
-        fit(Counting(nan_at=7), folder)
+        train(Counting(nan_at=7), folder)
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    assert [loop.cosine(x) for x in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
-    assert [loop.cosine(x, warmup=0.2) for x in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+    assert [optimization.cosine(x) for x in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [optimization.cosine(x, warmup=0.2) for x in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
 
 
 @pytest.mark.parametrize(("dtype", "full"), [(np.uint8, 255), (np.uint16, 65535)])
 def test_pixels_become_fractions_of_the_full_range(dtype: type, full: int) -> None:
     images = np.array([[[0, full], [full // 5, 1]]], dtype)
-    tensor = loop.to_unit(images, torch.device("cpu"))
+    tensor = devices.to_unit(images, torch.device("cpu"))
     assert tensor.shape == (1, 1, 2, 2)
     assert tensor.flatten().tolist() == pytest.approx([0.0, 1.0, 0.2, 1 / full])
 
@@ -88,22 +88,22 @@ def test_pixels_become_fractions_of_the_full_range(dtype: type, full: int) -> No
 def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch sees no GPU"):
-        loop.set_up("cuda", 0)
+        devices.set_up("cuda", 0)
 
 
 class Failing(Counting):
-    """Loses its way at some step: its weights are not finite, though its loss is, or it doubts itself."""
+    """Fails at some step: its weights are not finite, though its loss is, or it looks unhealthy."""
 
-    def __init__(self, infinite_from: int = 99, doubt_from: int = 99, patience: int = 2):
+    def __init__(self, infinite_from: int = 99, unhealthy_from: int = 99, patience: int = 2):
         super().__init__()
-        self.infinite_from, self.doubt_from, self.patience = infinite_from, doubt_from, patience
+        self.infinite_from, self.unhealthy_from, self.patience = infinite_from, unhealthy_from, patience
 
     def state(self) -> dict[str, Any]:
         weight = float("inf") if len(self.seen) >= self.infinite_from else 1.0
         return {**super().state(), "model": {"weight": torch.tensor([1.0, weight])}}
 
-    def doubt(self, row: dict[str, float]) -> str | None:
-        return "it has collapsed" if row["loss"] >= self.doubt_from else None
+    def health_check(self, row: dict[str, float]) -> str | None:
+        return "it has collapsed" if row["loss"] >= self.unhealthy_from else None
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -111,43 +111,43 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def test_weights_that_are_not_finite_are_never_saved(folder: Path) -> None:
-    expected = r"task\.model\.weight is not finite after step 4; lower pretrain\.lr; the last sound checkpoint is .*000000003\.pt"
+    expected = r"^model\.weight is not finite after step 4; lower pretrain\.lr; the last healthy checkpoint is .*000000003\.pt"
     with pytest.raises(UserError, match=expected):
-        loop.Fit(Failing(infinite_from=4), "pretrain", folder, 3, Runtime(checkpoint_minutes=0)).run()
+        loop.Trainer(Failing(infinite_from=4), "pretrain", folder, 3, Runtime(checkpoint_minutes=0)).run()
     assert checkpoints(folder) == ["000000002.pt", "000000003.pt"]
 
 
 def test_weights_are_looked_at_in_the_end_too(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.weight is not finite after step 15"):
-        loop.Fit(Failing(infinite_from=15), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()
+        loop.Trainer(Failing(infinite_from=15), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()
 
 
-def test_doubt_for_long_enough_stops_and_keeps_the_last_sound_checkpoint(folder: Path) -> None:
-    # Losses are 0 to 4, then 10 to 14, then 20 to 24: from the second epoch on there is doubt.
-    with pytest.raises(UserError, match=r"it has collapsed; the last sound checkpoint is .*000000005\.pt"):
-        loop.Fit(Failing(doubt_from=10), "pretrain", folder, 9, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
+def test_unhealthy_epochs_stop_the_run_and_keep_the_last_healthy_checkpoint(folder: Path) -> None:
+    # Losses are 0 to 4, then 10 to 14, then 20 to 24: the second epoch and the third are unhealthy.
+    with pytest.raises(UserError, match=r"it has collapsed; the last healthy checkpoint is .*000000005\.pt"):
+        loop.Trainer(Failing(unhealthy_from=10), "pretrain", folder, 9, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
     assert checkpoints(folder) == ["000000005.pt", *(f"0000000{step}.doubtful.pt" for step in (12, 13, 14))]
 
 
-def test_doubt_that_passes_does_not_stop(folder: Path) -> None:
-    assert len(loop.Fit(Failing(doubt_from=20), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()) == 3
+def test_too_few_unhealthy_epochs_do_not_stop_the_run(folder: Path) -> None:
+    assert len(loop.Trainer(Failing(unhealthy_from=20), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()) == 3
 
 
 def test_a_number_of_checkpoints_is_kept(folder: Path) -> None:
-    loop.Fit(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
+    loop.Trainer(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
     assert checkpoints(folder) == ["000000003.pt", "000000004.pt", "000000005.pt"]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 700])
 def test_a_torn_checkpoint_is_passed_over(folder: Path, kept: int) -> None:
     with pytest.raises(signals.Interrupted):
-        loop.Fit(Counting(stop_at=3), "pretrain", folder, 1, Runtime(checkpoint_minutes=0)).run()
+        loop.Trainer(Counting(stop_at=3), "pretrain", folder, 1, Runtime(checkpoint_minutes=0)).run()
     signals._stop.clear()
     newest = folder / "checkpoints" / checkpoints(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:kept])
-    task = Counting()
-    fit(task, folder)
-    assert task.seen == [10 * epoch + step for epoch in range(3) for step in range(5)]
+    trainable = Counting()
+    train(trainable, folder)
+    assert trainable.seen == [10 * epoch + step for epoch in range(3) for step in range(5)]
 
 
 def test_a_disk_without_room_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +155,14 @@ def test_a_disk_without_room_is_named(folder: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written \(No space left on device\)"):
-        loop.Fit(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=0)).run()
+    with pytest.raises(UserError, match=r"checkpoints: cannot write a checkpoint \(No space left on device\)"):
+        loop.Trainer(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=0)).run()
 
 
 def test_rates_and_waits_are_in_the_history(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))  # a second passes whenever somebody looks
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    row = loop.Fit(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=60)).run()[0]
+    row = loop.Trainer(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=60)).run()[0]
     assert 0 < row["data_wait"] < 1
     assert 0 < row["images_per_second"] < 10
 
@@ -172,20 +172,38 @@ def test_where_there_is_no_terminal_lines_say_how_far_it_is(
 ) -> None:
     monkeypatch.setattr("components.common.training.progress.LINE_SECONDS", 0)
     with caplog.at_level("INFO"):
-        loop.Fit(Counting(), "pretrain", folder, 2, Runtime(checkpoint_minutes=60)).run()
-    assert "pretrain: epoch 2/2, step 3/5, loss 12, 0 min left" in caplog.text
+        loop.Trainer(Counting(), "pretrain", folder, 2, Runtime(checkpoint_minutes=60)).run()
+    assert "pretrain: epoch 2/2, step 3/5, loss 12, ETA 0m" in caplog.text
+
+
+def test_an_epoch_is_one_line_of_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    progress = Progress("classify", epochs=200, steps_per_epoch=1, silent=True)
+    progress._done, progress._started = 1, progress._started - 450_100 / 199
+    row = {"epoch": 1, "loss": 0.01234, "val_auroc_macro": 0.87654, "other": 0.1, "images_per_second": 1234.4, "data_wait": 0.126}
+    with caplog.at_level("INFO"):
+        progress.end_epoch(row, "val_auroc_macro")
+    assert caplog.messages == ["classify: epoch 1/200, loss 0.0123, val_auroc_macro 0.877, 1234 img/s, wait 13%, ETA 125h"]
+    assert len("09:30:00 ") + len(caplog.messages[0].replace("1/200", "200/200")) <= 100
+
+
+def test_a_metric_without_a_value_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    progress = Progress("pretrain", epochs=1, steps_per_epoch=1, silent=True)
+    progress._done = 1
+    with caplog.at_level("INFO"):
+        progress.end_epoch({"epoch": 1, "loss": 1, "knn": float("nan"), "images_per_second": 1, "data_wait": 0}, "knn")
+    assert caplog.messages == ["pretrain: epoch 1/1, loss 1, 1 img/s, wait 0%, ETA 0m"]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
-    with loop.autocast(torch.device("cpu"), precision):
+    with devices.autocast(torch.device("cpu"), precision):
         assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == dtype
 
 
 @pytest.mark.gpu
 def test_batches_are_copied_to_the_gpu_ahead() -> None:
     batches = [Batch(np.full((2, 4, 4), number, np.uint16), np.array([number, 0])) for number in range(5)]
-    copied = list(loop.on_device(iter(batches), torch.device("cuda")))
+    copied = list(devices.on_device(iter(batches), torch.device("cuda")))
     for ours, theirs in zip(copied, batches, strict=True):
-        unit = loop.to_unit(ours.images, torch.device("cuda"))
-        torch.testing.assert_close(unit.cpu(), loop.to_unit(theirs.images, torch.device("cpu")))
+        unit = devices.to_unit(ours.images, torch.device("cuda"))
+        torch.testing.assert_close(unit.cpu(), devices.to_unit(theirs.images, torch.device("cpu")))

@@ -26,11 +26,11 @@ def test_one_process_is_left_alone() -> None:
     rows, order = torch.randn(4, 2), torch.tensor([2, 0, 3, 1])
     assert torch.equal(processes.permute(rows, order), rows[order])
     assert processes.gather(rows) is rows
-    assert processes.any_of(True, False) == [True, False]
-    assert list(processes.in_step(iter([1, 2]))) == [1, 2]
-    with pytest.raises(UserError, match="mine"), processes.together():
+    assert processes.any_rank(True, False) == [True, False]
+    assert list(processes.in_lockstep(iter([1, 2]))) == [1, 2]
+    with pytest.raises(UserError, match="mine"), processes.shared_errors():
         raise UserError("mine")
-    assert (processes.rank(), processes.ranks(), processes.is_main()) == (0, 1, True)
+    assert (processes.rank(), processes.world_size(), processes.is_main()) == (0, 1, True)
 
 
 def test_more_processes_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,5 +38,5 @@ def test_more_processes_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=r"has GPUs \(2\); set --nproc-per-node to 2"), processes.joined("auto"):
+    with pytest.raises(UserError, match=r"has GPUs \(2\); set --nproc-per-node to 2"), processes.process_group("auto"):
         pass

@@ -1,13 +1,13 @@
-"""Where pretraining starts: at somebody's MoCo checkpoint, at an ImageNet ResNet, or at an earlier backbone.
+"""Initial weights of pretraining: a published MoCo checkpoint, an ImageNet ResNet, or an earlier backbone.
 
-What a path holds is told by its content:
+The content of the path decides how it is read:
 
-- a folder with backbone.json: the output of pretrain;
-- a file with `module.encoder_q.*`, the format of the published MoCo checkpoints (facebookresearch/moco and what was made with
-  it): both encoders with their heads and, if it is there, the queue;
-- a file with torchvision's names, `conv1.weight` and so on: a ResNet, such as torchvision's for ImageNet.
+- a folder with backbone.json is an output of pretrain;
+- a file with `module.encoder_q.*` has the format of the published MoCo checkpoints (facebookresearch/moco and its descendants):
+  both encoders with their heads and, if present, the queue;
+- a file with torchvision's names, `conv1.weight` and so on, is a ResNet, such as torchvision's for ImageNet.
 
-Files are what `torch.save` writes, read weights-only, or safetensors.
+Files are safetensors, or written by `torch.save` and read weights-only.
 """
 
 import io
@@ -30,15 +30,15 @@ from components.common.training import backbones
 from components.pretrain.moco import Encoder, MoCo
 
 HEAD = {"fc.0.": "head.0.", "fc.2.": "head.2."}
-"""The layers of MoCo v2's head, by their names in the published checkpoints and in `Encoder`."""
+"""Layers of MoCo v2's head: their names in the published checkpoints and in `Encoder`."""
 
-TORN = (pickle.UnpicklingError, SafetensorError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError)
-"""What reading a file raises that is damaged or something else; torch.load stumbles over it anywhere."""
+UNREADABLE = (pickle.UnpicklingError, SafetensorError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError)
+"""What reading a damaged or foreign file raises, wherever torch.load fails on it."""
 
 log = logging.getLogger(__name__)
 
 
-class Start(NamedTuple):
+class InitialWeights(NamedTuple):
     """Weights to start from."""
 
     source: str
@@ -47,51 +47,51 @@ class Start(NamedTuple):
     query: Mapping[str, Tensor]
     """By the names of `Encoder`; without the head if the source has none."""
     key: Mapping[str, Tensor] | None = None
-    """Likewise; None: as the query encoder."""
+    """By the same names; None: a copy of the query encoder."""
     queue: Tensor | None = None
     """(dim, K), the oldest key first."""
     upstream: Mapping[str, str] = MappingProxyType({})
-    """MLflow run that made it, as `start`, if known."""
+    """The MLflow run that made it, under the key `start`, if known."""
 
 
-def read(source: str, arch: str) -> Start:
+def read(source: str, arch: str) -> InitialWeights:
     """Reads weights to start from.
 
     Args:
         source: a file, or an output folder of pretrain; a path or an s3:// URI.
-        arch: the architecture that is wanted.
+        arch: the expected architecture.
 
     Raises:
-        UserError: nothing there, nothing that is known, another architecture, or a file that would run code.
+        UserError: the source is missing, unknown, of another architecture, or would run code.
     """
     if storage.exists(storage.join(source, backbones.DESCRIPTION)):
         resnet, _, digest = backbones.load(source, arch)
-        made_by = upstream_run_id(source)
-        return Start(source, digest, _prefixed(resnet.state_dict()), upstream={"start": made_by} if made_by else {})
+        run_id = upstream_run_id(source)
+        return InitialWeights(source, digest, _prefixed(resnet.state_dict()), upstream={"start": run_id} if run_id else {})
     content = storage.read(source)
-    weights, digest = _weights(content, source), storage.digest(content)
-    query = _below(weights, "encoder_q.")
+    weights, digest = _tensors(content, source), storage.digest(content)
+    query, key = (_below(weights, prefix) for prefix in ("encoder_q.", "encoder_k."))
     if not query:
-        return Start(source, digest, _prefixed(backbones.adapt(weights, arch, source)))
-    key, queue = _below(weights, "encoder_k."), weights.get("queue")
+        return InitialWeights(source, digest, _prefixed(backbones.adapt(weights, arch, source)))
+    queue = weights.get("queue")
     if queue is not None:
         # Whatever the pointer, the oldest key comes first here.
         queue = queue.roll(-int(weights.get("queue_ptr", torch.zeros(1))), 1)
-    return Start(source, digest, _encoder(query, arch, source), _encoder(key, arch, source) if key else None, queue)
+    return InitialWeights(source, digest, _encoder(query, arch, source), _encoder(key, arch, source) if key else None, queue)
 
 
-def load(model: MoCo, start: Start) -> None:
-    """Puts the weights into both encoders, and the keys into the queue if they are of the same head."""
+def load(model: MoCo, start: InitialWeights) -> None:
+    """Loads the weights into both encoders, and the keys into the queue if they come from the same head."""
     headed = _load_encoder(model.query, start.query)
     _load_encoder(model.key, start.query if start.key is None else start.key)
     if not headed:
         model.key.head.load_state_dict(model.query.head.state_dict())
     keys = _load_queue(model, start.queue) if headed and start.key is not None else 0
-    log.info("starts from %s: backbone, %s head, %d keys", start.source, "its" if headed else "a new", keys)
+    log.info("pretrain: starts from %s: its backbone, %s head, %d keys", start.source, "its" if headed else "a new", keys)
 
 
 def _load_encoder(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
-    """Loads the backbone, and the head if it is there and fits; returns whether it did."""
+    """Loads the backbone, and the head if there is one of the same shape; returns whether there is."""
     own = encoder.state_dict()
     head = [name for name in own if name.startswith("head.")]
     headed = all(name in weights and weights[name].shape == own[name].shape for name in head)
@@ -100,7 +100,7 @@ def _load_encoder(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _load_queue(model: MoCo, queue: Tensor | None) -> int:
-    """Puts the newest keys, as many as there is room for, at the end of the queue; returns their number."""
+    """Copies the newest keys, as many as fit, to the end of the queue; returns their number."""
     if queue is None or queue.shape[0] != model.queue.shape[0]:
         return 0
     count = min(queue.shape[1], model.queue.shape[1])
@@ -108,16 +108,14 @@ def _load_queue(model: MoCo, queue: Tensor | None) -> int:
     return count
 
 
-def _weights(content: bytes, source: str) -> dict[str, Tensor]:
-    """The tensors of a file by name, without the prefix of DistributedDataParallel."""
+def _tensors(content: bytes, source: str) -> dict[str, Tensor]:
+    """Returns the tensors of a file by name, without the prefix of DistributedDataParallel."""
     try:
         tree = load_safetensors(content) if content[8:9] == b"{" else torch.load(io.BytesIO(content), "cpu", weights_only=True)
-    except (*TORN, RuntimeError, TypeError, ValueError) as error:
+    except (*UNREADABLE, RuntimeError, TypeError, ValueError) as error:
         if "Unsupported global" in str(error):
-            raise UserError(
-                f"{source}: holds Python objects, which could run code, and not only tensors; save its state_dict anew"
-            ) from None
-        raise UserError(f"{source}: is no checkpoint; give what torch.save wrote, safetensors, or an output folder of pretrain") from None
+            raise UserError(f"{source}: holds Python objects, which could run code; save only its state_dict") from None
+        raise UserError(f"{source}: is not a checkpoint; give a file of torch.save, safetensors, or an output folder of pretrain") from None
     if isinstance(tree, Mapping):
         tree = tree.get("state_dict", tree)
     if not isinstance(tree, Mapping) or not any(isinstance(value, Tensor) for value in tree.values()):
@@ -126,7 +124,7 @@ def _weights(content: bytes, source: str) -> dict[str, Tensor]:
 
 
 def _encoder(weights: Mapping[str, Tensor], arch: str, source: str) -> dict[str, Tensor]:
-    """An encoder of a MoCo checkpoint by the names of `Encoder`."""
+    """Renames an encoder of a MoCo checkpoint to the names of `Encoder`."""
     heads = {new + name.removeprefix(old): tensor for name, tensor in weights.items() for old, new in HEAD.items() if name.startswith(old)}
     return {**_prefixed(backbones.adapt(weights, arch, source)), **heads}
 

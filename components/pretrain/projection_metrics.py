@@ -1,12 +1,12 @@
-"""What tells whether the projections learn: their spread, and how close positives lie beside negatives."""
+"""Metrics that show whether the projections learn or collapse: their spread, and how close positives and negatives lie."""
 
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def projections(q: Tensor, k: Tensor, queue: Tensor) -> dict[str, Tensor]:
-    """Scalars by name.
+def projection_metrics(q: Tensor, k: Tensor, queue: Tensor) -> dict[str, Tensor]:
+    """Computes scalars by name.
 
     Args:
         q: (B, C) queries of the global batch, L2-normalised.
@@ -25,30 +25,21 @@ def projections(q: Tensor, k: Tensor, queue: Tensor) -> dict[str, Tensor]:
 
 
 def alignment(q: Tensor, k: Tensor) -> Tensor:
-    """Mean squared distance of positives, 0 at best (Wang and Isola 2020, arXiv 2005.10242, section 4.1, alpha = 2).
-
-    Args:
-        q: (B, C), L2-normalised.
-        k: (B, C), L2-normalised.
-    """
+    """Mean squared distance of positives, (B, C) each; 0 is best (Wang and Isola 2020, arXiv 2005.10242, section 4.1, alpha = 2)."""
     return (q - k).square().sum(1).mean()
 
 
 def uniformity(q: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential over pairs, 0 when all are one point (ibidem, section 4.1, t = 2).
-
-    Args:
-        q: (B, C), L2-normalised, B at least 2.
-    """
+    """Log of the mean Gaussian potential over pairs of (B, C), B at least 2; 0 if all are equal (ibidem, section 4.1, t = 2)."""
     return torch.pdist(q).square().mul(-2).exp().mean().log()
 
 
 def queue_age(step: int, batches: int) -> float:
-    """Mean age, in steps, of the keys that a step compares with; the random ones of the start do not count.
+    """Mean age, in steps, of the keys that a step compares with, leaving out the random ones of the start.
 
     Args:
-        step: steps done before.
-        batches: how many the queue holds.
+        step: steps done before this one.
+        batches: capacity of the queue in batches.
     """
     filled = min(step, batches)
     return (filled + 1) / 2 if filled else 0.0

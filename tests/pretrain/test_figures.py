@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from components.pretrain import picture
-from components.pretrain.picture import CAPTION, GAP, MARGIN, SIDE
+from components.pretrain import figures
+from components.pretrain.figures import CAPTION, GAP, MARGIN, SIDE
 
 
 @pytest.mark.parametrize("size", [(64, 48), (512, 512)])
@@ -13,7 +13,7 @@ def test_queries_stand_above_their_keys(tmp_path: Path, size: tuple[int, int]) -
     levels = np.arange(1, 9, dtype=np.float32) / 10
     queries = np.broadcast_to(levels[:, None, None], (8, *size))
     keys = 1 - queries
-    picture.write(tmp_path / "figures" / "views.png", queries, keys, [f"{index:032x}" for index in range(8)])
+    figures.write_pairs(tmp_path / "figures" / "views.png", queries, keys, [f"{index:032x}" for index in range(8)])
     image = cv2.imread(str(tmp_path / "figures" / "views.png"), cv2.IMREAD_UNCHANGED)
     factor = min(1, SIDE / max(size))
     height, width = (round(factor * side) for side in size)
@@ -29,7 +29,7 @@ def test_each_column_is_headed_by_its_own_id() -> None:
     view = np.zeros((2, 80, 80), np.float32)
 
     def captions(ids: list[str]) -> list[np.ndarray]:
-        strip = picture.sheet(view, view, ids)[:CAPTION, MARGIN:]
+        strip = figures.draw_pairs(view, view, ids)[:CAPTION, MARGIN:]
         return [strip[:, :80], strip[:, 80 + GAP : 160 + GAP]]
 
     same = captions(["01234567" + "a" * 24, "01234567" + "b" * 24])

@@ -1,11 +1,11 @@
-"""How alike two images are, pixel by pixel and structure by structure. All images are (B, 1, H, W) in [0, 1], all results (B,)."""
+"""Full-reference image quality: MSE, PSNR, SSIM and MS-SSIM. All images are (B, 1, H, W) in [0, 1], all results (B,)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5
-"""Gaussian window of SSIM, in pixels (Wang et al. 2004, doi 10.1109/TIP.2003.819861, section III.B)."""
+"""Side and standard deviation of the Gaussian window of SSIM in pixels (Wang et al. 2004, doi 10.1109/TIP.2003.819861, section III.B)."""
 C1, C2 = 0.01**2, 0.03**2
 """Constants of SSIM, for a range of 1."""
 LEAST_MSE = 1e-10
@@ -19,12 +19,12 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, for a range of 1; 100 for equal images, so that means stay finite."""
+    """Peak signal-to-noise ratio in dB, for a range of 1; 100 for equal images, so that means are finite."""
     return -10 * mse(a, b).clamp_min(LEAST_MSE).log10()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, equation 13), averaged where the window fits into the image."""
+    """Structural similarity (Wang et al. 2004, equation 13), averaged over the positions where the window fits."""
     luminance, contrast_structure = _terms(a, b)
     return (luminance * contrast_structure).mean((1, 2, 3))
 
@@ -32,8 +32,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     """Multi-scale structural similarity (Wang et al. 2003, equation 7), over `scales(H)` scales.
 
-    The paper's five scales need images of 176 pixels. Smaller ones have fewer, with the weights of those scaled to sum to
-    1, so that values of images of different sizes do not compare. Negative means over an image count as 0.
+    The paper's five scales need images of 176 pixels. Smaller images use fewer, with their weights rescaled to sum to 1, so values
+    cannot be compared between image sizes. Negative means over an image count as 0.
     """
     weights = torch.tensor(SCALE_WEIGHTS[: scales(a.shape[-1])], device=a.device)
     weights = weights / weights.sum()
@@ -48,12 +48,12 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def scales(size: int) -> int:
-    """How many times, up to five, images of this side can be halved with the window still in them, and the image itself."""
+    """Number of scales, at most five, at which the window fits into an image of this side."""
     return next((count for count in range(1, len(SCALE_WEIGHTS)) if size // 2**count < WINDOW), len(SCALE_WEIGHTS))
 
 
 def _terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance (equation 6 of 2004) and contrast times structure (equations 9 and 10, C3 = C2 / 2) at each position."""
+    """Luminance (Wang et al. 2004, equation 6) and contrast times structure (equations 9 and 10, C3 = C2 / 2) at each position."""
     mean_a, mean_b, square_a, square_b, product = (_local_mean(x) for x in (a, b, a * a, b * b, a * b))
     variance_a, variance_b, covariance = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)

@@ -1,4 +1,4 @@
-"""What the stage is given, opened and checked before anything is trained: shards, backbones, a generator."""
+"""The inputs of the stage, opened and checked before training: shards, backbones, a generator."""
 
 import logging
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from components.common.formats.predictions import META
 from components.common.runs import storage
 from components.common.runs.inputs import read_document, upstream_run_id
 from components.common.runs.shards import Shards
-from components.common.training import backbones, loop
+from components.common.training import backbones, devices
 from components.common.training.reader import Reader
-from components.invert.features import FeatureSpace, pretrained, random
+from components.invert.features import FeatureSpace, pretrained_space, random_space
 from components.invert.generator import SHAPE
 from components.invert.inverter import GENERATOR, part
 from components.invert.params import Invert
 
 MODEL, WEIGHTS = "model.json", "model.safetensors"
 PERCEPTUAL_SEED, JUDGE_SEED = 1, 2
-"""Of networks with random weights; never the same network."""
+"""Seeds of networks with random weights: the judge must differ from the perceptual backbone."""
 
 log = logging.getLogger(__name__)
 
 
-class Folders(NamedTuple):
-    """Outputs of other stages and runs; None where there is none."""
+class InputFolders(NamedTuple):
+    """Outputs of other stages and runs; None if not given."""
 
     backbone: str | None = None
     perceptual: str | None = None
@@ -38,55 +38,59 @@ class Folders(NamedTuple):
 
 
 @dataclass
-class Sources:
-    """Everything that is given."""
+class Inputs:
+    """All opened inputs."""
 
     shards: Shards
     train: Reader
     val: Reader
     test: Reader
-    """Opened to know that there is one; its images are read at the end."""
+    """Opened now to check that it exists; its images are read at the end."""
     device: torch.device
     resnet: torchvision.models.ResNet
-    """Where the encoder starts."""
+    """The backbone that the encoder starts from."""
     normalisation: dict[str, float]
     """Mean and std of the encoder's input."""
     perceptual: FeatureSpace | None
     judge: FeatureSpace
     generator: dict[str, Tensor] | None
     """Weights; None: one is to be trained."""
-    inputs: dict[str, str]
+    digests: dict[str, str]
     """SHA-256 by name of input."""
     upstream: dict[str, str]
     """MLflow run id by name of input."""
 
 
-def open_sources(params: Invert, shards: Shards, folders: Folders) -> Sources:
-    """Opens everything.
+def open_inputs(params: Invert, shards: Shards, folders: InputFolders) -> Inputs:
+    """Opens all inputs.
 
     Raises:
         UserError: an input that cannot be used with these shards and parameters.
     """
     if shards.size < params.size:
-        raise UserError(f"invert.size: {params.size}, but the shards hold images of {shards.size} pixels; make it smaller")
+        raise UserError(f"invert.size: {params.size}, but the shards hold images of {shards.size} pixels; lower it")
     used = folders._replace(perceptual=_perceptual_folder(params, folders))
-    inputs, upstream = _lineage(shards, used)
     generator = _read_generator(used.generator, params, shards) if used.generator else None
-    device = loop.set_up(params.device, params.seed)
+    device = devices.set_up(params.device, params.seed)
     train, val, test = (Reader(shards, split, META) for split in ("train", "val", "test"))
-    resnet, normalisation = _start(params, used.backbone, shards)
+    for name in ("batch_size",) if generator else ("gan_batch_size", "batch_size"):
+        if len(train) < (asked := getattr(params, name)):
+            raise UserError(f"invert.{name}: {asked}, but the train split has {len(train)} images; lower it")
+    resnet, mean, std, digests, upstream = backbones.start(used.backbone, params.arch, shards)
+    _add_lineage(used, digests, upstream)
 
     def space(folder: str | None, seed: int) -> FeatureSpace:
-        return pretrained(folder, params.arch, device) if folder else random(params, seed, train, shards.mean_std, device)
+        return pretrained_space(folder, params.arch, device) if folder else random_space(params, seed, train, shards.mean_std, device)
 
     perceptual = None if params.perceptual == "none" else space(used.perceptual, PERCEPTUAL_SEED)
     judge = space(used.judge, JUDGE_SEED)
     log.info("invert: perceptual loss in %s, judged in %s", perceptual.name if perceptual else "no backbone", judge.name)
-    return Sources(shards, train, val, test, device, resnet, normalisation, perceptual, judge, generator, inputs, upstream)
+    normalisation = {"mean": mean, "std": std}
+    return Inputs(shards, train, val, test, device, resnet, normalisation, perceptual, judge, generator, digests, upstream)
 
 
-def _perceptual_folder(params: Invert, folders: Folders) -> str | None:
-    """The encoder's backbone serves if no other is named."""
+def _perceptual_folder(params: Invert, folders: InputFolders) -> str | None:
+    """Falls back to the encoder's backbone if no other is named."""
     if params.perceptual == "backbone":
         return folders.perceptual or folders.backbone
     if folders.perceptual:
@@ -94,43 +98,32 @@ def _perceptual_folder(params: Invert, folders: Folders) -> str | None:
     return None
 
 
-def _lineage(shards: Shards, folders: Folders) -> tuple[dict[str, str], dict[str, str]]:
-    """SHA-256, and MLflow run id, by name of input."""
-    inputs, upstream = dict(shards.inputs), dict(shards.upstream)
+def _add_lineage(folders: InputFolders, digests: dict[str, str], upstream: dict[str, str]) -> None:
+    """Adds the SHA-256 and the MLflow run id of each folder."""
     for name, folder in folders._asdict().items():
         if folder is None:
             continue
         description, made_by = (MODEL, "invert") if name == "generator" else (backbones.DESCRIPTION, "pretrain")
-        _, inputs[name] = read_document(folder, description, made_by)
+        _, digests[name] = read_document(folder, description, made_by)
         if run_id := upstream_run_id(folder):
             upstream[name] = run_id
-    if folders.judge and inputs["judge"] == inputs.get("perceptual"):
+    if folders.judge and digests["judge"] == digests.get("perceptual"):
         raise UserError(f"--judge {folders.judge}: is the backbone of the perceptual loss; name one that the encoder was not trained with")
-    return inputs, upstream
-
-
-def _start(params: Invert, folder: str | None, shards: Shards) -> tuple[torchvision.models.ResNet, dict[str, float]]:
-    """The encoder's backbone, and the normalisation that it is used to."""
-    if folder is None:
-        mean, std = shards.mean_std
-        return backbones.build(params.arch), {"mean": mean, "std": std}
-    resnet, description, _ = backbones.load(folder, params.arch)
-    return resnet, description["normalisation"]
 
 
 def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Tensor]:
-    """The weights of an earlier run's generator.
+    """Reads the weights of an earlier run's generator.
 
     Raises:
         UserError: not an output of invert, or a generator of another shape than the parameters ask for.
     """
     description, _ = read_document(folder, MODEL, "invert")
     if description.get("task") != "invert":
-        raise UserError(f"--generator {folder}: is a model of the task {description.get('task')}; name an output folder of invert")
+        raise UserError(f"--generator {folder}: is a model of {description.get('task')}; name an output folder of invert")
     for name in SHAPE:
         if description[name] != (asked := getattr(params, name)):
-            has = f"--generator {folder}: has {name} {description[name]}"
-            raise UserError(f"{has}, the parameters ask for {asked}; set invert.{name} to match")
+            found = f"--generator {folder}: has {name} {description[name]}"
+            raise UserError(f"{found}, the parameters ask for {asked}; set invert.{name} to match")
     if {name: value for name, value in description["inputs"].items() if name.startswith("shards")} != shards.inputs:
         log.warning("invert: the generator in %s was trained on other shards; it may have seen images of this test split", folder)
     content = storage.read(storage.join(folder, WEIGHTS))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
-from components.invert.quality import ms_ssim, mse, psnr, scales, ssim
+from components.invert.image_quality import ms_ssim, mse, psnr, scales, ssim
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 OPTIONS = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

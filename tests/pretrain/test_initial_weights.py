@@ -14,7 +14,7 @@ from torch import nn
 from components.common.errors import UserError
 from components.common.training import backbones
 from components.params import Params
-from components.pretrain import start
+from components.pretrain import initial_weights
 from components.pretrain.moco import MoCo
 from components.pretrain.run import run
 from tests.conftest import MakeShards
@@ -58,7 +58,7 @@ def model() -> MoCo:
 
 
 def started(model: MoCo, path: Path) -> MoCo:
-    start.load(model, start.read(str(path), "resnet18"))
+    initial_weights.load(model, initial_weights.read(str(path), "resnet18"))
     return model
 
 
@@ -132,8 +132,8 @@ def test_an_earlier_backbone_is_a_start(model: MoCo, tmp_path: Path) -> None:
     network = backbones.build("resnet18")
     backbones.export(network, tmp_path, {"arch": "resnet18"})
     (tmp_path / "run.json").write_text('{"stage": "pretrain", "mlflow_run_id": "made-by"}')
-    found = start.read(str(tmp_path), "resnet18")
-    start.load(model, found)
+    found = initial_weights.read(str(tmp_path), "resnet18")
+    initial_weights.load(model, found)
     assert found.upstream == {"start": "made-by"}
     for name, tensor in network.state_dict().items():
         assert torch.equal(model.query.backbone.state_dict()[name], tensor)
@@ -144,10 +144,10 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
     state = resnet().state_dict()
     torch.save(state, tmp_path / "18.pth")
     with pytest.raises(UserError, match=r"18\.pth: holds a resnet18, the parameters ask for resnet50; set arch to match"):
-        start.read(str(tmp_path / "18.pth"), "resnet50")
+        initial_weights.read(str(tmp_path / "18.pth"), "resnet50")
     torch.save({**state, "layer1.2.conv1.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "34.pth")
-    with pytest.raises(UserError, match=r"34\.pth: does not fit a resnet18 \(it has no layer1\.2\.conv1\.weight\)"):
-        start.read(str(tmp_path / "34.pth"), "resnet18")
+    with pytest.raises(UserError, match=r"34\.pth: does not fit a resnet18 \(layer1\.2\.conv1\.weight is unexpected\)"):
+        initial_weights.read(str(tmp_path / "34.pth"), "resnet18")
 
 
 def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
     ):
         torch.save({name: tensor for name, tensor in {**state, **changed}.items() if tensor is not None}, tmp_path / "odd.pth")
         with pytest.raises(UserError, match=message):
-            start.read(str(tmp_path / "odd.pth"), "resnet18")
+            initial_weights.read(str(tmp_path / "odd.pth"), "resnet18")
 
 
 class Code:
@@ -176,24 +176,24 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Code(tmp_path / "ran"), protocol=2))
     for name in ("evil.pth", "plain.pkl"):
         with pytest.raises(UserError, match=rf"{name}: holds Python objects, which could run code"):
-            start.read(str(tmp_path / name), "resnet18")
+            initial_weights.read(str(tmp_path / name), "resnet18")
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 torn", b"\x08\0\0\0\0\0\0\0{torn   "])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(UserError, match="is no checkpoint"):
-        start.read(str(tmp_path / "file"), "resnet18")
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        initial_weights.read(str(tmp_path / "file"), "resnet18")
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
     for tree in ({"epoch": 3}, [torch.zeros(3)]):
         torch.save(tree, tmp_path / "other.pth")
         with pytest.raises(UserError, match="holds no state_dict"):
-            start.read(str(tmp_path / "other.pth"), "resnet18")
+            initial_weights.read(str(tmp_path / "other.pth"), "resnet18")
     with pytest.raises(UserError, match=r"nothing\.pth"):
-        start.read(str(tmp_path / "nothing.pth"), "resnet18")
+        initial_weights.read(str(tmp_path / "nothing.pth"), "resnet18")
 
 
 def test_a_run_goes_on_from_its_start_and_records_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""The device that trains: its set-up, mixed precision, and how batches of stored pixels reach it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from components.common.errors import UserError
+from components.common.formats.shards import Pixels
+from components.common.runs.provenance import threads
+from components.common.training.reader import Batch, prefetch
+
+
+def set_up(device: str, seed: int) -> torch.device:
+    """Chooses the device and makes runs repeatable.
+
+    Args:
+        device: auto (a GPU if there is one), cpu or cuda.
+        seed: seeds torch's global generator, which initialises weights.
+
+    Raises:
+        UserError: cuda is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but torch sees no GPU; set device to auto or cpu")
+    torch.set_num_threads(threads())
+    # Denormals appear as weights decay, and CPUs are several times slower on them.
+    torch.set_flush_denormal(True)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Returns the context for the forward pass; bfloat16 has the range of float32, so no loss scaler is needed.
+
+    Args:
+        device: runs the pass.
+        precision: bf16, fp32, or auto: bf16 on a GPU and fp32 on a CPU.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and device.type == "cuda"))
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copies the images of batches to a GPU from pinned memory, ahead of the computation; on a CPU it changes nothing."""
+    return prefetch(_copied(batches, device)) if device.type == "cuda" else batches
+
+
+def _copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Runs in the prefetching thread, on a stream of its own."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            images = torch.from_numpy(batch.images).pin_memory().to(device, non_blocking=True)
+        stream.synchronize()
+        # Allocated on this thread's stream but read on the main one: the allocator must not reuse the memory before that.
+        images.record_stream(torch.cuda.default_stream(device))
+        yield Batch(images, batch.rows)  # type: ignore[arg-type]
+
+
+def to_unit(images: Pixels | Tensor, device: torch.device) -> Tensor:
+    """Scales stored pixels, uint8 or uint16 (B, H, W), to fractions of their full range: (B, 1, H, W), float32 in [0, 1]."""
+    tensor = images if isinstance(images, Tensor) else torch.from_numpy(images)
+    return tensor.to(device, torch.float32).div_(torch.iinfo(tensor.dtype).max).unsqueeze(1)

@@ -1,0 +1,34 @@
+"""Optimizer steps and the learning-rate schedule that the stages share."""
+
+import math
+
+import torch
+from torch import Tensor
+
+WARMUP = 0.1
+"""Fraction of a fine-tuning's steps with a rising learning rate."""
+
+
+def cosine(progress: float, warmup: float = 0.0) -> float:
+    """Factor of the learning rate: a linear warm-up, then half a cosine down to 0.
+
+    Args:
+        progress: fraction of the training that is done, in [0, 1].
+        warmup: fraction of the training with a rising rate.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, progress: float, warmup: float = WARMUP) -> None:
+    """Sets the rate of each parameter group to `lr` times the group's `scale` (1 if it has none) times `cosine`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("scale", 1.0) * cosine(progress, warmup)
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Takes one optimizer step down the gradient of a loss."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimizer.step()

@@ -1,0 +1,127 @@
+"""Training of a detector on the images of the train split in which all classes are known."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.common.errors import UserError
+from components.common.runs.shards import Shards
+from components.common.statistics.detection_matching import mean_average_precision
+from components.common.training import backbones, devices, loop, optimization
+from components.common.training.checkpoints import copy_weights
+from components.common.training.reader import Batch, Reader
+from components.common.training.subsets import labelled_rows
+from components.detect import annotations, augment, network
+from components.detect.annotations import Annotations, annotate, choose_classes
+from components.detect.params import Detect
+from components.detect.predictions import Found, compared, to_numpy
+
+
+class Detection(loop.Trainable):
+    """The detector, its optimizer, and the best weights so far. The test split is not opened."""
+
+    metric = "val_map_50"
+
+    def __init__(self, params: Detect, shards: Shards, folder: str | None):
+        if folder is None and params.batch_norm == "frozen":
+            raise UserError("detect.batch_norm: frozen needs a pretrained --backbone; from scratch its statistics must be trained")
+        self.params, self.shards = params, shards
+        self.device = devices.set_up(params.device, params.seed)
+        self.train, self.val = (Reader(shards, split, annotations.COLUMNS) for split in ("train", "val"))
+        self.classes = choose_classes(self.train, params.classes)
+        self.known, self.val_known = self.annotate(self.train), self.annotate(self.val)
+        self.rows = self._choose_rows()
+        self.train.keep(self.rows)
+        resnet, self.mean, self.std, self.inputs, self.upstream = backbones.start(folder, params.arch, shards)
+        detector = network.build(resnet, params, len(self.classes), shards.size, self.mean, self.std)
+        self.network = detector.to(self.device).to(memory_format=torch.channels_last)
+        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=params.lr, weight_decay=params.weight_decay)
+        self.batch_size = min(params.batch_size, len(self.rows))
+        self.steps_per_epoch = len(self.rows) // self.batch_size
+        self.best: dict[str, Any] = {"map_50": -1.0, "epoch": 0, "weights": {}}
+
+    def annotate(self, reader: Reader) -> Annotations:
+        """Places the boxes of a reader's split on the square images."""
+        return annotate(reader, self.classes, self.shards.findings)
+
+    def _choose_rows(self) -> annotations.Rows:
+        """Selects known images of the train split, from a fraction of the patients."""
+        patients, present = self.train.table["patient_id"].to_pylist(), self.known.present(len(self.classes))
+        if not self.known.known.any():
+            raise UserError("detect: no image of the train split is known for all classes; add labels, or name classes in detect.classes")
+        rows = labelled_rows(patients, present, self.params.label_fraction, self.params.seed)
+        if len(rows) < 2 or not np.nansum(present[rows]):
+            raise UserError(f"detect.label_fraction: {self.params.label_fraction:g} leaves no boxes or only one training image; raise it")
+        return rows
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch from number `start` on."""
+        network.train_mode(self.network, self.params)
+        return devices.on_device(self.train.shuffled(self.batch_size, self.params.seed, epoch, start), self.device)
+
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+        """Takes one step of the optimizer."""
+        torch.manual_seed(hash((self.params.seed, epoch, *batch.rows.tolist())))  # Faster R-CNN samples the boxes that it learns from
+        optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
+        image, boxes, labels = self._examples(batch, epoch)
+        with devices.autocast(self.device):
+            terms = self.network.losses(image, boxes, labels)
+            loss = torch.stack(list(terms.values())).sum()
+        optimization.step(self.optimizer, loss)
+        return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
+
+    def _examples(self, batch: Batch, epoch: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Returns images, corners of the boxes and their classes, augmented, without boxes that are no longer visible."""
+        image = devices.to_unit(batch.images, self.device)
+        corners = [corners_of(self.known.boxes[row]) for row in batch.rows]
+        labels = [self.known.labels[row] for row in batch.rows]
+        if self.params.augment:
+            drawn = augment.draw(batch.rows, self.params.seed, epoch)
+            image = augment.warp_images(image, drawn)
+            corners = [augment.warp_boxes(each, one, self.shards.size) for each, one in zip(corners, drawn, strict=True)]
+        visible = [((each[:, 2:] - each[:, :2]) >= 1).all(axis=1) for each in corners]
+        boxes = [torch.from_numpy(each[keep]).to(self.device, torch.float32) for each, keep in zip(corners, visible, strict=True)]
+        return image, boxes, [torch.from_numpy(each[keep]).to(self.device) for each, keep in zip(labels, visible, strict=True)]
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Evaluates the validation split and keeps the weights if they are the best so far."""
+        images = compared(self.predict(self.val, self.val_known), self.val_known)
+        map_50, map_all = mean_average_precision(images, len(self.classes))
+        # On a tie the later epoch wins, which has seen more images; without boxes in the validation split mAP is NaN, and the last one.
+        if not map_50 < self.best["map_50"]:
+            self.best = {"map_50": map_50, "epoch": epoch + 1, "weights": copy_weights(self.network.model)}
+        return {"val_map_50": map_50, "val_map": map_all}
+
+    @torch.no_grad()
+    def predict(self, reader: Reader, known: Annotations) -> list[Found]:
+        """Detects in each image, in the order of the reader's table, and clips boxes to the image."""
+        self.network.eval()
+        found: list[Found] = []
+        for batch in devices.on_device(reader.in_order(self.params.batch_size), self.device):
+            for row, each in zip(batch.rows, self.network(devices.to_unit(batch.images, self.device)), strict=True):
+                found.append(to_numpy(each, known.origin[row], known.extent[row]))
+        return found
+
+    def counts(self) -> dict[str, float]:
+        """Counts the training images and boxes, and the images left out because a class is not known."""
+        boxes = sum(len(self.known.boxes[row]) for row in self.rows)
+        return {"train_images": len(self.rows), "train_boxes": boxes, "train_images_unknown": int((~self.known.known).sum())}
+
+    def state(self) -> dict[str, Any]:
+        """Returns the model, the optimizer and the best weights so far."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from what `state` returned."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+
+
+def corners_of(boxes: annotations.Array) -> annotations.Array:
+    """Converts (G, 4) x, y, width, height to left, top, right, bottom."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -1,0 +1,212 @@
+"""One training step of MoCo v2 with the pretraining loss, and everything around it: views, probe, health check, export."""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from components.common.errors import UserError
+from components.common.runs.params import Runtime
+from components.common.runs.shards import Shards
+from components.common.runs.stage_run import StageRun
+from components.common.training import backbones, devices, loop, processes
+from components.common.training.optimization import set_learning_rate
+from components.common.training.reader import Batch, Reader
+from components.common.training.seeds import generator_for
+from components.pretrain import augment, initial_weights
+from components.pretrain.align import Geometry
+from components.pretrain.moco import MoCo
+from components.pretrain.objective import Objective
+from components.pretrain.params import Pretrain
+from components.pretrain.probe import Probe
+from components.pretrain.projection_metrics import projection_metrics, queue_age
+
+Floats = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+class Pretraining(loop.Trainable):
+    """The model, its optimizer and its data.
+
+    All randomness is a function of the seed, the epoch and the number of the image or step: no generator's state is kept.
+    """
+
+    def __init__(self, params: Pretrain, runtime: Runtime, shards: Shards, start: initial_weights.InitialWeights | None = None):
+        """Prepares this process's share of the training.
+
+        Raises:
+            UserError: parameters that do not fit the shards, the device or the number of processes.
+        """
+        self.params, self.runtime, self.shards = params, runtime, shards
+        self.inputs, self.upstream = shards.inputs, shards.upstream
+        self.device = devices.set_up(params.device, params.seed)
+        self.reader = Reader(shards, "train", rank=processes.rank(), ranks=processes.world_size())
+        _check(params, len(self.reader), self.device)
+        self.mean, self.std = shards.mean_std
+        self.objective = Objective(params)
+        groups = params.shuffle_groups // processes.world_size()
+        self.model = MoCo(params.arch, params.dim, params.queue_size, params.key_momentum, groups, params.batch_norm, self.objective.stages)
+        if start is not None:
+            self.inputs, self.upstream = {**self.inputs, "start": start.sha256}, {**self.upstream, **start.upstream}
+            initial_weights.load(self.model, start)
+        self.model.to(self.device).to(memory_format=torch.channels_last)
+        weights = list(self.model.query.parameters())
+        self.optimizer = torch.optim.SGD(weights, params.lr, params.momentum, weight_decay=params.weight_decay, fused=True)
+        self.probe = _probe(shards, backbones.width(self.model.query.backbone)) if params.probe_epochs else None
+        self.metric = "knn_auroc_macro" if self.probe else None
+        self.batch_size, self.patience = params.batch_size, runtime.collapse_epochs
+        self.steps_per_epoch = len(self.reader) // params.batch_size
+        self.step = 0
+
+    def start(self) -> None:
+        """Gives all processes the same weights, even if their hardware derives others from the seed."""
+        processes.broadcast(list(self.model.state_dict().values()))
+        if self.runtime.compile:
+            self.model.query.compile()
+            self.model.key.compile()
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yields this process's share of the batches of an epoch from number `start` on."""
+        return devices.on_device(self.reader.shuffled(self.batch_size, self.params.seed, epoch, start), self.device)
+
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+        """Takes one step of the optimizer, the key encoder and the queue."""
+        set_learning_rate(self.optimizer, self.params.lr, progress, warmup=0)
+        self.model.move_key_encoder()
+        self.optimizer.zero_grad(set_to_none=True)
+        q, k, numbers = self._backward(*self._views(batch, epoch))
+        gradients = [weight.grad for weight in self.model.query.parameters() if weight.grad is not None]
+        processes.average_over_ranks([*gradients, *self.model.statistics()])
+        self.optimizer.step()
+        numbers |= projection_metrics(q, k, self.model.queue)
+        self.model.enqueue(k)
+        age = queue_age(self.step, self.params.queue_size // self.batch_size)
+        self.step += 1
+        # One message between processes and one wait for the GPU.
+        values = torch.stack(list(numbers.values()))
+        processes.average_over_ranks([values])
+        return {**dict(zip(numbers, values.tolist(), strict=True)), "queue_age": age}
+
+    def _backward(self, query: Tensor, key: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Runs forward and backward, one part of the batch at a time.
+
+        InfoNCE compares with the queue and not within the batch, so the loss is a mean over images, and the gradients of the parts
+        add up to those of the batch.
+
+        Returns:
+            Queries and keys of the global batch, and the numbers of the loss of this process's share.
+        """
+        count = self.params.accumulate
+        with devices.autocast(self.device, self.params.precision):
+            keys = self.model.encode_keys(key, self._order(), count)
+        queries, found = [], []
+        for image, part, warps in zip(query.chunk(count), keys.chunk(count), geometry.chunk(count), strict=True):
+            with devices.autocast(self.device, self.params.precision):
+                encodings = self.model.encode_queries(image, part, count)
+            loss, numbers = self.objective(encodings, self.model.queue, warps)
+            torch.autograd.backward(loss / count)
+            queries.append(encodings.q.detach())
+            found.append(numbers)
+        mean = {name: torch.stack([numbers[name] for numbers in found]).mean(0) for name in found[0]}
+        return processes.gather(torch.cat(queries)), processes.gather(keys.k), mean
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Probes the features every few epochs and after the last one."""
+        if self.probe is None:
+            return {}
+        if (epoch + 1) % self.params.probe_epochs and epoch + 1 < self.params.epochs:
+            return {"knn_auroc_macro": math.nan}
+        self.model.eval()
+        value = self.probe(self._features, self.batch_size)
+        self.model.train()
+        return {"knn_auroc_macro": value}
+
+    def health_check(self, row: dict[str, float]) -> str | None:
+        """Tells whether the projections have collapsed."""
+        if row["feature_std"] >= self.runtime.collapse_std:
+            return None
+        return (
+            f"the projections have collapsed to a point: feature_std is {row['feature_std']:.2g}, below runtime.collapse_std for "
+            f"{self.patience} epochs; raise pretrain.key_momentum or lower pretrain.lr, or continue with runtime.collapse_std=0"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Returns both encoders, the queue and its position, and the optimizer."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def export(self, job: StageRun) -> None:
+        """Writes the query encoder's backbone and its description."""
+        description = {
+            "arch": self.params.arch,
+            "method": self.params.preset,
+            "epochs": 0 if self.params.preset == "scratch" else self.params.epochs,
+            "images": len(self.reader),
+            "size": self.reader.size,
+            "normalisation": {"mean": self.mean, "std": self.std},
+            "inputs": job.inputs,
+        }
+        backbones.export(self.model.query.backbone, job.folder, description)
+
+    def examples(self, count: int) -> tuple[Floats, Floats, list[str]]:
+        """Returns the first queries and keys of the training, (N, H, W) in [0, 1], and their images' ids, with N at most `count`."""
+        images, rows = next(self.reader.shuffled(self.batch_size, self.params.seed, 0))
+        views = self._views(Batch(images[:count], rows[:count]), 0)[:2]
+        queries, keys = ((view[:, 0] * self.std + self.mean).cpu().numpy() for view in views)
+        return queries, keys, self.reader.table["image_id"].take(rows[:count]).to_pylist()
+
+    def _views(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor, Geometry]:
+        """Makes query and key, (B, 1, H, W), normalised, and tells how they were warped."""
+        image = devices.to_unit(batch.images, self.device)
+        seed = self.params.seed
+        query = augment.view(image, batch.rows, seed, epoch, 0) if self.params.augment_query else augment.untouched(image)
+        key = augment.view(image, batch.rows, seed, epoch, 1)
+        geometry = Geometry(query.warp, key.warp, (image.shape[-2], image.shape[-1]))
+        return self._normalise(query.image), self._normalise(key.image), geometry
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _order(self) -> Tensor:
+        """Draws how the keys of the global batch are shuffled."""
+        return torch.from_numpy(generator_for(self.params.seed, self.step).permutation(self.batch_size))
+
+    def _features(self, batch: Batch) -> Tensor:
+        """Computes pooled features (B, C) of unaugmented images."""
+        with devices.autocast(self.device, self.params.precision):
+            features: Tensor = self.model.query.backbone(self._normalise(devices.to_unit(batch.images, self.device)))
+        return features
+
+
+def _check(params: Pretrain, images: int, device: torch.device) -> None:
+    """Raises a UserError if the parameters do not fit the number of images, the number of processes or the device."""
+    ranks = processes.world_size()
+    if images < params.batch_size:
+        raise UserError(f"pretrain.batch_size: {params.batch_size}, but the train split has {images} images; lower it")
+    name = "shuffle_groups" if params.batch_norm == "shuffle" else "batch_size"
+    if getattr(params, name) % (ranks * params.accumulate) or params.batch_size % ranks:
+        divisor = f"{ranks} processes" + (f" times pretrain.accumulate ({params.accumulate})" if params.accumulate > 1 else "")
+        raise UserError(
+            f"pretrain.{name}: {getattr(params, name)} is not a multiple of {divisor}; change it or torchrun's --nproc-per-node"
+        )
+    if params.batch_norm == "sync" and device.type == "cpu":
+        raise UserError("pretrain.batch_norm: sync needs GPUs; use shuffle on a CPU")
+
+
+def _probe(shards: Shards, width: int) -> Probe | None:
+    try:
+        return Probe(shards, width)
+    except UserError as error:
+        log.info("pretrain: no probe on the val split (%s)", error)
+        return None
