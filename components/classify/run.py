@@ -17,6 +17,7 @@ from components.classify.network import scale_logits
 from components.classify.params import Classify
 from components.classify.training import MODES, Classification
 from components.common.errors import UserError
+from components.common.formats.history import HISTORY, metrics_of
 from components.common.formats.predictions import META, common_columns
 from components.common.runs import storage
 from components.common.runs.params import Runtime
@@ -25,7 +26,6 @@ from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.statistics.calibration import fit_temperature, negative_log_likelihood
 from components.common.training import checkpoints, loop
-from components.common.training.progress import VOLATILE
 from components.common.training.reader import Reader
 
 Array = npt.NDArray[np.float32]
@@ -56,9 +56,9 @@ def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, back
     with stage_run("classify", out, params, classification.inputs, runtime=runtime, upstream=classification.upstream) as job:
         history = loop.Trainer(classification, "classify", job.folder, params.epochs, runtime).run(job.log)
         calibration = finish(classification, job)
-        best = {name: value for name, value in history[classification.best["epoch"] - 1].items() if name not in VOLATILE}
-        metrics = {"best_epoch": best.pop("epoch"), "train_images": len(classification.rows), **best, **calibration}
-        job.attach(loop.HISTORY)
+        best = metrics_of(history[classification.best["epoch"] - 1])
+        metrics = {"best_epoch": classification.best["epoch"], "train_images": len(classification.rows), **best, **calibration}
+        job.attach(HISTORY)
         job.publish(metrics, drop=(checkpoints.FOLDER,))
 
 

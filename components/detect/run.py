@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
+from components.common.formats.history import HISTORY, metrics_of
 from components.common.formats.predictions import META
 from components.common.runs import storage
 from components.common.runs.params import Runtime
@@ -16,7 +17,6 @@ from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.training import checkpoints, loop
-from components.common.training.progress import VOLATILE
 from components.common.training.reader import Reader
 from components.detect import annotations, figures, network
 from components.detect.params import Detect
@@ -42,10 +42,10 @@ def run(*, shards: list[str], out: str, params: Detect, runtime: Runtime, backbo
     with stage_run("detect", out, params, detection.inputs, runtime=runtime, upstream=detection.upstream) as job:
         history = loop.Trainer(detection, "detect", job.folder, params.epochs, runtime).run(job.log)
         finish(detection, job)
-        best = {name: value for name, value in history[detection.best["epoch"] - 1].items() if name not in VOLATILE}
-        job.attach(loop.HISTORY)
+        best = metrics_of(history[detection.best["epoch"] - 1])
+        job.attach(HISTORY)
         job.attach("figures")
-        job.publish({"best_epoch": best.pop("epoch"), **detection.counts(), **best}, drop=(checkpoints.FOLDER,))
+        job.publish({"best_epoch": detection.best["epoch"], **detection.counts(), **best}, drop=(checkpoints.FOLDER,))
 
 
 def finish(detection: Detection, job: StageRun) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from components.common.formats.history import VOLATILE
 from components.common.head import Evaluated
 from components.common.html import page
 from components.common.html.charts import Chart, Line, nice_axis, whole_axis
@@ -15,7 +16,6 @@ from components.common.html.numbers import listing
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import Difference
 from components.common.statistics.intervals import Interval
-from components.common.training.progress import VOLATILE
 from components.evaluate.predictions import Model
 
 TITLES = {"classify": "classification of findings", "detect": "detection of findings", "invert": "GAN inversion"}

@@ -10,6 +10,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from components.common.errors import UserError
+from components.common.formats.backbone import BACKBONE
 from components.common.formats.predictions import META
 from components.common.runs import storage
 from components.common.runs.inputs import read_document, upstream_run_id
@@ -103,7 +104,7 @@ def _add_lineage(folders: InputFolders, digests: dict[str, str], upstream: dict[
     for name, folder in folders._asdict().items():
         if folder is None:
             continue
-        description, made_by = (MODEL, "invert") if name == "generator" else (backbones.DESCRIPTION, "pretrain")
+        description, made_by = (MODEL, "invert") if name == "generator" else (BACKBONE, "pretrain")
         _, digests[name] = read_document(folder, description, made_by)
         if run_id := upstream_run_id(folder):
             upstream[name] = run_id

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+from components.common.formats.history import HISTORY, metrics_of
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.training import checkpoints, devices, loop
-from components.common.training.progress import VOLATILE
 from components.common.training.reader import Reader
 from components.invert import figures
 from components.invert.encoder import Encoder
@@ -77,9 +77,9 @@ def run(
         log.info("invert: trains the encoder for %d epochs", params.epochs)
         training = prepare_encoder(params, inputs, weights)
         history = loop.Trainer(training, "invert", job.folder, params.epochs, runtime).run(job.log)
-        metrics = {name: value for name, value in history[-1].items() if name not in (*VOLATILE, "epoch")}
+        metrics = metrics_of(history[-1])
         metrics = {"train_images": len(inputs.train), **metrics, **finish(training, inputs, job)}
-        job.attach(loop.HISTORY)
+        job.attach(HISTORY)
         job.attach("figures")
         job.publish(metrics, drop=(GAN, checkpoints.FOLDER))
 
@@ -118,8 +118,8 @@ def finish(training: EncoderTraining, inputs: Inputs, job: StageRun) -> dict[str
     distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)
     figures.draw(job.folder / "figures", measured["test"].shown, training.generator, params.seed)
     write_model(trained, inputs.shards, distances, job)
-    if (job.folder / GAN / loop.HISTORY).exists():
-        shutil.copyfile(job.folder / GAN / loop.HISTORY, job.folder / GAN_HISTORY)
+    if (job.folder / GAN / HISTORY).exists():
+        shutil.copyfile(job.folder / GAN / HISTORY, job.folder / GAN_HISTORY)
     return {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()} | distances
 
 

@@ -21,6 +21,7 @@ def pretrain(
     Returns:
         The folder of the backbone.
     """
+    from components.common.formats.backbone import BACKBONE
     from components.common.runs.step import step
     from components.pretrain.launch import run_here
     from components.pretrain.params import Pretrain
@@ -28,7 +29,7 @@ def pretrain(
     with step("pretrain", root, Pretrain, params, {"shards": shards}, runtime) as this:
         run_here([shards], this.out, this.params, this.runtime, processes)
     metrics.metadata.update(this.metrics())
-    this.show("backbone.json", backbone.path)
+    this.show(BACKBONE, backbone.path)
     return this.out
 
 
@@ -50,6 +51,7 @@ def launch(
     Returns:
         The folder of the backbone.
     """
+    from components.common.formats.backbone import BACKBONE
     from components.common.runs.step import step
     from components.pretrain.params import Pretrain
     from components.pretrain.trainjob import run_on_nodes
@@ -57,5 +59,5 @@ def launch(
     with step("pretrain", root, Pretrain, params, {"shards": shards}, runtime) as this:
         run_on_nodes([shards], this.out, this.params, this.runtime, cluster)
     metrics.metadata.update(this.metrics())
-    this.show("backbone.json", backbone.path)
+    this.show(BACKBONE, backbone.path)
     return this.out

@@ -24,6 +24,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from components.common.errors import UserError
+from components.common.formats.backbone import BACKBONE
 from components.common.runs import storage
 from components.common.runs.inputs import upstream_run_id
 from components.common.training import backbones
@@ -64,7 +65,7 @@ def read(source: str, arch: str) -> InitialWeights:
     Raises:
         UserError: the source is missing, unknown, of another architecture, or would run code.
     """
-    if storage.exists(storage.join(source, backbones.DESCRIPTION)):
+    if storage.exists(storage.join(source, BACKBONE)):
         resnet, _, digest = backbones.load(source, arch)
         run_id = upstream_run_id(source)
         return InitialWeights(source, digest, _prefixed(resnet.state_dict()), upstream={"start": run_id} if run_id else {})

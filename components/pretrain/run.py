@@ -2,11 +2,11 @@
 
 from contextlib import ExitStack
 
+from components.common.formats.history import HISTORY, metrics_of, write_history
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.training import checkpoints, loop, processes
-from components.common.training.progress import VOLATILE
 from components.pretrain import figures, initial_weights
 from components.pretrain.params import Pretrain
 from components.pretrain.training import Pretraining
@@ -54,7 +54,6 @@ def _finish(pretraining: Pretraining, job: StageRun | None, history: list[dict[s
     assert job, "the main process writes"
     pretraining.export(job)
     if not history:
-        (job.folder / loop.HISTORY).write_text("epoch\n")
-    job.attach(loop.HISTORY)
-    last = history[-1] if history else {}
-    job.publish({name: value for name, value in last.items() if name not in ("epoch", *VOLATILE)}, drop=(checkpoints.FOLDER,))
+        write_history(job.folder / HISTORY, history)
+    job.attach(HISTORY)
+    job.publish(metrics_of(history[-1]) if history else {}, drop=(checkpoints.FOLDER,))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from components.common.errors import UserError
+from components.common.formats.backbone import Description
 from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards
 from components.common.runs.stage_run import StageRun
@@ -148,7 +149,7 @@ class Pretraining(loop.Trainable):
 
     def export(self, job: StageRun) -> None:
         """Writes the query encoder's backbone and its description."""
-        description = {
+        description: Description = {
             "arch": self.params.arch,
             "method": self.params.preset,
             "epochs": 0 if self.params.preset == "scratch" else self.params.epochs,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from components.common.training.progress import VOLATILE
+from components.common.formats.history import VOLATILE
 from components.params import Params
 
 

@@ -130,7 +130,7 @@ def test_an_imagenet_resnet_sees_grey_images_as_before(model: MoCo, tmp_path: Pa
 def test_an_earlier_backbone_is_a_start(model: MoCo, tmp_path: Path) -> None:
     torch.manual_seed(9)
     network = backbones.build("resnet18")
-    backbones.export(network, tmp_path, {"arch": "resnet18"})
+    backbones.export(network, tmp_path, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
     (tmp_path / "run.json").write_text('{"stage": "pretrain", "mlflow_run_id": "made-by"}')
     found = initial_weights.read(str(tmp_path), "resnet18")
     initial_weights.load(model, found)

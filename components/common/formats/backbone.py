@@ -18,8 +18,8 @@ class Normalisation(TypedDict):
     std: float
 
 
-class Backbone(TypedDict):
-    """The content of a backbone.json."""
+class Description(TypedDict):
+    """What pretrain knows about a backbone."""
 
     arch: str
     method: str
@@ -32,6 +32,11 @@ class Backbone(TypedDict):
     normalisation: Normalisation
     inputs: dict[str, str]
     """SHA-256 by name of input."""
+
+
+class Backbone(Description):
+    """The content of a backbone.json."""
+
     sha256: str
     """Digest of the weights."""
 

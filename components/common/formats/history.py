@@ -10,7 +10,7 @@ from components.common.errors import UserError
 HISTORY = "history.csv"
 EPOCH = "epoch"
 VOLATILE = ("images_per_second", "data_wait", "gpu_gib")
-"""Columns that differ between runs with the same result."""
+"""Columns that differ between otherwise identical runs."""
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:

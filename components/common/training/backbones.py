@@ -1,12 +1,8 @@
-"""ResNets with one input channel: construction, the maps after each stage, safe loading and export.
-
-`backbone.safetensors` holds the weights under torchvision's ResNet names, without a head and with one input channel in `conv1`;
-`backbone.json` beside it describes them and holds their SHA-256.
-"""
+"""ResNets with one input channel: construction, the maps after each stage, safe loading and export."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torchvision
@@ -16,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from components.common.errors import UserError
+from components.common.formats.backbone import BACKBONE, BACKBONE_WEIGHTS, Backbone, Description, check_backbone
 from components.common.runs import storage
 from components.common.runs.inputs import read_document, upstream_run_id
 from components.common.runs.params import Arch
@@ -26,8 +23,6 @@ from components.common.training.checkpoints import copy_weights
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STRIDES = dict(zip(STAGES, (4, 8, 16, 32), strict=True))
 """Input pixels per position of the map after each stage."""
-DESCRIPTION = "backbone.json"
-WEIGHTS = "backbone.safetensors"
 
 
 def build(arch: str, norm_layer: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> torchvision.models.ResNet:
@@ -57,13 +52,14 @@ def forward_stages(resnet: torchvision.models.ResNet, image_B1HW: Tensor) -> tup
     return resnet.avgpool(x).flatten(1), maps
 
 
-def export(resnet: torchvision.models.ResNet, folder: Path, description: dict[str, Any]) -> None:
+def export(resnet: torchvision.models.ResNet, folder: Path, description: Description) -> None:
     """Writes backbone.safetensors, and backbone.json with its digest."""
-    save_file(copy_weights(resnet), folder / WEIGHTS)
-    write_json(folder / DESCRIPTION, {**description, "sha256": storage.digest_file(folder / WEIGHTS)})
+    save_file(copy_weights(resnet), folder / BACKBONE_WEIGHTS)
+    document: Backbone = {**description, "sha256": storage.digest_file(folder / BACKBONE_WEIGHTS)}
+    write_json(folder / BACKBONE, document)
 
 
-def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, dict[str, Any], str]:
+def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, Backbone, str]:
     """Loads a backbone written by pretrain.
 
     Args:
@@ -76,15 +72,16 @@ def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, dict[str, A
     Raises:
         UserError: not a backbone, another architecture, or weights that do not match backbone.json.
     """
-    description, digest = read_document(folder, DESCRIPTION, "pretrain")
+    content, digest = read_document(folder, BACKBONE, "pretrain")
+    description = check_backbone(content, storage.join(folder, BACKBONE))
     if description["arch"] != arch:
         raise UserError(f"{folder}: the backbone is a {description['arch']}, the parameters ask for {arch}; set arch to match")
-    path = storage.join(folder, WEIGHTS)
-    content = storage.read(path)
-    if storage.digest(content) != description["sha256"]:
-        raise UserError(f"{path}: does not match {DESCRIPTION}; run pretrain again")
+    path = storage.join(folder, BACKBONE_WEIGHTS)
+    weights = storage.read(path)
+    if storage.digest(weights) != description["sha256"]:
+        raise UserError(f"{path}: does not match {BACKBONE}; run pretrain again")
     resnet = build(arch)
-    load_state(resnet, content, path)
+    load_state(resnet, weights, path)
     return resnet, description, digest
 
 

@@ -1,6 +1,5 @@
 """The training loop that all stages share: epochs, history.csv, checkpoints, health checks and signals."""
 
-import csv
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -11,13 +10,12 @@ from typing import Any
 import torch
 
 from components.common.errors import UserError
+from components.common.formats.history import EPOCH, HISTORY, write_history
 from components.common.runs import signals
 from components.common.runs.params import Runtime
 from components.common.training import checkpoints, processes
 from components.common.training.progress import Progress, Timer
 from components.common.training.reader import Batch
-
-HISTORY = "history.csv"
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +105,7 @@ class Trainer:
                 if self._folder:
                     write_history(self._folder / HISTORY, self.history)
                 if on_epoch:
-                    on_epoch({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
+                    on_epoch({name: value for name, value in row.items() if name != EPOCH}, int(row[EPOCH]))
                 self._stop_if_unhealthy()
                 self._save_if_due()
             with processes.shared_errors():
@@ -128,7 +126,7 @@ class Trainer:
         if torch.cuda.is_available():
             measured["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
         averages = {name: value / self._steps_per_epoch for name, value in self._sums.items()}
-        row = {"epoch": epoch + 1, **averages, **self._trainable.end_epoch(epoch), **measured}
+        row = {EPOCH: epoch + 1, **averages, **self._trainable.end_epoch(epoch), **measured}
         self._sums = {}
         self._progress.end_epoch(row, self._trainable.metric)
         return row
@@ -187,11 +185,3 @@ class Trainer:
         self._step, self._sums, self.history = state["step"], state["sums"], state["history"]
         if self._folder:
             log.info("%s: resumes at step %d of %d", self._stage, self._step, self._epochs * self._steps_per_epoch)
-
-
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Writes a CSV with one row per epoch."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[-1]))
-        writer.writeheader()
-        writer.writerows(history)

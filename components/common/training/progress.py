@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from components.common.formats.history import EPOCH
+
 LINE_SECONDS = 60.0
-VOLATILE = ("images_per_second", "data_wait", "gpu_gib")
-"""Columns of history.csv that differ between otherwise identical runs."""
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class Progress:
             row: numbers of the epoch, those of `measurements` among them.
             metric: name of the main validation metric; None if there is none.
         """
-        epoch = int(row["epoch"])
+        epoch = int(row[EPOCH])
         shown = [f"epoch {epoch}/{self._epochs}", f"loss {row['loss']:.3g}"]
         if metric and math.isfinite(row.get(metric, math.nan)):
             shown.append(f"{metric} {row[metric]:.3g}")

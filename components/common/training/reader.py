@@ -20,13 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
-from components.common.formats.shards import Pixels, decode, square
+from components.common.formats.shards import PACKED, Pixels, decode, square
 from components.common.runs.shards import Part, Shards
 from components.common.training.seeds import generator_for
 
 WINDOW = 16
 """Row groups that are shuffled together: about 1,600 images."""
-PACKED = ["image_id", "pixels", "codec", "height", "width", "bits"]
 T = TypeVar("T")
 Indices = npt.NDArray[np.int64]
 

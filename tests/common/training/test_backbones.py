@@ -29,7 +29,7 @@ def test_features_are_torchvisions(arch: str, peer: object, width: int) -> None:
 
 def exported(folder: Path) -> str:
     folder.mkdir()
-    backbones.export(backbones.build("resnet18"), folder, {"arch": "resnet18"})
+    backbones.export(backbones.build("resnet18"), folder, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})
     (folder / "run.json").write_text("{}")
     return str(folder)
 

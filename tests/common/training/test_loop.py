@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from components.common.errors import UserError
+from components.common.formats.history import VOLATILE
 from components.common.runs import signals
 from components.common.runs.params import Runtime
 from components.common.training import devices, loop, optimization
-from components.common.training.progress import VOLATILE, Progress
+from components.common.training.progress import Progress
 from components.common.training.reader import Batch
 
 RUNTIME = Runtime(checkpoint_minutes=60)
