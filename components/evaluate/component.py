@@ -28,6 +28,7 @@ def evaluate(
         The folder of the evaluation, and the macro test AUROC of the classifier, 0 if it is undefined. It is named `Output` since
         conditions in local runs of kfp find no other output.
     """
+    from components.common.formats.pages import REPORT
     from components.common.runs.params import Evaluate
     from components.common.runs.step import step
     from components.evaluate.pooled_roc import roc_points
@@ -37,7 +38,7 @@ def evaluate(
         run(predictions=predictions, out=this.out, params=this.params)
     metrics.metadata.update(this.metrics("_macro", "_macro_low", "_macro_high"))
     roc.log_roc_curve(*roc_points(predictions[0]))
-    this.show("report.html", report.path)
+    this.show(REPORT, report.path)
     return (this.out, float(this.metrics().get("classify_test_auroc_macro", 0)))
 
 
@@ -55,6 +56,7 @@ def compare(cells: list[str], evaluate: str, study: str, metrics: dsl.Output[dsl
     Returns:
         The folder of the page.
     """
+    from components.common.formats.pages import STUDY
     from components.common.runs.params import Evaluate
     from components.common.runs.step import step
     from components.evaluate.params import Study
@@ -64,5 +66,5 @@ def compare(cells: list[str], evaluate: str, study: str, metrics: dsl.Output[dsl
     with step("study", folder, Study, study, {}, out=f"{folder}/page") as this:
         run(cells=folder, out=this.out, params=this.params, evaluate=Evaluate.model_validate_json(evaluate))
     metrics.metadata.update(this.metrics())
-    this.show("study.html", page.path)
+    this.show(STUDY, page.path)
     return this.out

@@ -21,6 +21,7 @@ def register(
     Returns:
         The folder of the registration.
     """
+    from components.common.formats.registration import REGISTRATION
     from components.common.runs.params import Register
     from components.common.runs.step import step
     from components.register.run import run
@@ -29,5 +30,5 @@ def register(
     overrides = [f"register.min_auroc={min_auroc}", *([] if takes_name else ["register.name=null"])]
     with step("register", root, Register, params, inputs, overrides=overrides) as this:
         run(model=model, evaluation=evaluation, out=this.out, params=this.params)
-    this.show("registration.json", registration.path)
+    this.show(REGISTRATION, registration.path)
     return this.out
