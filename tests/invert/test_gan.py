@@ -80,17 +80,6 @@ def test_latents_are_mixed_from_some_layer_on() -> None:
     assert set(where.tolist()) == set(range(5))
 
 
-def test_draws_depend_on_seed_and_step_alone() -> None:
-    def draw(seed: int, step: int) -> list[float]:
-        values: list[float] = torch.randn(3, generator=torch_generator_for(CPU, seed, step)).tolist()
-        return values
-
-    first = draw(0, 5)
-    torch.manual_seed(99)
-    assert draw(0, 5) == first
-    assert len({tuple(draw(seed, step)) for seed in range(3) for step in range(3)}) == 9
-
-
 def test_samples_do_not_depend_on_the_batches() -> None:
     generator = small_generator()
     whole, parts = (torch.cat(list(generator.samples(5, size, seed=1))) for size in (5, 2))
