@@ -73,7 +73,7 @@ def finish(classification: Classification, job: StageRun) -> dict[str, float]:
     logits, targets = classification.predict(network, val), val.labels().astype(np.float64)
     temperature = fit_temperature(targets, logits.astype(np.float64))
     scale_logits(network.fc, temperature)
-    save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, job.folder / "model.safetensors")
+    save_file(checkpoints.copy_weights(network), job.folder / "model.safetensors")
     write_json(job.folder / "model.json", describe(classification, job, temperature))
     (job.folder / "figures").mkdir(exist_ok=True)
     test = Reader(shards, "test", META)

@@ -245,12 +245,7 @@ def augment(image_B1HW: Tensor, rows: Rows, seed: int, epoch: int) -> Tensor:
 
 
 def macro_auroc(targets: Array, scores: Array) -> float:
-    """Mean AUROC over the findings with both classes among the known labels; NaN if there is none.
-
-    Args:
-        targets: (N, findings): 1, 0 or NaN.
-        scores: (N, findings).
-    """
+    """Mean AUROC over the findings with both classes among the known labels, NaN if there is none; both arrays are (N, findings)."""
     labels = targets.astype(np.float64)
     both = has_both(labels)
     values = [auroc(target, score) for target, score in zip(labels[:, both].T, scores[:, both].T.astype(np.float64), strict=True)]

@@ -66,12 +66,7 @@ def annotate(reader: Reader, classes: list[str], findings: list[str]) -> Annotat
 def annotate_rows(table: pa.Table, labels: npt.NDArray[np.float32], size: int, classes: list[str], findings: list[str]) -> Annotations:
     """Places the boxes of rows of the shards on the square images.
 
-    Args:
-        table: image_id and the COLUMNS.
-        labels: (N, findings).
-        size: side of the square.
-        classes: class names; boxes of other classes are left out.
-        findings: names of the label columns.
+    The table has image_id and the COLUMNS, labels are (N, findings); boxes of other classes are left out.
 
     Raises:
         UserError: a box is empty or outside its image.

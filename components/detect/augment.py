@@ -34,13 +34,7 @@ def warp_images(image_B1SS: Tensor, drawn: npt.NDArray[np.float64]) -> Tensor:
 
 
 def warp_boxes(corners: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Scales and shifts the boxes of an image likewise and clips them to the square.
-
-    Args:
-        corners: (G, 4) left, top, right, bottom.
-        drawn: (3,), drawn for the image.
-        size: side of the square.
-    """
+    """Scales and shifts boxes of one image, (G, 4) left, top, right, bottom, likewise, and clips them to the square."""
     scale, right, down = drawn
     shift = size * np.array([right, down, right, down])
     moved: npt.NDArray[np.float64] = ((corners - size / 2) * scale + size / 2 + shift).clip(0, size)

@@ -42,13 +42,7 @@ class Scene(NamedTuple):
 def draw(folder: Path, reader: Reader, found: list[Found], known: Annotations, classes: list[str], threshold: float) -> None:
     """Writes up to EACH figures of hits, of misses and of false positives of a split.
 
-    Args:
-        folder: is created.
-        reader: reader of the split; afterwards restricted to the images that are drawn.
-        found: detections, in the order of the reader's table.
-        known: annotations, in the same order.
-        classes: class names.
-        threshold: detections below are not drawn.
+    Detections and annotations are in the order of the reader's table; afterwards the reader is restricted to the images drawn.
     """
     folder.mkdir(exist_ok=True)
     scenes = [_scene(row, found[row], known, classes, threshold) for row in np.flatnonzero(known.known).tolist()]

@@ -42,12 +42,9 @@ class Detector(nn.Module):
         self._first_class = first_class
 
     def losses(self, image_B1SS: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
-        """Computes the terms of the loss, named loss_*.
+        """Computes the terms of the loss, named loss_*, for images in [0, 1] and per image boxes (G, 4) and labels (G,).
 
-        Args:
-            image_B1SS: in [0, 1].
-            boxes: (G, 4) per image: left, top, right, bottom in pixels.
-            labels: (G,) per image.
+        Boxes are left, top, right, bottom in pixels.
         """
         targets = [{"boxes": box, "labels": label + self._first_class} for box, label in zip(boxes, labels, strict=True)]
         return {f"loss_{name.removeprefix('loss_')}": term for name, term in self.model(list(image_B1SS), targets).items()}
@@ -61,13 +58,7 @@ class Detector(nn.Module):
 def build(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, mean: float, std: float) -> Detector:
     """Builds a detector on a backbone; the rest starts with random weights.
 
-    Args:
-        resnet: the backbone, with one input channel.
-        params: the section `detect`.
-        classes: number of classes without background.
-        size: side of the images in pixels.
-        mean: mean of the pixels, as a fraction of their range.
-        std: standard deviation of the pixels, likewise.
+    The number of classes does not include the background; mean and standard deviation of the pixels are fractions of their range.
     """
     common = {"min_size": size, "max_size": size, "image_mean": [mean], "image_std": [std]}
     make = _retinanet if params.detector == "retinanet" else _faster_rcnn

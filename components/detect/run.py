@@ -52,7 +52,7 @@ def finish(detection: Detection, job: StageRun) -> None:
     """Writes the best epoch's model, its predictions for val and test, and figures of some."""
     weights, classes = detection.best["weights"], detection.classes
     detection.network.model.load_state_dict(weights)
-    save_file({name: value.contiguous() for name, value in weights.items()}, job.folder / "model.safetensors")
+    save_file(weights, job.folder / "model.safetensors")
     readers = {split: Reader(detection.shards, split, (*annotations.COLUMNS, *META)) for split in ("val", "test")}
     known = {split: detection.annotate(reader) for split, reader in readers.items()}
     found = {split: detection.predict(reader, known[split]) for split, reader in readers.items()}

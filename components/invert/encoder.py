@@ -22,14 +22,7 @@ class Encoder(nn.Module):
     mean_latent: Tensor
 
     def __init__(self, resnet: torchvision.models.ResNet, size: int, latents: int, mean_latent: Tensor):
-        """Builds the layers above the backbone. At first every image is encoded as the mean latent.
-
-        Args:
-            resnet: the backbone, without a head.
-            size: side of the images in pixels.
-            latents: N, number of latents.
-            mean_latent: (latent_dim,).
-        """
+        """Builds the layers above the backbone. At first every image is encoded as the mean latent."""
         super().__init__()
         dim = len(mean_latent)
         self.backbone = resnet

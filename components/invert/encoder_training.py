@@ -22,14 +22,6 @@ class EncoderTraining(loop.Trainable):
     metric = "val_psnr"
 
     def __init__(self, params: Invert, inputs: Inputs, generator: Generator, encoder: Encoder):
-        """Prepares the training.
-
-        Args:
-            params: the section `invert`.
-            inputs: the images, the perceptual backbone, and the normalisation of the encoder's input.
-            generator: part of the loss; not trained.
-            encoder: trained.
-        """
         self.params, self.train, self.val = params, inputs.train, inputs.val
         self.encoder, self.generator = encoder, generator
         self.inverter = Inverter(params, encoder, generator, inputs.normalisation, inputs.perceptual)

@@ -21,14 +21,7 @@ class FeatureSpace:
     """The features that a frozen backbone computes from images, (B, 1, H, W) in [0, 1]."""
 
     def __init__(self, name: str, resnet: torchvision.models.ResNet, mean_std: tuple[float, float], device: torch.device):
-        """Freezes the network.
-
-        Args:
-            name: describes the network, for the reports.
-            resnet: the backbone, without a head.
-            mean_std: mean and standard deviation by which it expects pixels to be normalised.
-            device: where to compute.
-        """
+        """Freezes the network, which expects pixels to be normalised by `mean_std`; `name` describes it in the reports."""
         self.name, self.mean_std = name, mean_std
         self.resnet = resnet.to(device).eval().requires_grad_(False)
 

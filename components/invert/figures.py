@@ -19,14 +19,7 @@ SAMPLE_ROWS = 3
 
 
 def draw(folder: Path, reconstructions: list[Tensor], generator: Generator, seed: int) -> None:
-    """Writes originals, reconstructions and their differences in rows; and images of random latents.
-
-    Args:
-        folder: is created.
-        reconstructions: the rows of the first figure, each (SHOWN, 1, S, S) in [0, 1].
-        generator: generates the images of the second.
-        seed: seed of the latents.
-    """
+    """Writes originals, reconstructions and their differences in rows, each (SHOWN, 1, S, S) in [0, 1]; and generated images."""
     folder.mkdir(exist_ok=True)
     write_rows(folder / "reconstructions.png", reconstructions)
     write_rows(folder / "samples.png", list(generator.samples(SAMPLE_ROWS * SHOWN, SHOWN, seed)))

@@ -35,15 +35,7 @@ class Generator(nn.Module):
     """N, number of layers with a latent of their own: W+ is (N, latent_dim)."""
 
     def __init__(self, size: int, latent_dim: int, mapping_layers: int, channel_base: int, channel_max: int):
-        """Draws the weights.
-
-        Args:
-            size: side of the images in pixels, a power of two.
-            latent_dim: dimension of z and of w.
-            mapping_layers: number of layers of the mapping network.
-            channel_base: see `channels`.
-            channel_max: see `channels`.
-        """
+        """Draws the weights. The side of the images, `size`, is a power of two; z and w are (latent_dim,)."""
         super().__init__()
         self.latent_dim = latent_dim
         self.mapping = Mapping(latent_dim, mapping_layers)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from components.common.training import backbones, optimization
+from components.common.training.checkpoints import copy_weights
 from components.invert.encoder import Encoder
 from components.invert.features import FeatureSpace, maps_distance
 from components.invert.generator import SHAPE, Generator, build_generator, to_unit
@@ -39,14 +40,9 @@ class Inverter:
         normalisation: Mapping[str, float],
         perceptual: FeatureSpace | None,
     ):
-        """Combines the parts and freezes the generator.
+        """Combines the parts and freezes the generator; of the parameters the SETTINGS are used.
 
-        Args:
-            params: the SETTINGS are used.
-            encoder: images to latents.
-            generator: latents to images.
-            normalisation: mean and std of the encoder's input.
-            perceptual: feature space of the perceptual loss, if there is one.
+        `normalisation` has mean and std of the encoder's input; `perceptual` is the feature space of the perceptual loss, if any.
         """
         self.params, self.normalisation, self.perceptual = params, normalisation, perceptual
         self.encoder, self.generator = encoder, generator.requires_grad_(False)
@@ -102,13 +98,7 @@ class TrainedInverter:
     """The result of the stage: an inverter with its judge and the mean image."""
 
     def __init__(self, inverter: Inverter, judge: FeatureSpace, mean_image: Tensor):
-        """Combines the parts.
-
-        Args:
-            inverter: trained encoder and generator.
-            judge: feature space of the feature distance and of KID.
-            mean_image: (1, 1, S, S), mean of the train split.
-        """
+        """Combines the parts: the judge measures feature distance and KID, `mean_image` (1, 1, S, S) is that of the train split."""
         self.inverter, self.judge, self.mean_image = inverter, judge, mean_image
 
     def latents(self, image_B1SS: Tensor) -> Tensor:
@@ -146,8 +136,8 @@ class TrainedInverter:
         parts: dict[str, nn.Module] = {ENCODER: inverter.encoder, GENERATOR: inverter.generator, JUDGE: self.judge.resnet}
         if inverter.perceptual and inverter.params.refine_steps:
             parts[PERCEPTUAL] = inverter.perceptual.resnet
-        found = {f"{prefix}{name}": value for prefix, part in parts.items() for name, value in part.state_dict().items()}
-        return {name: value.detach().cpu().contiguous() for name, value in {**found, MEAN_IMAGE: self.mean_image}.items()}
+        found = {f"{prefix}{name}": value for prefix, part in parts.items() for name, value in copy_weights(part).items()}
+        return {**found, MEAN_IMAGE: self.mean_image.cpu().contiguous()}
 
     def description(self) -> dict[str, Any]:
         """Returns what a user of the weights must know, for model.json."""

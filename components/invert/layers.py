@@ -25,14 +25,7 @@ class EqualLinear(nn.Module):
     """A linear layer with equalised learning rate: (B, inputs) -> (B, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_multiplier: float = 1.0):
-        """Draws the weights.
-
-        Args:
-            inputs: number of input features.
-            outputs: number of output features.
-            bias: its initial value.
-            lr_multiplier: factor of the learning rate relative to other layers.
-        """
+        """Draws the weights; `lr_multiplier` is the factor of the learning rate relative to other layers."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))

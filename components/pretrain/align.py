@@ -47,12 +47,8 @@ def align(key_map: Tensor, geometry: Geometry, stage: str) -> tuple[Tensor, Tens
 def key_positions(geometry: Geometry, stride: int) -> Tensor:
     """Locates the anatomy at each position of the query's map in the key's map.
 
-    Args:
-        geometry: of the views.
-        stride: input pixels per position of the map.
-
     Returns:
-        (B, H, W, 2), x and y as fractional indices into the key's map; some lie outside it.
+        (B, H, W, 2), x and y as fractional indices into the key's map, which has the given stride; some lie outside it.
     """
     query, key, (height, width) = geometry
     device = query.scale.device
@@ -62,15 +58,7 @@ def key_positions(geometry: Geometry, stride: int) -> Tensor:
 
 
 def to_view(warp: Warp, point_BHW2: Tensor) -> Tensor:
-    """Maps points of the image to the view: the inverse of `augment.to_image`.
-
-    Args:
-        warp: of the view.
-        point_BHW2: x and y, in [-1, 1] from border to border.
-
-    Returns:
-        (B, H, W, 2), in the same units.
-    """
+    """Maps points of the image to the view, both in [-1, 1] from border to border: the inverse of `augment.to_image`."""
     x, y = (point_BHW2 * _undistortion(warp, point_BHW2.square().sum(-1)).unsqueeze(-1)).unbind(-1)
     cos = (warp.angle.cos() * warp.scale)[:, None, None]
     sin = (warp.angle.sin() * warp.scale)[:, None, None]

@@ -71,14 +71,9 @@ class Tone(NamedTuple):
 
 
 def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: int, number: int) -> View:
-    """Makes a random view of each image.
+    """Makes a random view of each image, in [0, 1], whose positions in the split are `indices` (B,).
 
-    Args:
-        image_B1HW: (B, 1, H, W), in [0, 1].
-        indices: (B,), position of each image in the split.
-        seed: seed of the run.
-        epoch: counts from 0.
-        number: 0 for the query, 1 for the key.
+    `number` is 0 for the query and 1 for the key; `epoch` counts from 0.
     """
     warp, tone = draw(indices, image_B1HW.shape[-1], seed, epoch, number)
     device = image_B1HW.device
@@ -122,11 +117,7 @@ def draw(indices: npt.NDArray[np.int64], size: int, seed: int, epoch: int, numbe
 
 
 def sampling_grid(warp: Warp, height: int, width: int) -> Tensor:
-    """Locates each pixel of the view in the image.
-
-    Returns:
-        (B, H, W, 2), x and y in [-1, 1] as `torch.nn.functional.grid_sample` takes them.
-    """
+    """Locates each pixel of the view in the image: (B, H, W, 2), in [-1, 1] as `torch.nn.functional.grid_sample` takes it."""
     device = warp.scale.device
     y = torch.linspace(-1, 1, height, device=device) * (1 - 1 / height)
     x = torch.linspace(-1, 1, width, device=device) * (1 - 1 / width)
@@ -136,13 +127,7 @@ def sampling_grid(warp: Warp, height: int, width: int) -> Tensor:
 def to_image(warp: Warp, x: Tensor, y: Tensor) -> Tensor:
     """Maps points of the view to the image: undoes shift, rotation and scale, then distorts radially.
 
-    Args:
-        warp: of the view.
-        x: in [-1, 1] from border to border; broadcasts to (B, H, W) together with `y`.
-        y: in the same units.
-
-    Returns:
-        (B, H, W, 2), in the same units.
+    Coordinates are in [-1, 1] from border to border; x and y broadcast to (B, H, W), and the result is (B, H, W, 2).
     """
     shift_x, shift_y = (2 * warp.shift)[:, None, None].unbind(-1)
     cos = (warp.angle.cos() / warp.scale)[:, None, None]

@@ -23,14 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def write_pairs(path: Path, queries: Floats, keys: Floats, ids: Sequence[str]) -> None:
-    """Writes a PNG with one column per image: its query above its key, under the first digits of its id.
-
-    Args:
-        path: the file; its folder is created.
-        queries: (N, H, W), in [0, 1].
-        keys: (N, H, W), in [0, 1].
-        ids: of the N images.
-    """
+    """Writes a PNG, and its folder, with one column per image: its query above its key, both (N, H, W) in [0, 1], under its id."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", draw_pairs(queries, keys, ids))[1].tobytes())
 

@@ -48,11 +48,7 @@ def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
 
 
 def similarity_map(query_map: Tensor, key_map: Tensor) -> Tensor:
-    """Computes the cosine similarity over channels at each position, s_l(p); no gradient flows into the key.
-
-    Args:
-        query_map: (B, C, H, W).
-        key_map: (B, C, H, W).
+    """Computes the cosine similarity over channels of two (B, C, H, W) maps, s_l(p); no gradient flows into the key.
 
     Returns:
         (B, H, W) in [-1, 1], at least single precision; 0, without gradient, where a map is all zero.
@@ -71,19 +67,11 @@ def average(values_BHW: Tensor, inside_BHW: Tensor | None = None) -> Tensor:
 
 
 def mse(query_map: Tensor, key_map: Tensor, side: int) -> Tensor:
-    """Mean squared error of pooled maps (MoCo-MSE of Kaku et al. 2021, arXiv 2110.14805).
+    """Mean squared error of maps (B, C, H, W) pooled to a side (MoCo-MSE of Kaku et al. 2021, arXiv 2110.14805).
 
     As in their published code, which minimises InfoNCE + sum over l of lambda_l * MSE(pool_l(z_q,l), pool_l(z_k,l)): the maps
     after the four stages are average-pooled to 16 x 16 (layer1, layer2) and 4 x 4 (layer3, layer4) without normalisation, and the
     mean is over batch, channels and positions; each lambda_l is 0.25. Their other variant replaces the MSE by Barlow Twins' loss.
-
-    Args:
-        query_map: (B, C, H, W).
-        key_map: (B, C, H, W); no gradient flows into it.
-        side: side of the pooled maps.
-
-    Returns:
-        Scalar.
     """
     query, key = (F.adaptive_avg_pool2d(stage_map, side).float() for stage_map in (query_map, key_map.detach()))
     return F.mse_loss(query, key)

@@ -89,12 +89,12 @@ class MoCo(nn.Module):
         batch_norm: str = "shuffle",
         stages: tuple[str, ...] = backbones.STAGES,
     ):
-        """Builds two equal encoders and a queue of random keys.
+        """Builds two equal encoders and a queue of `queue_size` random keys (dim,).
 
         Args:
             arch: architecture of the backbone.
             dim: dimension of the projections.
-            queue_size: K, number of keys in the queue.
+            queue_size: K.
             key_momentum: m of the momentum update.
             groups: groups of this process's images that have their own batch statistics.
             batch_norm: shuffle (keys between groups and processes), sync (statistics over all processes), or frozen.

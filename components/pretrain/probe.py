@@ -44,11 +44,7 @@ class Probe:
     """Labelled images of the train and val splits."""
 
     def __init__(self, shards: Shards, width: int):
-        """Selects the images.
-
-        Args:
-            shards: opened shards.
-            width: C, number of features.
+        """Selects the images; `width` is the number of features, C.
 
         Raises:
             UserError: no finding can be evaluated.
@@ -61,12 +57,7 @@ class Probe:
 
     @torch.no_grad()
     def __call__(self, features: Features, batch_size: int) -> float:
-        """Computes the macro AUROC on the val split, over the findings with both classes.
-
-        Args:
-            features: computes the features (B, C) of a batch.
-            batch_size: size of a batch over all processes.
-        """
+        """Computes the macro AUROC on the val split, over the findings with both classes; `batch_size` is that of all processes."""
         bank, val = (_all_features(images, features, self._width, batch_size) for images in (self._bank, self._val))
         scores = nearest_neighbours(val, bank, self._bank.labels)
         return float(np.mean([auroc(self._val.labels[:, i], scores[:, i]) for i in self._findings]))
@@ -75,11 +66,7 @@ class Probe:
 def nearest_neighbours(features: Tensor, bank: Tensor, labels: Floats, neighbours: int = NEIGHBOURS) -> Floats:
     """Scores each finding by a weighted vote of the nearest images with a known label (Wu et al. 2018, section 3.4).
 
-    Args:
-        features: (N, C), L2-normalised.
-        bank: (M, C), L2-normalised.
-        labels: (M, F) labels of the bank: 1, 0 or NaN.
-        neighbours: number of voters.
+    Features (N, C) and bank (M, C) are L2-normalised; labels (M, F) of the bank are 1, 0 or NaN.
 
     Returns:
         (N, F), in [0, 1]; NaN for a finding without known labels.

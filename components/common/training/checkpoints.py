@@ -20,17 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def save(work: Path, step: int, state: dict[str, Any], keep: int, healthy: bool = True) -> None:
-    """Writes a checkpoint and removes all but the last few and the last healthy one.
-
-    Args:
-        work: work folder of the job, whose fingerprint says what the checkpoint belongs to.
-        step: steps done since the start of training.
-        state: tensors and plain Python values, nested in dicts and lists.
-        keep: how many checkpoints to keep.
-        healthy: whether the health check passes.
+    """Writes the state after a step, counted from the start, and removes all but the last `keep` and the last healthy checkpoint.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the checkpoint cannot be written.
     """
     folder = work / FOLDER
     scratch = folder / "writing.partial"
@@ -68,8 +61,7 @@ def load_latest(work: Path) -> dict[str, Any] | None:
 
 def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies a module's state to the CPU, contiguous as safetensors needs it."""
-    copies = {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
-    return {name: value.contiguous() for name, value in copies.items()}
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
 
 
 def first_non_finite(state: Any) -> str | None:
