@@ -66,9 +66,8 @@ def read(uri: str) -> bytes:
         UserError: the file cannot be read, or the server cannot be reached.
     """
     if is_s3(uri):
-        bucket, key = _split(uri)
-        with _explained(uri):
-            return _get(bucket, key)
+        with _object(uri) as (client, bucket, key):
+            return _get(client, bucket, key)
     try:
         return Path(uri).read_bytes()
     except OSError as error:
@@ -84,9 +83,8 @@ def opened(uri: str) -> Iterator[BufferedReader]:
     """
     if is_s3(uri):
         with tempfile.TemporaryFile() as copy:
-            bucket, key = _split(uri)
-            with _explained(uri):
-                _client().download_fileobj(bucket, key, copy)
+            with _object(uri) as (client, bucket, key):
+                client.download_fileobj(bucket, key, copy)
             copy.seek(0)
             yield cast(BufferedReader, copy)
         return
@@ -101,9 +99,8 @@ def opened(uri: str) -> Iterator[BufferedReader]:
 def write(uri: str, content: bytes) -> None:
     """Writes a file, whole or not at all."""
     if is_s3(uri):
-        bucket, key = _split(uri)
-        with _explained(uri):
-            _client().put_object(Bucket=bucket, Key=key, Body=content)
+        with _object(uri) as (client, bucket, key):
+            client.put_object(Bucket=bucket, Key=key, Body=content)
         return
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +126,9 @@ def copy(source: str, target: str) -> None:
     Raises:
         UserError: it does not exist, or the server cannot be reached.
     """
-    (bucket, key), (into, name) = _split(source), _split(target)
-    with _explained(source):
-        _client().copy({"Bucket": bucket, "Key": key}, into, name)
+    target_bucket, target_key = _split(target)
+    with _object(source) as (client, bucket, key):
+        client.copy({"Bucket": bucket, "Key": key}, target_bucket, target_key)
 
 
 def listing(uri: str) -> list[Entry]:
@@ -211,9 +208,8 @@ def files_below(folder: Path, skip: tuple[str, ...] = ()) -> list[str]:
 def delete(uri: str) -> None:
     """Deletes a file, if it exists."""
     if is_s3(uri):
-        bucket, key = _split(uri)
-        with _explained(uri):
-            _client().delete_object(Bucket=bucket, Key=key)
+        with _object(uri) as (client, bucket, key):
+            client.delete_object(Bucket=bucket, Key=key)
     else:
         Path(uri).unlink(missing_ok=True)
 
@@ -238,44 +234,42 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _first_key(uri: str) -> str | None:
     """Returns the first key that begins with that of `uri`."""
-    bucket, key = _split(uri)
-    with _explained(uri):
-        page = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    with _object(uri) as (client, bucket, key):
+        page = client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
     return next((item["Key"] for item in page.get("Contents", [])), None)
 
 
-def _get(bucket: str, key: str) -> bytes:
+def _get(client: "S3Client", bucket: str, key: str) -> bytes:
     """Reads an object. botocore repeats a request until a response begins, but not when the response then stops."""
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
     for pause in _PAUSES:
-        body = _client().get_object(Bucket=bucket, Key=key)["Body"]
+        body = client.get_object(Bucket=bucket, Key=key)["Body"]
         try:
             return body.read()
         except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
             time.sleep(pause)
-    return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    return client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
 def _upload(path: Path, uri: str) -> None:
     """Uploads a file, unless the object has the same digest already."""
     from boto3.s3.transfer import TransferConfig
 
-    bucket, key = _split(uri)
     sha256 = digest_file(path)
-    with _explained(uri):
-        if _digest_of_object(bucket, key) == sha256:
+    with _object(uri) as (client, bucket, key):
+        if _digest_of_object(client, bucket, key) == sha256:
             return
         extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {_DIGEST: sha256}}
         config = TransferConfig(multipart_threshold=_CHUNK, multipart_chunksize=_CHUNK, max_concurrency=_UPLOADS)
-        _client().upload_file(str(path), bucket, key, ExtraArgs=extra, Config=config)
+        client.upload_file(str(path), bucket, key, ExtraArgs=extra, Config=config)
 
 
-def _digest_of_object(bucket: str, key: str) -> str | None:
+def _digest_of_object(client: "S3Client", bucket: str, key: str) -> str | None:
     from botocore.exceptions import ClientError
 
     try:
-        return _client().head_object(Bucket=bucket, Key=key)["Metadata"].get(_DIGEST)
+        return client.head_object(Bucket=bucket, Key=key)["Metadata"].get(_DIGEST)
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
             return None
@@ -303,13 +297,14 @@ def _client_of(process: int) -> "S3Client":
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turns errors of boto3 into a UserError of one line."""
+def _object(uri: str) -> Iterator[tuple["S3Client", str, str]]:
+    """Yields a client, and the bucket and key of an object; errors of boto3 in the block become a UserError of one line."""
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError
 
+    bucket, key = _split(uri)
     try:
-        yield
+        yield _client(), bucket, key
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown error")
         raise UserError(f"{uri}: the S3 server answered {code}; check the address, the bucket and the credentials") from None
@@ -318,11 +313,10 @@ def _explained(uri: str) -> Iterator[None]:
 
 
 def _list_s3(uri: str) -> Iterator[Entry]:
-    bucket, key = _split(uri)
-    prefix = f"{key.rstrip('/')}/" if key else ""
     empty = True
-    with _explained(uri):
-        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+    with _object(uri) as (client, bucket, key):
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for item in page.get("Contents", []):
                 empty = False
                 if not item["Key"].endswith("/"):
