@@ -1,4 +1,4 @@
-"""The plan of a study, and a tiny one from raw files to its page."""
+"""The plan of a study, and a tiny study from raw files to its page."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ def test_cells_are_where_the_page_looks_for_them(params: Params) -> None:
     assert len({tuple(place) for place in places}) == len(places)
 
 
-def test_cells_build_on_what_was_made_first(params: Params) -> None:
+def test_cells_build_on_the_prerequisites(params: Params) -> None:
     found = plan("shards", "root", params, "classify,detect,invert")
     first = {model["folder"]: model for model in found.prerequisites()}
     assert Counter(model["stage"] for model in first.values()) == {"pretrain": 4, "invert": 2}
@@ -55,7 +55,7 @@ def test_the_same_study_has_the_same_folder_and_another_has_another(params: Para
 
 
 def test_dvc_makes_the_same_cells() -> None:
-    """study/dvc.yaml names the same folders and overrides the same parameters."""
+    """study/dvc.yaml has the same number of models of each kind."""
     stages = yaml.safe_load((ROOT / "study/dvc.yaml").read_text())["stages"]
     study = load(ROOT / "params.yaml").study
     sizes = {"arm": len(study.arms), "seed": len(study.seeds), "fraction": len(study.fractions), "rate": len(study.positive_rates)}
@@ -69,6 +69,16 @@ def test_dvc_makes_the_same_cells() -> None:
     ours = Counter(model["folder"].removeprefix(found.folder + "/").split("/")[0] for model in [*found.prerequisites(), *found.cells()])
     names = {"backbones": "pretrain", "generators": "generator"}
     assert {names.get(name, name): count for name, count in ours.items()} == {n: c for n, c in expected.items() if n != "page"}
+
+
+def test_dvc_depends_on_the_same_code_as_for_a_single_model() -> None:
+    """And a change of common/html reruns the page only."""
+    study, single = (yaml.safe_load((ROOT / path).read_text())["stages"] for path in ("study/dvc.yaml", "dvc.yaml"))
+    for name, stage in study.items():
+        command = "evaluate" if name == "page" else stage["cmd"].split()[3]
+        for path in (path for path in single[command]["deps"] if path.startswith("components")):
+            assert any(f"{path}/".startswith(f"{dep}/") for dep in stage["deps"]), (name, path)
+        assert name == "page" or "components/common" not in stage["deps"]
 
 
 @pytest.mark.slow
