@@ -61,7 +61,8 @@ class KubeflowServer:
         """
         if not host.startswith(("http://", "https://")):
             raise UserError(f"--host {host}: must begin with http:// or https://")
-        self.host, self._namespace = host.rstrip("/"), {"namespace": namespace} if namespace else {}
+        self.host, self.namespace = host.rstrip("/"), namespace
+        self._in_namespace = {"namespace": namespace} if namespace else {}
         configuration = api.Configuration(self.host)
         configuration.retries = urllib3.Retry(1, redirect=2)
         if token := _token():
@@ -81,9 +82,9 @@ class KubeflowServer:
 
     def experiment(self, name: str) -> str:
         """Returns the id of an experiment, which is created if it does not exist."""
-        listed = self._call(self._experiments.experiment_service_list_experiments, filter=_by_name(name), **self._namespace).experiments
+        listed = self._call(self._experiments.experiment_service_list_experiments, filter=_by_name(name), **self._in_namespace).experiments
         if not listed:
-            wanted = api.V2beta1Experiment(display_name=name, **self._namespace)
+            wanted = api.V2beta1Experiment(display_name=name, **self._in_namespace)
             listed = [self._call(self._experiments.experiment_service_create_experiment, wanted)]
         return str(listed[0].experiment_id)
 
@@ -98,9 +99,9 @@ class KubeflowServer:
         Returns:
             The ids of the pipeline and of the version.
         """
-        listed = self._call(self._pipelines.pipeline_service_list_pipelines, filter=_by_name(name), **self._namespace).pipelines
+        listed = self._call(self._pipelines.pipeline_service_list_pipelines, filter=_by_name(name), **self._in_namespace).pipelines
         if not listed:
-            listed = [self._call(self._uploads.upload_pipeline, str(package), name=name, display_name=name, **self._namespace)]
+            listed = [self._call(self._uploads.upload_pipeline, str(package), name=name, display_name=name, **self._in_namespace)]
         pipeline = str(listed[0].pipeline_id)
         names = {"name": version, "display_name": version}
         try:

@@ -41,14 +41,16 @@ class Submission(NamedTuple):
 
 def submit(options: argparse.Namespace, settings: Settings, params: Params) -> int:
     """Runs the command `submit`."""
+    server = _server(options, settings)
+    raw, md5 = _raw(options, settings)
+    given = parameters.arguments(options.name, params, raw, options.out or settings.root, md5)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, f"{options.name}.yaml")
         packages.compile_to(package, options.name, settings, params)
-        submission = _prepare(options, settings, params, package)
+        submission = _prepare(options, settings, server, storage.digest_file(package), given)
         if options.dry_run:
             print(yaml.safe_dump(submission._asdict(), sort_keys=False, allow_unicode=True), end="")
             return 0
-        server = KubeflowServer(submission.host, submission.namespace)
         identity = _send(server, submission, package)
     if git_state()["dirty"]:
         print("warning: the working tree has uncommitted changes, which images named by the commit do not contain")
@@ -79,29 +81,26 @@ def cancel(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _server(options: argparse.Namespace, settings: Settings) -> KubeflowServer:
-    return KubeflowServer(_host(options, settings), options.namespace or settings.server.namespace)
-
-
-def _host(options: argparse.Namespace, settings: Settings) -> str:
     host = options.host or settings.server.host
     if not host:
         raise UserError("--host: is missing, and the settings have no server.host; give one of them")
-    return str(host)
+    return KubeflowServer(host, options.namespace or settings.server.namespace)
 
 
-def _prepare(options: argparse.Namespace, settings: Settings, params: Params, package: Path) -> Submission:
-    raw, digest = _raw(options, settings)
+def _prepare(
+    options: argparse.Namespace, settings: Settings, server: KubeflowServer, package_digest: str, given: dict[str, Any]
+) -> Submission:
     dirty = "-dirty" if git_state()["dirty"] else ""
     return Submission(
-        host=_host(options, settings),
-        namespace=options.namespace or settings.server.namespace,
+        host=server.host,
+        namespace=server.namespace,
         experiment=options.experiment or settings.server.experiment,
         pipeline=f"cxr-{options.name}",
         # Other settings give another package at the same commit.
-        version=f"{commit()}{dirty}-{storage.digest_file(package)[:8]}",
+        version=f"{commit()}{dirty}-{package_digest[:8]}",
         run=f"{options.name} {commit()[:12]} {time.strftime('%Y-%m-%d %H:%M', time.gmtime())}",
         service_account=settings.service_account,
-        parameters=parameters.arguments(options.name, params, raw, options.out or settings.root, digest),
+        parameters=given,
     )
 
 
