@@ -1,4 +1,4 @@
-"""docker/compose.yaml's tracking server, its commands and environment taken by real programs; containers are what is left out."""
+"""The tracking server of docker/compose.yaml: its commands and environment with real programs, but without containers."""
 
 import os
 import re
@@ -24,7 +24,7 @@ FILLED_IN = {name: f"a-value-filled-in-{index}" for index, name in enumerate(re.
 
 
 def environment_of(service: str) -> dict[str, str]:
-    """What compose would put into the container, with every variable of the example filled in."""
+    """Returns the environment of a service, with every variable of the example filled in."""
     return {
         name: re.sub(r"\$\{(\w+)(:\?[^}]*)?\}", lambda found: FILLED_IN[found[1]], value)
         for name, value in COMPOSE[service]["environment"].items()
@@ -33,7 +33,7 @@ def environment_of(service: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """MLflow on PostgreSQL and SeaweedFS, each as compose starts it but for hosts, ports and folders."""
+    """Starts MLflow, PostgreSQL and SeaweedFS as compose does, except for hosts, ports and folders."""
     folder = tmp_path_factory.mktemp("compose")
     (folder / "s3").mkdir()
     options = [option for option in COMPOSE["s3"]["command"] if not option.startswith(("server", "-dir=", "-s3.port="))]
@@ -57,21 +57,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             server.kill()
 
 
-def test_every_variable_has_a_place_in_the_example() -> None:
+def test_the_example_has_every_variable() -> None:
     asked = set(re.findall(r"\$\{(\w+)", (ROOT / "docker" / "compose.yaml").read_text()))
     assert asked == set(FILLED_IN)
 
 
 @pytest.mark.parametrize("credentials", [None, ("admin", "password1234"), ("stranger", FILLED_IN["MLFLOW_AUTH_ADMIN_PASSWORD"])])
-def test_a_stranger_reads_nothing(server: Server, credentials: tuple[str, str] | None) -> None:
-    """Neither without a password nor with the one that MLflow has by default."""
+def test_reading_needs_an_account(server: Server, credentials: tuple[str, str] | None) -> None:
+    """Neither no password nor the default password of MLflow is accepted."""
     answer = requests.post(f"{server.address}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, auth=credentials, timeout=60)
     assert answer.status_code == 401
 
 
-def test_a_run_of_the_administrator_lies_in_both_stores(
-    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_run_is_in_both_stores(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", FILLED_IN["MLFLOW_AUTH_ADMIN_PASSWORD"])
     client = mlflow.MlflowClient(server.address)

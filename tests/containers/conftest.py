@@ -1,4 +1,4 @@
-"""Builds the images as `make images` does, on a machine that may reach no image registry."""
+"""Builds the images as `make images` does, also on a machine that cannot reach an image registry."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ START_SECONDS = 60
 
 
 class Images(NamedTuple):
-    """Names of the built images, and what was printed when they were built."""
+    """Names of the built images, and the output of the build."""
 
     cpu: str
     gpu: str
@@ -34,7 +34,7 @@ def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="session", autouse=True)
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """podman, with settings that work on a plain virtual machine: no cgroup manager, no limits above the machine's own."""
+    """Configures podman for a plain virtual machine: no cgroup manager, no limits above those of the machine."""
     if not shutil.which("podman"):
         pytest.fail("needs podman: apt-get install podman buildah runc debootstrap")
     settings = tmp_path_factory.mktemp("podman") / "containers.conf"
@@ -58,7 +58,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """Both targets, built by the Makefile's own command."""
+    """Builds both targets by the Makefile."""
     base = _base(tmp_path_factory.mktemp("base"))
     options = f"--network=host --build-arg PIP_CERT={CERTIFICATES}"
     command = ["make", "images", "BUILDER=podman", f"BASE_IMAGE={base}", "IMAGE_TAG=tested", f"BUILD_OPTIONS={options}"]
@@ -69,7 +69,7 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 @pytest.fixture(scope="session")
 def docker_host(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of podman's service for Docker's API."""
+    """Returns the address of podman serving the Docker API."""
     socket = tmp_path_factory.mktemp("service") / "podman.sock"
     command = ["podman", "system", "service", "--time=0", f"unix://{socket}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as service:
@@ -84,7 +84,7 @@ def docker_host(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def _base(folder: Path) -> str:
-    """The base that the Dockerfile names, if it can be pulled; else a Debian of the same Python."""
+    """Returns the base image of the Dockerfile if it can be pulled, else a Debian with the same Python."""
     if podman("pull", "--quiet", PULLED_BASE, check=False).returncode == 0:
         return PULLED_BASE
     if podman("image", "exists", OWN_BASE, check=False).returncode:

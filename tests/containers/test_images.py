@@ -1,4 +1,4 @@
-"""The images, as a node of a cluster would find them."""
+"""The built images."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def test_the_small_image_has_no_torch_and_runs_the_stages_without_it(images: Ima
     assert json.loads(done.stdout)["stage"] == "preprocess"
 
 
-def test_the_large_image_trains_without_a_gpu_too(images: Images, tmp_path: Path) -> None:
+def test_the_large_image_also_trains_without_a_gpu(images: Images, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     steps = ["simulate --out data", "preprocess --raw data --out shards", "pretrain --shards shards --out /results/backbone"]
     script = "set -e; " + "; ".join(f"python -m components {step} {' '.join(SMALL)}" for step in steps)
@@ -43,18 +43,18 @@ def test_the_large_image_trains_without_a_gpu_too(images: Images, tmp_path: Path
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_who_runs_and_what_is_said_of_the_image(images: Images, target: str) -> None:
+def test_user_and_labels(images: Images, target: str) -> None:
     image = getattr(images, target)
     described = json.loads(podman("image", "inspect", image).stdout)[0]["Config"]
     assert described["User"] == "1000"
     assert described["Labels"]["org.opencontainers.image.revision"] == _commit()
     assert inside(image, "id", "-u").stdout.strip() == "1000"
-    assert inside(image, "sh", "-c", "touch /opt/cxr/components/x").returncode, "the code cannot be changed by who runs it"
+    assert inside(image, "sh", "-c", "touch /opt/cxr/components/x").returncode, "the user must not be able to change the code"
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_no_secret_enters_an_image(images: Images, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither files of the checkout beside code and locks, nor what the builder's environment held."""
+    """Neither other files of the checkout than code and locks, nor the environment of the builder."""
     listing = inside(getattr(images, target), "sh", "-c", "cd /opt/cxr && ls -A").stdout.split()
     profiles = [path.name for path in ROOT.glob("params*.yaml")]
     assert sorted(listing) == sorted(["components", "pipelines", *profiles, "study"])
@@ -77,8 +77,8 @@ def test_packages_are_those_of_the_locks(images: Images) -> None:
             assert versions[normal(name.partition("[")[0])] == version
 
 
-def test_sizes_are_said_when_they_are_built(images: Images) -> None:
-    """As the engine counts them, in GB of 10^9 bytes."""
+def test_the_build_prints_the_sizes(images: Images) -> None:
+    """As reported by the engine, in GB of 10^9 bytes."""
     sizes = {}
     for target in ("cpu", "gpu"):
         (said,) = re.findall(rf"^cxr-{target}:tested ([0-9.]+) GB$", images.printed, re.MULTILINE)
@@ -89,7 +89,7 @@ def test_sizes_are_said_when_they_are_built(images: Images) -> None:
 
 
 def normal(name: str) -> str:
-    """A package's name as PEP 503 compares them."""
+    """Normalizes the name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

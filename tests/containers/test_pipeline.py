@@ -1,4 +1,4 @@
-"""The training pipeline with every step in a container of its own, the large image on CPUs."""
+"""The training pipeline with each step in a container of its own, on CPUs."""
 
 import json
 from pathlib import Path
@@ -27,16 +27,14 @@ def settings(workplace: Workplace, images: Images) -> str:
     return workplace.settings({"images": {"cpu": images.cpu, "gpu": images.gpu}, "heads": list(HEADS)})
 
 
-def look_into_its_database(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def use_its_database(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     address = f"sqlite:///{workplace.out / DATABASE}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     return MlflowClient(address)
 
 
-def test_training_in_containers_ends_where_the_stages_end_by_hand(
-    workplace: Workplace, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bit for bit, since image and workstation have the same packages."""
+def test_training_in_containers_gives_the_same_result(workplace: Workplace, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, since image and environment have the same packages."""
     hand = by_hand(workplace, *HEADS)
     monkeypatch.setenv("PYTHONPATH", "")
 
@@ -44,7 +42,7 @@ def test_training_in_containers_ends_where_the_stages_end_by_hand(
 
     compare(workplace, hand, *HEADS)
     assert registered(workplace) == {"cxr-classify", "cxr-detect", "cxr-invert"}
-    client = look_into_its_database(workplace, monkeypatch)
+    client = use_its_database(workplace, monkeypatch)
     assert pipeline_status() == ("FINISHED", {"FINISHED"})
     ids = {target: json.loads(podman("image", "inspect", getattr(images, target)).stdout)[0]["Id"] for target in ("cpu", "gpu")}
     for stage, target in (("shards", "cpu"), ("evaluate", "cpu"), *((stage, "gpu") for stage in ("pretrain", *HEADS))):
@@ -57,19 +55,19 @@ def test_training_in_containers_ends_where_the_stages_end_by_hand(
 def test_a_step_that_fails_at_once_fails_the_run(
     workplace: Workplace, images: Images, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kfp alone may count it as done: its container is gone before the exit code is read."""
+    """kfp may count it as done if its container is removed before the exit code is read."""
     workplace.raw = workplace.folder / "empty"
     workplace.raw.mkdir()
 
     assert run(workplace, settings(workplace, images), "--runner", "docker") == 1
 
     assert "holds no files; give the folder of the raw files with --raw" in capsys.readouterr().out
-    look_into_its_database(workplace, monkeypatch)
+    use_its_database(workplace, monkeypatch)
     assert pipeline_status() == ("FAILED", set())
     assert not list(workplace.out.glob("preprocess/*"))
 
 
-def test_an_image_that_is_not_there(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_image(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     absent = {"cpu": "localhost/cxr-cpu:absent", "gpu": "localhost/cxr-gpu:absent"}
     assert run(workplace, workplace.settings({"images": absent}), "--runner", "docker") == 2
     assert capsys.readouterr().err == (

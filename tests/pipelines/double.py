@@ -1,4 +1,4 @@
-"""A double of Kubeflow Pipelines' API (v2beta1) on loopback: strict about packages and parameters, as the real one is."""
+"""A double of the API of Kubeflow Pipelines (v2beta1) on loopback, as strict about packages and parameters as the real one."""
 
 import json
 import threading
@@ -17,7 +17,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 PREFIX = "/apis/v2beta1"
 STATES = ["PENDING", "RUNNING", "RUNNING"]
-"""Of a run, one an inquiry, before its end."""
+"""States of a run before its end; each request advances it by one."""
 
 
 class RefusalError(Exception):
@@ -27,7 +27,7 @@ class RefusalError(Exception):
 
 
 class Double(ThreadingHTTPServer):
-    """What the server holds, and how it is to behave."""
+    """The content of the server, and switches for its behaviour."""
 
     daemon_threads = True
 
@@ -38,24 +38,24 @@ class Double(ThreadingHTTPServer):
         self.versions: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.token = ""
-        """If set, requests need it."""
+        """If set, requests need this token."""
         self.cookie = ""
-        """The same."""
+        """If set, requests need this cookie."""
         self.silence = 0.0
-        """Seconds before every answer."""
+        """Seconds before each answer."""
         self.page = b""
-        """If set, the answer to everything, as from a page to log in."""
+        """If set, the answer to each request, such as a login page."""
         self.broken = 0
-        """So many requests are answered with 503."""
+        """Number of requests that are answered with 503."""
         self.end = "SUCCEEDED"
-        """What runs end in."""
+        """Final state of runs."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are no error here."""
+        """Ignores clients that hang up."""
 
     def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any], file: bytes) -> dict[str, Any]:
         match method, path.strip("/").split("/"):
@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         address = urlsplit(self.path)
         try:
-            self._let_in()
+            self._authenticate()
             query = {name: values[0] for name, values in parse_qs(address.query).items()}
             multipart = self.headers.get_content_type() == "multipart/form-data"
             content = {} if multipart or not body else json.loads(body)
@@ -128,10 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = _handle  # noqa: N815
 
-    def _let_in(self) -> None:
+    def _authenticate(self) -> None:
         if self.server.broken:
             self.server.broken -= 1
-            raise RefusalError(503, "upstream is away")
+            raise RefusalError(503, "upstream is unavailable")
         if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
             raise RefusalError(401, "Unauthenticated")
         if self.server.cookie and self.headers.get("Cookie") != self.server.cookie:
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.page or content)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 def _uploaded(content_type: str, body: bytes) -> bytes:
@@ -155,7 +155,7 @@ def _uploaded(content_type: str, body: bytes) -> bytes:
 
 
 def _parse(file: bytes) -> pipeline_spec_pb2.PipelineSpec:
-    """A package must be one or two documents that kfp's protobuf knows, without a key more."""
+    """Parses a package: one or two documents without keys that the protobuf of kfp does not know."""
     try:
         documents = list(yaml.safe_load_all(file.decode()))
         spec: pipeline_spec_pb2.PipelineSpec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())

@@ -1,4 +1,4 @@
-"""A double of the Kubernetes API on loopback, as far as the kubeflow SDK needs it for a TrainJob."""
+"""A double of the parts of the Kubernetes API, on loopback, that the kubeflow SDK needs for a TrainJob."""
 
 import json
 import threading
@@ -37,7 +37,7 @@ RUNTIME: dict[str, Any] = {
 
 
 class Kubernetes(ThreadingHTTPServer):
-    """What the server holds, and how TrainJobs end."""
+    """The content of the server, and how TrainJobs end."""
 
     daemon_threads = True
 
@@ -47,7 +47,7 @@ class Kubernetes(ThreadingHTTPServer):
         self.created: list[dict[str, Any]] = []
         self.deleted: list[str] = []
         self.conditions = ["", "Complete"]
-        """Of a job, one an inquiry."""
+        """Conditions of a job; each request advances it by one."""
         self.refuses = False
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -66,7 +66,7 @@ class Kubernetes(ThreadingHTTPServer):
         return 404, {"kind": "Status", "code": 404, "message": f"{path} not found"}
 
     def _create(self, body: dict[str, Any]) -> tuple[int, Any]:
-        models.TrainerV1alpha1TrainJob.from_dict(body)  # raises where the schema does not hold
+        models.TrainerV1alpha1TrainJob.from_dict(body)  # raises if the schema is violated
         if self.refuses:
             return 403, {"kind": "Status", "code": 403, "message": "trainjobs is forbidden"}
         if body["metadata"]["name"] in self.jobs:
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 @contextmanager

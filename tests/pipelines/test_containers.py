@@ -1,4 +1,4 @@
-"""What a container of a local run is told. That it does what a process does, tests/containers holds."""
+"""The environment and the log of containers in local runs. tests/containers runs real ones."""
 
 import pytest
 
@@ -9,12 +9,12 @@ from tests.pipelines.conftest import SETTINGS
 
 @pytest.mark.parametrize("cut", range(12))
 def test_lines_are_whole(cut: int) -> None:
-    """The engine cuts its stream anywhere, within characters too."""
+    """The engine may cut its stream within a character."""
     stream = "grün\n100 µm".encode()
     assert list(containers.lines([stream[:cut], stream[cut:]])) == ["grün", "100 µm"]
 
 
-def test_it_gets_what_steps_need_and_no_other_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_containers_inherit_only_the_variables_that_steps_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_CA_BUNDLE", "/only/here.pem")
     monkeypatch.setenv("KFP_RUN_ID", "run-1")
@@ -26,6 +26,6 @@ def test_it_gets_what_steps_need_and_no_other_variable(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:5000", "https://mlflow.example.org"])
-def test_it_knows_the_tracking_server(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_containers_use_the_tracking_server(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert containers.environment(Settings.model_validate(SETTINGS), "/out")["MLFLOW_TRACKING_URI"] == address

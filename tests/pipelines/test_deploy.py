@@ -1,4 +1,4 @@
-"""The manifests of deploy/ against Kubernetes' schemas, and against the settings that name what they make."""
+"""The manifests of deploy/ against the schemas of Kubernetes, and against the settings that refer to them."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def test_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_the_example_settings_name_what_the_manifests_make() -> None:
+def test_the_example_settings_refer_to_the_manifests() -> None:
     example = settings.load()
     for secret in (example.secrets.s3, example.secrets.mlflow, example.secrets.pseudonyms):
         assert secret is not None
@@ -43,7 +43,7 @@ def test_no_secret_is_filled_in() -> None:
         assert set(manifest["stringData"].values()) == {"REPLACE-ME"}
 
 
-def test_the_service_account_may_do_what_a_trainjob_takes() -> None:
+def test_the_service_account_may_create_trainjobs() -> None:
     rules = {resource: set(rule["verbs"]) for rule in of_kind("Role")["cxr-pipelines"]["rules"] for resource in rule["resources"]}
     assert rules["trainjobs"] >= {"get", "create", "delete"}
     assert rules["pods"] >= {"get", "list"}

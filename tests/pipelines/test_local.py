@@ -1,4 +1,4 @@
-"""Pipelines on this machine, each step in a process of its own, against the stages by hand."""
+"""Pipelines on this machine, each step in a process of its own, compared with the stages run one after the other."""
 
 import builtins
 import json
@@ -22,7 +22,7 @@ from tests.pipelines.conftest import Workplace
 
 HEADS: dict[str, Callable[..., None]] = {"classify": classify, "detect": detect, "invert": invert}
 KILLER = """
-    # Kills the first process that pretrains as soon as it has written a checkpoint.
+    # Kills the first pretraining process as soon as it has written a checkpoint.
     import glob, os, signal, sys, threading, time
 
     def watch(root, marker):
@@ -45,7 +45,7 @@ def run(workplace: Workplace, settings: str, *more: str, name: str = "training")
 
 
 def pipeline_status() -> tuple[str, set[str]]:
-    """How the last pipeline's MLflow run ended, and the statuses of the stages' runs below it."""
+    """Returns the status of the MLflow run of the last pipeline, and those of its child runs."""
     client = MlflowClient(tracking.uri())
     names = {found.experiment_id: found.name for found in client.search_experiments()}
     runs = client.search_runs(list(names), order_by=["attributes.start_time DESC"])
@@ -55,7 +55,7 @@ def pipeline_status() -> tuple[str, set[str]]:
 
 
 def kill_first_attempt(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lets the first process that pretrains be killed; returns the file that tells that it was."""
+    """Arranges for the first pretraining process to be killed; returns the file that is written when it is."""
     (workplace.folder / "killer").mkdir()
     (workplace.folder / "killer" / "sitecustomize.py").write_text(textwrap.dedent(KILLER))
     marker = workplace.folder / "killed"
@@ -66,7 +66,7 @@ def kill_first_attempt(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def by_hand(workplace: Workplace, *heads: str) -> Path:
-    """The same stages, one after the other in this process and without partitions."""
+    """Runs the same stages one after the other in this process, without partitions."""
     folder, params = workplace.folder / "hand", workplace.params
     shards, backbone = str(folder / "shards"), str(folder / "pretrain")
     preprocess(raw=str(workplace.raw), out=shards, **params.arguments("preprocess"))
@@ -78,7 +78,7 @@ def by_hand(workplace: Workplace, *heads: str) -> Path:
 
 
 def compare(workplace: Workplace, folder: Path, *heads: str) -> None:
-    """Shards, weights and metrics of a pipeline are those of another run, of which each stage's output is in a folder of its name."""
+    """Compares shards, weights and metrics of a pipeline with another run, whose outputs are in folders named by stage."""
     parts = sorted(path.name for path in folder.glob("shards/part-*.parquet"))
     assert len(parts) == 2
     for name in [*parts, "manifest.json"]:
@@ -90,8 +90,8 @@ def compare(workplace: Workplace, folder: Path, *heads: str) -> None:
         assert ours == theirs
 
 
-def test_preempted_training_ends_where_the_stages_end_by_hand(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Partitions, a step that is killed and retried, the gate that refuses, the last step."""
+def test_preempted_training_gives_the_same_result(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions, a step that is killed and retried, a gate that refuses, and the last step."""
     marker = kill_first_attempt(workplace, monkeypatch)
 
     assert run(workplace, workplace.settings(pretrain=1), "--set", "register.min_auroc=1") == 0
@@ -104,13 +104,13 @@ def test_preempted_training_ends_where_the_stages_end_by_hand(workplace: Workpla
 
 
 def registered(workplace: Workplace) -> set[str]:
-    """Names of the registered models."""
+    """Returns the names of the registered models."""
     return {json.loads(path.read_text())["name"] for path in workplace.out.glob("register/*/registration.json")}
 
 
 @pytest.mark.slow
-def test_all_that_a_backbone_is_fine_tuned_for(workplace: Workplace) -> None:
-    """Detection and inversion beside the classifier, all in one evaluation."""
+def test_all_heads(workplace: Workplace) -> None:
+    """All models are trained in parallel and evaluated together."""
     heads = ("classify", "detect", "invert")
     arguments = ("--set", "register.min_auroc=1", "--set", "register.name=another")
     assert run(workplace, workplace.settings({"heads": list(heads)}), *arguments) == 0
@@ -119,7 +119,7 @@ def test_all_that_a_backbone_is_fine_tuned_for(workplace: Workplace) -> None:
     metrics = json.loads((workplace.output("evaluate") / "metrics.json").read_text())
     for measure in ("classify_test_auroc_macro", "detect_test_map_50", "invert_test_psnr"):
         assert measure in metrics
-    assert registered(workplace) == {"cxr-detect", "cxr-invert"}, "register.min_auroc holds the classifier back"
+    assert registered(workplace) == {"cxr-detect", "cxr-invert"}, "register.min_auroc keeps the classifier out"
     assert pipeline_status() == ("FINISHED", {"FINISHED"})
 
 
@@ -133,7 +133,7 @@ def test_a_second_run_takes_other_folders_for_other_parameters(workplace: Workpl
 
 
 @pytest.mark.slow
-def test_after_a_failure_the_last_step_tells_mlflow(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+def test_after_a_failure_the_last_step_closes_the_mlflow_run(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(workplace, workplace.settings(classify=1), "--set", "classify.arch=resnet50") == 1
     shown = capfd.readouterr()
     mistake = "the backbone is a resnet18, the parameters ask for resnet50; set arch to match"
@@ -144,7 +144,7 @@ def test_after_a_failure_the_last_step_tells_mlflow(workplace: Workplace, capfd:
 
 
 @pytest.mark.slow
-def test_smoke_needs_no_data_and_the_gate_lets_pass(workplace: Workplace) -> None:
+def test_smoke_needs_no_data_and_passes_the_gate(workplace: Workplace) -> None:
     assert run(workplace, workplace.settings(), name="smoke") == 0
     registration = json.loads((workplace.output("register") / "registration.json").read_text())
     assert registration["min_auroc"] == 0.0
@@ -152,22 +152,20 @@ def test_smoke_needs_no_data_and_the_gate_lets_pass(workplace: Workplace) -> Non
     assert pipeline_status() == ("FINISHED", {"FINISHED"})
 
 
-def test_data_that_is_not_there(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["local", "training", "--raw", "nowhere", "--params", str(workplace.folder / "params.yaml")]) == 2
     assert "--raw nowhere: no such folder" in capsys.readouterr().err
 
 
-def test_a_container_engine_that_is_not_there(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_container_engine(workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{workplace.folder}/nobody.sock")
     assert run(workplace, workplace.settings(), "--runner", "docker") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"local: unix://{workplace.folder}/nobody.sock: no container engine answers; start Docker")
 
 
-def test_what_kfp_does_to_print_ends_with_the_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It indents what steps print; threads side by side may leave that so."""
+def test_print_is_restored_after_the_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kfp replaces it to indent the output of steps; parallel threads may leave it replaced."""
     ours = builtins.print
     monkeypatch.setattr(builtins, "print", ours)
     monkeypatch.setattr(packages, "build", lambda *_: lambda **_: setattr(builtins, "print", lambda *_, **__: None))

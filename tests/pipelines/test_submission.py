@@ -1,4 +1,4 @@
-"""`submit`, `status` and `cancel` against a double of the API, through the command line."""
+"""The commands `submit`, `status` and `cancel` against a double of the API."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def submit(kubeflow: double.Double, *more: str, name: str = "training") -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """The one line that a refusal prints."""
+    """Returns the single line of an error message."""
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
@@ -54,13 +54,13 @@ def test_a_version_is_named_by_commit_and_content(kubeflow: double.Double) -> No
 
     names = [one["display_name"] for one in kubeflow.versions.values()]
     commit = settings.commit()
-    assert len(names) == 2, "the second submission takes what is there"
+    assert len(names) == 2, "the second submission uses the existing version"
     assert all(name.startswith(commit) for name in names)
     assert len(kubeflow.pipelines) == 1
     assert len(kubeflow.runs) == 3
 
 
-def test_smoke_takes_no_raw_files(kubeflow: double.Double) -> None:
+def test_smoke_has_no_raw_files(kubeflow: double.Double) -> None:
     assert submit(kubeflow, name="smoke") == 0
     (run,) = kubeflow.runs.values()
     assert "raw" not in run["runtime_config"]["parameters"]
@@ -69,7 +69,7 @@ def test_smoke_takes_no_raw_files(kubeflow: double.Double) -> None:
 @pytest.mark.parametrize(
     ("end", "code", "last"), [("SUCCEEDED", 0, "succeeded"), ("FAILED", 1, "failed in pretrain (pretrain: ran out of memory)")]
 )
-def test_following_shows_every_change_and_the_end(
+def test_wait_prints_each_change_and_the_end(
     kubeflow: double.Double, capsys: pytest.CaptureFixture[str], end: str, code: int, last: str
 ) -> None:
     kubeflow.end = end
@@ -80,7 +80,7 @@ def test_following_shows_every_change_and_the_end(
     assert shown.rstrip().endswith(last)
 
 
-def test_following_outlives_a_server_that_is_away_for_a_while(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wait_outlasts_a_server_that_is_unavailable_for_a_while(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(kubeflow) == 0
     kubeflow.broken = 3
     (identity,) = kubeflow.runs
@@ -123,14 +123,14 @@ def test_token_file_token_and_cookie(kubeflow: double.Double, tmp_path: Path, mo
     assert submit(kubeflow) == 0
 
 
-def test_who_is_not_let_in(kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials(kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     kubeflow.token = "secret"
     assert "answers 401, Unauthenticated; set KFP_TOKEN" in refused(capsys, submit(kubeflow))
     monkeypatch.setenv(server.TOKEN_FILE_VARIABLE, "/nowhere")
     assert "/nowhere cannot be read" in refused(capsys, submit(kubeflow))
 
 
-def test_a_page_to_log_in(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_login_page(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
     kubeflow.page = b"<html>log in</html>"
     assert "is not the API of Kubeflow Pipelines" in refused(capsys, submit(kubeflow))
 
@@ -162,7 +162,7 @@ def test_a_refused_package(kubeflow: double.Double, capsys: pytest.CaptureFixtur
 def test_refused_parameters(
     kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, change: object, said: str
 ) -> None:
-    """The double is as strict as it says, and a refusal is one line."""
+    """The double is strict about parameters, and a refusal is one line."""
     right = parameters.arguments
     monkeypatch.setattr(parameters, "arguments", lambda *given: change(right(*given)))  # type: ignore[operator]
     assert said in refused(capsys, submit(kubeflow))
