@@ -21,7 +21,7 @@ if not all(map(importlib.util.find_spec, PACKAGES)):
 from components.common.errors import SharedError, UserError  # noqa: E402
 from components.common.formats.documents import METRICS  # noqa: E402
 from components.common.runs.command import Input  # noqa: E402
-from components.heads import HEADS  # noqa: E402
+from components.heads import ANY_HEAD, HEADS  # noqa: E402
 
 
 class Command(NamedTuple):
@@ -35,7 +35,6 @@ class Command(NamedTuple):
     """Whether --out is required."""
 
 
-_ANY_HEAD = " or ".join([", ".join(list(HEADS)[:-1]), list(HEADS)[-1]])
 RAW = Input("raw", "folder of DICOM, PNG or JPEG files; labels.csv and boxes.csv at its top are read")
 SHARDS = Input("shards", "output folders of preprocess", many=True, marker="manifest.json", made_by="preprocess")
 BACKBONE = Input(
@@ -70,14 +69,14 @@ COMMANDS = {
     "evaluate": Command(
         "compute metrics with confidence intervals, and a report",
         (
-            Input("predictions", f"output folders of {_ANY_HEAD}", many=True, marker="model.json", made_by=_ANY_HEAD),
+            Input("predictions", f"output folders of {ANY_HEAD}", many=True, marker="model.json", made_by=ANY_HEAD),
             Input(
                 "baseline",
                 "output folders to compare with, at most one per head",
                 many=True,
                 required=False,
                 marker="model.json",
-                made_by=_ANY_HEAD,
+                made_by=ANY_HEAD,
             ),
         ),
     ),
@@ -89,7 +88,7 @@ COMMANDS = {
     "register": Command(
         "register a model in MLflow and decide on its alias",
         (
-            Input("model", f"output folder of {_ANY_HEAD}", marker="model.json", made_by=_ANY_HEAD),
+            Input("model", f"output folder of {ANY_HEAD}", marker="model.json", made_by=ANY_HEAD),
             Input("evaluation", "output folder of evaluate with that model among its --predictions", marker=METRICS, made_by="evaluate"),
         ),
     ),

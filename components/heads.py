@@ -1,24 +1,13 @@
 """The table of heads: what a pretrained backbone is fine-tuned for. docs/adding-a-head.md says how to add one."""
 
-from dataclasses import dataclass
+from typing import Any
 
 from components.classify.params import Classify
+from components.common.errors import UserError
+from components.common.head import Head
 from components.common.runs.command import Input
-from components.common.runs.params import Section
 from components.detect.params import Detect
 from components.invert.params import Invert
-
-
-@dataclass(frozen=True)
-class Head:
-    """One head."""
-
-    name: str
-    params: type[Section]
-    title: str
-    help: str
-    inputs: tuple[Input, ...] = ()
-
 
 _INVERT_INPUTS = (
     Input("perceptual", "output folder of pretrain: the backbone of the perceptual loss (default: --backbone)", required=False),
@@ -29,8 +18,31 @@ _INVERT_INPUTS = (
 HEADS = {
     head.name: head
     for head in (
-        Head("classify", Classify, "Classification of findings", "fine-tune a classifier of findings"),
-        Head("detect", Detect, "Detection of findings", "train a detector of findings with boxes"),
+        Head("classify", Classify, "classification of findings", "fine-tune a classifier of findings"),
+        Head("detect", Detect, "detection of findings", "train a detector of findings with boxes"),
         Head("invert", Invert, "GAN inversion", "train a GAN and an encoder that inverts it", _INVERT_INPUTS),
     )
 }
+ANY_HEAD = " or ".join(filter(None, [", ".join(list(HEADS)[:-1]), list(HEADS)[-1]]))
+"""The heads in a sentence: classify, detect or invert."""
+
+
+def check_description(description: dict[str, Any], path: str) -> str:
+    """Checks that a model.json is of a known head and complete; those of early versions of this project may not be.
+
+    Args:
+        description: its content.
+        path: its name, for the message.
+
+    Returns:
+        The head.
+
+    Raises:
+        UserError: it is not.
+    """
+    head = description.get("task")
+    if head not in HEADS:
+        raise UserError(f"{path}: is of a {head} model; give --model the output folder of {ANY_HEAD}")
+    if missing := [name for name in HEADS[head].serving.REQUIRED if name not in description]:
+        raise UserError(f"{path}: lacks {missing[0]}, without which the network cannot be built; run {head} again")
+    return str(head)

@@ -11,15 +11,15 @@ from components.classify import report, subgroups
 from components.classify.metrics import METRICS, PAIRED, ClassificationSplit, Findings, evaluate
 from components.classify.subgroups import Subgroup
 from components.common.errors import UserError
-from components.common.head import Points
-from components.common.runs import storage
+from components.common.formats.model import DESCRIPTION
+from components.common.formats.predictions import PREDICTIONS, matrix, rows_of
+from components.common.head import CsvTable, HeadOutput
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import has_both
 from components.common.statistics.bootstrap import patient_indices
 from components.common.statistics.curves import thin
 from components.common.statistics.differences import Difference, paired_differences
 from components.common.statistics.intervals import Interval, metric_key
-from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, matrix, rows_of
 
 NAMES = {
     "auroc": "AUROC",
@@ -31,7 +31,7 @@ NAMES = {
 }
 
 
-def read(table: pa.Table, model: Model, params: Evaluate) -> "Classification":
+def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Classification":
     """Evaluates the predictions of one classifier.
 
     Raises:
@@ -39,7 +39,7 @@ def read(table: pa.Table, model: Model, params: Evaluate) -> "Classification":
     """
     names = _names(table, model)
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
-    val, test = (_split(rows_of(table, split), split, names, model.source) for split in ("val", "test"))
+    val, test = (_split(rows_of(table, split), split, names, model.path(PREDICTIONS)) for split in ("val", "test"))
     found = evaluate(names, val, test, params)
     return Classification(model, params, found, subgroups.evaluate(rows_of(table, "test"), found, params))
 
@@ -48,7 +48,7 @@ def read(table: pa.Table, model: Model, params: Evaluate) -> "Classification":
 class Classification:
     """The evaluation of one classifier."""
 
-    model: Model
+    model: HeadOutput
     params: Evaluate
     findings: Findings
     subgroups: list[Subgroup]
@@ -78,7 +78,7 @@ class Classification:
         macro = {f"Macro {NAMES[metric]}": self.findings.macro[metric] for metric in METRICS}
         return macro | {f"AUROC, {finding.name}": finding.intervals["auroc"] for finding in self.findings.each}
 
-    def curves(self) -> dict[str, Points]:
+    def curves(self) -> dict[str, CsvTable]:
         """ROC, precision-recall and reliability curves, and the subgroups."""
         each = self.findings.each
         roc = [(finding.name, *point) for finding in each if finding.roc for point in _rounded(thin(finding.roc))]
@@ -89,9 +89,9 @@ class Classification:
             for score, share, images in zip(*finding.reliability[:3], strict=True)
         ]
         return {
-            "roc.csv": Points(("finding", "fpr", "tpr"), roc),
-            "pr.csv": Points(("finding", "recall", "precision"), pr),
-            "reliability.csv": Points(("finding", "score", "share", "images"), bins),
+            "roc.csv": CsvTable(("finding", "fpr", "tpr"), roc),
+            "pr.csv": CsvTable(("finding", "recall", "precision"), pr),
+            "reliability.csv": CsvTable(("finding", "score", "share", "images"), bins),
             "subgroups.csv": subgroups.points(self.subgroups),
         }
 
@@ -158,8 +158,8 @@ class Classification:
         return np.array(mine) - np.array(theirs)
 
 
-def _names(table: pa.Table, model: Model) -> list[str]:
-    description = storage.join(model.folder, DESCRIPTION)
+def _names(table: pa.Table, model: HeadOutput) -> list[str]:
+    description = model.path(DESCRIPTION)
     findings = model.description.get("findings")
     if not isinstance(findings, list) or not findings:
         raise UserError(f"{description}: names no findings; run classify again")

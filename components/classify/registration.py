@@ -1,31 +1,23 @@
-"""The task `classify`: macro AUROC over the findings, above the parameter min_auroc."""
+"""Registration of the head `classify`: macro AUROC over the findings, above the parameter min_auroc."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
-import torch
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from components.classify import serving as network
+from components.common.formats.predictions import findings_of, matrix
+from components.common.head import CONFIDENCE, Candidate, Champion, Floor, NotComparable, refuse_other_images
+from components.common.html.markdown import counted, interval, table
 from components.common.runs.params import Register
 from components.common.statistics.intervals import Interval, metric_key
 from components.common.statistics.ranking import paired_auroc_difference
-from components.register.candidate import Candidate
-from components.register.gate import CONFIDENCE, Floor, NotComparable, refuse_other_images
-from components.register.markdown import counted, interval, table
-from components.register.task import Champion
 
 METRIC = "classify_test_auroc_macro"
 MEASURE = "macro AUROC"
 KIND = "classifier"
-NEEDED: tuple[str, ...] = network.NEEDED
-ONNX_OUTPUTS: tuple[str, ...] = ("probability",)
+FLOOR_PARAMETERS: tuple[str, ...] = ("min_auroc",)
 ROWS = {
     "train_images": "images trained on",
     "classify_val_images": "validation images",
@@ -36,7 +28,7 @@ ROWS = {
 
 
 def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
-    """The macro test AUROC must be above min_auroc."""
+    """Requires a macro test AUROC above min_auroc."""
     auroc = metrics[METRIC]
     if auroc is None:
         return Floor(False, "the macro test AUROC is not known")
@@ -45,52 +37,42 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
 
 
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
-    """Judged by the new version's targets: a label may have been corrected since.
+    """Compares by the targets of the new version, since labels may have been corrected meanwhile.
 
     Raises:
         NotComparable: the findings or the test images differ, or no finding has enough positives and negatives.
     """
     mine, theirs = new.test_predictions.sort_by("image_id"), champion.predictions.sort_by("image_id")
-    names = findings(mine)
-    if sorted(names) != sorted(findings(theirs)):
-        raise NotComparable(f"the champion was trained for other findings ({', '.join(findings(theirs))})")
+    names = findings_of(mine)
+    if sorted(names) != sorted(findings_of(theirs)):
+        raise NotComparable(f"the champion was trained for other findings ({', '.join(findings_of(theirs))})")
     refuse_other_images(mine["image_id"].to_pylist(), theirs["image_id"].to_pylist())
-    first, second = (_matrix(rows, [f"score_{name}" for name in names]) for rows in (mine, theirs))
-    targets, patients = _matrix(mine, [f"target_{name}" for name in names]), mine["patient_id"].to_pylist()
+    first, second = (matrix(rows, [f"score_{name}" for name in names]) for rows in (mine, theirs))
+    targets, patients = matrix(mine, [f"target_{name}" for name in names]), mine["patient_id"].to_pylist()
     found = paired_auroc_difference(targets, first, second, patients, settings.resamples, settings.seed, new.min_positives, CONFIDENCE)
     if math.isnan(found.estimate):
         raise NotComparable("no finding has enough positives and negatives in the test split to compare with the champion")
     return found
 
 
-def findings(predictions: pa.Table) -> list[str]:
-    """Names of the findings that a predictions table has scores of."""
-    return [name.removeprefix("score_") for name in predictions.column_names if name.startswith("score_")]
-
-
 def summary(about: dict[str, Any]) -> tuple[str, str]:
-    """For the registry's page."""
-    return f"{about['arch']} for {', '.join(about['findings'])}", "a probability a finding"
+    """Returns what the model is and what it outputs, for the page of the registry."""
+    return f"{about['arch']} for {', '.join(about['findings'])}", "one probability per finding"
 
 
 def signature(about: dict[str, Any]) -> ModelSignature:
-    """A column a finding."""
+    """Returns one column per finding."""
     return ModelSignature(outputs=Schema([ColSpec(DataType.float, finding) for finding in about["findings"]]))
 
 
-def sensible(answer: pd.DataFrame) -> bool:
-    """Probabilities."""
+def is_plausible(answer: pd.DataFrame) -> bool:
+    """Whether all values are probabilities."""
     values = answer.to_numpy()
     return bool(((values >= 0) & (values <= 1)).all())
 
 
-def exportable(about: dict[str, Any], weights: Path) -> tuple[torch.nn.Module, int]:
-    """The whole network."""
-    return network.load(about, weights), int(about["size"])
-
-
-def slots(candidate: Candidate) -> dict[str, Any]:
-    """For cards/classify.md and cards/rest.md."""
+def card_values(candidate: Candidate) -> dict[str, Any]:
+    """Returns the values for card.md and register/card.md."""
     about = candidate.description
     return {
         "arch": about["arch"],
@@ -99,14 +81,14 @@ def slots(candidate: Candidate) -> dict[str, Any]:
         "size": about["size"],
         "mirrored": " of the mean of the logits of an image and its mirror image" if about.get("tta_flip") else "",
         "temperature": f"{about.get('temperature', 1.0):.6g}",
-        "data": counted(candidate, ROWS),
+        "data": counted({**candidate.metrics, **candidate.training}, ROWS),
         "results": _results(candidate),
         "subgroups": _subgroups(candidate.metrics),
     }
 
 
 def _results(candidate: Candidate) -> str:
-    """Macro average and each finding, with intervals."""
+    """Tabulates the macro average and each finding, with intervals."""
     metrics, rows = candidate.metrics, [("**macro average**", METRIC, "")]
     for finding in candidate.description["findings"]:
         name = metric_key(finding)
@@ -118,14 +100,10 @@ def _results(candidate: Candidate) -> str:
 
 
 def _subgroups(metrics: dict[str, float | None]) -> str:
-    """Macro AUROC by group, where evaluate has told groups apart."""
+    """Tabulates the macro AUROC by subgroup, as far as the evaluation has subgroups."""
     prefix = f"{METRIC}_"
     keys = [name for name in metrics if name.startswith(prefix) and not name.endswith(("_low", "_high"))]
     if not keys:
-        return "Subgroups were not told apart."
+        return "There was no subgroup analysis."
     rows = ((name.removeprefix(prefix), interval(metrics, name)) for name in keys)
     return "By subgroup:\n\n" + table(("group", "macro AUROC"), rows)
-
-
-def _matrix(predictions: pa.Table, names: list[str]) -> npt.NDArray[np.float64]:
-    return np.column_stack([predictions[name].to_numpy().astype(np.float64) for name in names])

@@ -18,6 +18,7 @@ from components.classify.params import Classify
 from components.classify.training import MODES, Classification
 from components.common.errors import UserError
 from components.common.formats.history import HISTORY, metrics_of
+from components.common.formats.model import begin_description
 from components.common.formats.predictions import META, common_columns
 from components.common.runs import storage
 from components.common.runs.params import Runtime
@@ -91,7 +92,7 @@ def describe(classification: Classification, job: StageRun, temperature: float) 
     """Returns the content of model.json; the weights of the head are divided by the temperature already."""
     params, shards = classification.params, classification.shards
     return {
-        "task": "classify",
+        **begin_description("classify"),
         "arch": params.arch,
         "findings": shards.findings,
         "size": shards.size,

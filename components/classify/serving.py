@@ -1,4 +1,4 @@
-"""Pixels to calibrated probabilities of findings."""
+"""Serving of a classifier: pixels to calibrated probabilities of findings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,8 @@ from components.common.formats.shards import Pixels
 from components.common.training import backbones
 from components.common.training.inference import InputImage, batches, best_device, decoded
 
-NEEDED = ("arch", "findings", "size", "bits", "normalisation")
+REQUIRED = ("arch", "findings", "size", "bits", "normalisation")
+ONNX_OUTPUTS: tuple[str, ...] = ("probability",)
 
 
 class Classifier(nn.Module):
@@ -31,7 +32,7 @@ class Classifier(nn.Module):
         self.mirrored = bool(description.get("tta_flip", False))
 
     def forward(self, image_B1SS: Tensor) -> Tensor:
-        """(B, findings) of squares with values in [0, 1]. The head is calibrated already: classify divides it by the temperature."""
+        """(B, findings) probabilities of squares with values in [0, 1]. The stored head is already divided by the temperature."""
         image = (image_B1SS - self.mean) / self.std
         logits: Tensor = self.network(image)
         if self.mirrored:
@@ -40,17 +41,17 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def score(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
-        """(N, findings) of images (H, W) as shards hold them."""
+        """(N, findings) probabilities of images (H, W) as in shards."""
         device = next(self.parameters()).device
         scores = [self(batch).cpu().numpy() for batch in batches(images, self.size, self.bits, device)]
         return np.concatenate(scores) if scores else np.empty((0, len(self.labels)), np.float32)
 
     def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
-        """A row an image, a float32 column a finding."""
+        """Returns one row per image and one float32 column per finding."""
         return pd.DataFrame(self.score([image.pixels for image in images]), columns=self.labels)
 
     def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
-        """Score and target of each finding, unknown where nobody says."""
+        """Returns score and target of each finding; targets are NaN where unknown."""
         scores, labels = self.score(decoded(rows)), rows["labels"].to_pylist()
         found: dict[str, Any] = {}
         for index, name in enumerate(self.labels):
@@ -58,13 +59,26 @@ class Classifier(nn.Module):
             found |= {f"score_{name}": pa.array(scores[:, index]), f"target_{name}": pa.array(known, pa.float32())}
         return found
 
+    def unlabelled(self, findings: list[str]) -> list[str]:
+        """Returns the findings that a cohort has no labels of."""
+        return [name for name in self.labels if name not in findings]
+
+    def counts(self, predictions: pa.Table) -> dict[str, float]:
+        """Counts the positives of each finding."""
+        return {f"positives_{name}": sum(value == 1 for value in predictions[f"target_{name}"].to_pylist()) for name in self.labels}
+
+
+def exportable(network: Classifier) -> nn.Module:
+    """Returns the whole network."""
+    return network
+
 
 def load(description: dict[str, Any], weights: Path) -> Classifier:
-    """A classifier with its weights, for inference.
+    """Builds a classifier with its weights, for inference.
 
     Args:
         description: content of model.json.
-        weights: model.safetensors: torchvision's names.
+        weights: model.safetensors, with torchvision's names.
 
     Raises:
         UserError: the weights do not fit the description.

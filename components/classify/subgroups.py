@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.classify.metrics import ClassificationSplit, Finding, Findings, macro_interval
-from components.common.head import Points
+from components.common.head import CsvTable
 from components.common.html.numbers import listing
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import Flags, Floats, has_both
@@ -78,7 +78,7 @@ def attribute_values(rows: pa.Table, attribute: str) -> npt.NDArray[np.str_]:
     return np.array([_band(value) if attribute == "age" else value or UNKNOWN for value in values], dtype=np.str_)
 
 
-def points(groups: Sequence[Subgroup]) -> Points:
+def points(groups: Sequence[Subgroup]) -> CsvTable:
     """Returns the content of subgroups.csv, one row per group and finding."""
     header = ("finding", "attribute", "group", "positives", "negatives", "auroc", "auroc_low", "auroc_high", "sensitivity", "specificity")
     rows = []
@@ -87,7 +87,7 @@ def points(groups: Sequence[Subgroup]) -> Points:
             numbers = [*member.auroc[:3], member.sensitivity, member.specificity]
             cells = ["" if np.isnan(value) else round(value, 6) for value in numbers]
             rows.append((member.name, group.attribute, group.value, member.positives, member.negatives, *cells))
-    return Points(header, rows)
+    return CsvTable(header, rows)
 
 
 def warnings(groups: Sequence[Subgroup], minimum: int) -> list[str]:

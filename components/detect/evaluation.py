@@ -8,8 +8,9 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from components.common.errors import UserError
-from components.common.head import Points
-from components.common.runs import storage
+from components.common.formats.model import DESCRIPTION
+from components.common.formats.predictions import PREDICTIONS, rows_of
+from components.common.head import CsvTable, HeadOutput
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import Floats, Integers
 from components.common.statistics.bootstrap import patient_indices
@@ -18,7 +19,6 @@ from components.common.statistics.differences import Difference, paired_differen
 from components.common.statistics.intervals import Interval, metric_key
 from components.detect import report
 from components.detect.metrics import FROC, RATES, DetectionSplit, DetectorResult, evaluate, froc_points
-from components.evaluate.predictions import DESCRIPTION, PREDICTIONS, Model, rows_of
 
 MOST_FALSE_POSITIVES = 8.0
 """An image, where froc.csv ends."""
@@ -33,7 +33,7 @@ FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))
 BOX = ("x", "y", "width", "height")
 
 
-def read(table: pa.Table, model: Model, params: Evaluate) -> "Detection":
+def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Detection":
     """Evaluates the predictions of one detector.
 
     Raises:
@@ -41,9 +41,9 @@ def read(table: pa.Table, model: Model, params: Evaluate) -> "Detection":
     """
     classes = _classes(table, model)
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
-    val, test = (_split(rows_of(table, name), classes, model.source) for name in ("val", "test"))
+    val, test = (_split(rows_of(table, name), classes, model.path(PREDICTIONS)) for name in ("val", "test"))
     if not test.images:
-        raise UserError(f"{model.source}: no test image has known boxes; add boxes.csv and labels.csv and run preprocess again")
+        raise UserError(f"{model.path(PREDICTIONS)}: no test image has known boxes; add boxes.csv and labels.csv and run preprocess again")
     return Detection(model, params, evaluate(classes, val, test, params))
 
 
@@ -51,7 +51,7 @@ def read(table: pa.Table, model: Model, params: Evaluate) -> "Detection":
 class Detection:
     """The evaluation of one detector."""
 
-    model: Model
+    model: HeadOutput
     params: Evaluate
     boxes: DetectorResult
 
@@ -76,12 +76,12 @@ class Detection:
         overall = {name: self.boxes.intervals[key] for key, name in NAMES.items()}
         return overall | {f"AP@50, {one.name}": one.intervals["ap_50"] for one in self.boxes.each}
 
-    def curves(self) -> dict[str, Points]:
+    def curves(self) -> dict[str, CsvTable]:
         """The FROC curves, of all classes and of each."""
         named = [("all", self.boxes.froc), *((one.name, one.froc) for one in self.boxes.each)]
         curves = [(name, froc_points(curve, MOST_FALSE_POSITIVES)) for name, curve in named if curve]
         rows = [(name, round(x, 6), round(y, 6)) for name, points in curves for x, y in points]
-        return {"froc.csv": Points(("class", "false_positives", "sensitivity"), rows)}
+        return {"froc.csv": CsvTable(("class", "false_positives", "sensitivity"), rows)}
 
     def sections(self) -> list[Markup]:
         """Renders the sections of the report on this model."""
@@ -120,7 +120,7 @@ class Detection:
         )
 
     def _check_comparable(self, baseline: "Detection") -> None:
-        pair, mine, theirs = f"{self.model.source} and {baseline.model.source}", self.boxes, baseline.boxes
+        pair, mine, theirs = f"{self.model.path(PREDICTIONS)} and {baseline.model.path(PREDICTIONS)}", self.boxes, baseline.boxes
         if [one.name for one in mine.each] != [one.name for one in theirs.each]:
             raise UserError(f"{pair}: detect other classes; compare models of the same classes")
         if mine.test.image_ids != theirs.test.image_ids:
@@ -129,8 +129,8 @@ class Detection:
             raise UserError(f"{pair}: were tested on other boxes; compare models of the same shards")
 
 
-def _classes(table: pa.Table, model: Model) -> list[str]:
-    description = storage.join(model.folder, DESCRIPTION)
+def _classes(table: pa.Table, model: HeadOutput) -> list[str]:
+    description = model.path(DESCRIPTION)
     classes = model.description.get("classes")
     if not isinstance(classes, list) or not classes:
         raise UserError(f"{description}: names no classes; run detect again")

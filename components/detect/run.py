@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
 from components.common.formats.history import HISTORY, metrics_of
+from components.common.formats.model import begin_description
 from components.common.formats.predictions import META
 from components.common.runs import storage
 from components.common.runs.params import Runtime
@@ -66,7 +67,7 @@ def finish(detection: Detection, job: StageRun) -> None:
 def describe(detection: Detection, job: StageRun, threshold: float) -> dict[str, Any]:
     """Returns the content of model.json; detections below the threshold are not drawn."""
     return {
-        "task": "detect",
+        **begin_description("detect"),
         **{name: getattr(detection.params, name) for name in network.SETTINGS},
         "classes": detection.classes,
         "size": detection.shards.size,

@@ -1,4 +1,4 @@
-"""Pixels to boxes around findings."""
+"""Serving of a detector: pixels to boxes around findings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,8 @@ from components.detect.annotations import annotate_rows
 from components.detect.network import SETTINGS, Detector, rebuild
 from components.detect.predictions import Found, box_columns, to_numpy
 
-NEEDED = (*SETTINGS, "classes", "size", "bits", "normalisation", "threshold")
+REQUIRED = (*SETTINGS, "classes", "size", "bits", "normalisation", "threshold")
+ONNX_OUTPUTS: tuple[str, ...] = ()
 PLACE = ("x", "y", "width", "height")
 
 
@@ -30,14 +31,14 @@ class Boxes:
 
     @torch.no_grad()
     def find(self, images: Sequence[Pixels]) -> list[Found]:
-        """What is found in each image (H, W), as shards hold it; on the square that the network sees."""
+        """Returns the detections in each image (H, W) as in shards, in coordinates of the padded square."""
         found = [each for batch in batches(images, self.size, self.bits, self._device) for each in self._detector(batch)]
         return [to_numpy(each, *self._place(image)) for each, image in zip(found, images, strict=True)]
 
     def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
-        """A row a box, by falling score within an image: image (its number in the call), label, score, and x, y, width, height.
+        """Returns one row per box, by descending score within an image: image (its number in the call), label, score, x, y, width, height.
 
-        Boxes are in pixels of the source, as in boxes.csv, with the origin at the top left; of an array it is the array itself.
+        Boxes are in pixels of the source (for arrays: of the array), with the origin at the top left, as in boxes.csv.
         """
         rows: list[tuple[Any, ...]] = []
         for number, (image, found) in enumerate(zip(images, self.find([image.pixels for image in images]), strict=True)):
@@ -50,19 +51,34 @@ class Boxes:
         return frame.astype({"image": np.int64, "label": object, **dict.fromkeys(("score", *PLACE), np.float32)})
 
     def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
-        """What was found, and what is there where that is known."""
+        """Returns detections, and the boxes that are there where these are known."""
         labels = np.array(rows["labels"].to_pylist(), np.float32).reshape(len(rows), -1)
         known = annotate_rows(rows, labels, self.size, self.labels, findings)
         return box_columns(self.find(decoded(rows)), known, self.labels)
 
+    def unlabelled(self, findings: list[str]) -> list[str]:
+        """Returns nothing: `counts` tells in which images a class is unknown."""
+        return []
+
+    def counts(self, predictions: pa.Table) -> dict[str, float]:
+        """Counts the known boxes of each class, and the images in which a class is unknown."""
+        known = [boxes for boxes in predictions["targets"].to_pylist() if boxes is not None]
+        found: dict[str, float] = {f"boxes_{name}": sum(box["label"] == name for boxes in known for box in boxes) for name in self.labels}
+        return found | {"images_unknown": len(predictions) - len(known)}
+
     def _place(self, image: Pixels) -> tuple[Any, Any]:
-        """Where an image lies on the square: x and y, width and height."""
+        """Returns the position of an image on the padded square: x and y, width and height."""
         extent = np.array(image.shape[::-1])
         return ((self.size - extent) // 2).astype(float), extent.astype(float)
 
 
+def exportable(network: Boxes) -> torch.nn.Module:
+    """Not exported: ONNX_OUTPUTS is empty."""
+    raise NotImplementedError
+
+
 def load(description: dict[str, Any], weights: Path) -> Boxes:
-    """A detector with its weights, for inference.
+    """Builds a detector with its weights, for inference.
 
     Args:
         description: content of model.json.

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from components.common.formats.predictions import PREDICTIONS
 from components.common.runs import storage
 from components.common.statistics.arrays import has_both
 from components.common.statistics.curves import MOST_POINTS, roc_curve
-from components.evaluate.predictions import PREDICTIONS
 
 
 def roc_points(folder: str) -> tuple[list[float], list[float], list[float]]:

@@ -1,7 +1,7 @@
 """`report.html`: one file that says how good models are, how sure that is, and where they come from.
 
-Self-contained and the same bytes for the same inputs: no network, no times, no ids, no paths. What is said of a task is the
-task's; here stand the frame, the comparisons, training curves, pictures and provenance.
+Self-contained and the same bytes for the same inputs: no network, no times, no ids, no paths. The headline and the
+sections of a head come from its evaluation; comparisons, training curves, figures and provenance are added here.
 """
 
 import math
@@ -9,28 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from components.common.formats.history import VOLATILE
-from components.common.head import Evaluated
+from components.common.head import Evaluation, HeadOutput
 from components.common.html import page
 from components.common.html.charts import Chart, Line, nice_axis, whole_axis
 from components.common.html.numbers import listing
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import Difference
 from components.common.statistics.intervals import Interval
-from components.evaluate.predictions import Model
-
-TITLES = {"classify": "classification of findings", "detect": "detection of findings", "invert": "GAN inversion"}
+from components.heads import HEADS
 
 
 @dataclass(frozen=True)
 class Entry:
     """One model of the report."""
 
-    evaluated: Evaluated
+    evaluated: Evaluation
     number: int
-    """Within its task, from 1."""
+    """Within its head, from 1."""
     prefix: str
     """Of metric names: detect, detect_2."""
-    baseline: Evaluated | None
+    baseline: Evaluation | None
     differences: Sequence[Difference]
     """From the baseline."""
 
@@ -48,17 +46,17 @@ def render(entries: Sequence[Entry], params: Evaluate) -> str:
     """Renders report.html.
 
     Args:
-        entries: one per model; models of one task are shown together, tasks in the order in which they first appear.
+        entries: one per model; models of one head are shown together, heads in the order in which they first appear.
         params: how the intervals were computed.
     """
-    names = list(dict.fromkeys(entry.evaluated.model.task for entry in entries))
-    tasks = [[entry for entry in entries if entry.evaluated.model.task == name] for name in names]
+    names = list(dict.fromkeys(entry.evaluated.model.head for entry in entries))
+    tasks = [[entry for entry in entries if entry.evaluated.model.head == name] for name in names]
     return page.render(
         "evaluate/report.html",
         entries=[entry for models in tasks for entry in models],
         tasks=[(models, _headlines(models)) for models in tasks],
-        titles=TITLES,
-        subject=listing(TITLES[name] for name in names),
+        titles={name: head.title for name, head in HEADS.items()},
+        subject=listing(HEADS[name].title for name in names),
         params=params,
         warned=[(entry, warning) for entry in entries for warning in entry.evaluated.warnings()],
         histories={entry.prefix: _history(entry.evaluated.model) for entry in entries},
@@ -72,7 +70,7 @@ def _headlines(entries: Sequence[Entry]) -> dict[str, list[Interval | None]]:
     return {name: [headline.get(name) for headline in headlines] for name in names}
 
 
-def _history(model: Model) -> list[tuple[str, dict[str, list[float]], Chart]]:
+def _history(model: HeadOutput) -> list[tuple[str, dict[str, list[float]], Chart]]:
     """The quantities of history.csv: name, columns and chart; training and validation share a chart."""
     quantities: dict[str, dict[str, list[float]]] = {}
     for name, values in model.history.items():
@@ -81,7 +79,7 @@ def _history(model: Model) -> list[tuple[str, dict[str, list[float]], Chart]]:
     return [(quantity, columns, _history_chart(model, columns)) for quantity, columns in quantities.items()]
 
 
-def _history_chart(model: Model, columns: dict[str, list[float]]) -> Chart:
+def _history_chart(model: HeadOutput, columns: dict[str, list[float]]) -> Chart:
     epochs = model.history.get("epoch") or list(range(1, 1 + len(next(iter(columns.values())))))
     y = nice_axis([value for column in columns.values() for value in column if math.isfinite(value)])
     best = model.description.get("best_epoch")

@@ -1,14 +1,7 @@
 """Predictions to `metrics.json`, curves as CSV, and `report.html`. Needs no torch.
 
-Every task has a module, named in TASKS, that follows the protocol in task.py: `read(table, model, params)` checks and
-evaluates the predictions of one model and returns what has
-
-- `.metrics(prefix)`: numbers for metrics.json, named `<prefix>_...`: detect, and detect_2 for a second model of the task;
-- `.headline()`: the intervals by which models of the task are laid side by side;
-- `.curves()`: CSV files by name; the first column names the curve, and gets `2: ` in front for a second model;
-- `.sections()`: HTML of the report;
-- `.warnings()`: sentences about what the numbers cannot say;
-- `.compare(baseline)`: paired differences to a baseline of the same task.
+What is particular to a head is in its evaluation.py (see components/common/head.py). Metrics and curves of the first model of a head
+have plain names; those of a second model begin with NAME_2, and so on.
 """
 
 import csv
@@ -16,24 +9,22 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.classify import evaluation as classification
 from components.common.errors import UserError
-from components.common.head import Evaluated, Points, Task
+from components.common.formats.predictions import PREDICTIONS
+from components.common.head import CsvTable, Evaluation
 from components.common.runs import storage
-from components.common.runs.inputs import upstream_run_id
+from components.common.runs.inputs import upstream_run_ids
 from components.common.runs.params import Evaluate
 from components.common.runs.stage_run import stage_run
-from components.detect import evaluation as detection
 from components.evaluate import study_page
 from components.evaluate.params import Study
 from components.evaluate.predictions import read_predictions
 from components.evaluate.report import Entry, render
 from components.evaluate.study import answers_of, find_cells
-from components.invert import evaluation as inversion
+from components.heads import HEADS
 
 REPORT = "report.html"
 STUDY, STUDY_TEXT = "study.html", "study.md"
-TASKS: dict[str, Task] = {"classify": classification, "detect": detection, "invert": inversion}
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +33,16 @@ def run(*, predictions: list[str], out: str, params: Evaluate, baseline: list[st
     """Evaluates models on the test split.
 
     Args:
-        predictions: output folders of classify, detect and invert. metrics.json and the curves speak of the first model of a
-            task under plain names, of a second as classify_2, and so on; the report lays models of a task side by side.
+        predictions: output folders of heads; the report compares models of the same head side by side.
         out: output folder.
         params: the section `evaluate`.
-        baseline: output folders that the models are compared with, at most one a task.
+        baseline: output folders that the models are compared with, at most one per head.
 
     Raises:
         UserError: predictions that cannot be evaluated, or compared.
     """
     models = [_evaluate(folder, params) for folder in predictions]
-    baselines = _by_task([_evaluate(folder, params) for folder in baseline or []], models)
+    baselines = _by_head([_evaluate(folder, params) for folder in baseline or []], models)
     inputs = _digests("predictions", "model", models) | _digests("baseline", "baseline_model", list(baselines.values()))
     upstream = _run_ids("predictions", predictions) | _run_ids("baseline", baseline or [])
     with stage_run("evaluate", out, params, inputs, upstream=upstream) as job:
@@ -93,13 +83,13 @@ def study(*, cells: str, out: str, params: Study, evaluate: Evaluate) -> None:
 
 
 def write_curves(folder: Path, entries: Sequence[Entry]) -> list[str]:
-    """Writes the CSV files, the curves of a task's first model under plain names; returns the names of the files."""
-    files: dict[str, Points] = {}
+    """Writes the CSV files and returns their names; the curves of a second model of a head are labelled `2: `."""
+    files: dict[str, CsvTable] = {}
     for entry in entries:
         for name, (header, rows) in entry.evaluated.curves().items():
             label = f"{entry.number}: " if entry.number > 1 else ""
             labelled = [(f"{label}{first}", *others) for first, *others in rows]
-            files[name] = Points(header, [*(files[name].rows if name in files else []), *labelled])
+            files[name] = CsvTable(header, [*(files[name].rows if name in files else []), *labelled])
     for name, (header, rows) in files.items():
         with (folder / name).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
@@ -111,40 +101,40 @@ def numbered(name: str, index: int) -> str:
     return f"{name}_{index + 1}" if index else name
 
 
-def _evaluate(folder: str, params: Evaluate) -> Evaluated:
+def _evaluate(folder: str, params: Evaluate) -> Evaluation:
     table, model = read_predictions(folder)
-    if model.task not in TASKS:
-        known = ", ".join(TASKS)
-        raise UserError(f"{model.source}: predictions of the task {model.task}, which evaluate does not know; known: {known}")
-    return TASKS[model.task].read(table, model, params)
+    if model.head not in HEADS:
+        known = ", ".join(HEADS)
+        raise UserError(f"{model.path(PREDICTIONS)}: predictions of the task {model.head}, which evaluate does not know; known: {known}")
+    return HEADS[model.head].evaluation.read(table, model, params)
 
 
-def _by_task(baselines: list[Evaluated], models: list[Evaluated]) -> dict[str, Evaluated]:
-    """Each task's baseline."""
-    found: dict[str, Evaluated] = {}
+def _by_head(baselines: list[Evaluation], models: list[Evaluation]) -> dict[str, Evaluation]:
+    """Returns the baseline of each head."""
+    found: dict[str, Evaluation] = {}
     for baseline in baselines:
-        task = baseline.model.task
-        if task in found:
-            raise UserError(f"--baseline: {found[task].model.folder} and {baseline.model.folder} are both of the task {task}; name one")
-        if task not in {each.model.task for each in models}:
-            raise UserError(f"--baseline: {baseline.model.folder} is of the task {task}, of which --predictions has no model")
-        found[task] = baseline
+        head = baseline.model.head
+        if head in found:
+            raise UserError(f"--baseline: {found[head].model.folder} and {baseline.model.folder} are both of the head {head}; name one")
+        if head not in {each.model.head for each in models}:
+            raise UserError(f"--baseline: {baseline.model.folder} is of the head {head}, of which --predictions has no model")
+        found[head] = baseline
     return found
 
 
-def _entries(models: list[Evaluated], baselines: dict[str, Evaluated]) -> list[Entry]:
-    """The models in order, numbered within their task, with their differences to the baseline."""
+def _entries(models: list[Evaluation], baselines: dict[str, Evaluation]) -> list[Entry]:
+    """Returns the models in order, numbered per head, with their differences to the baseline."""
     entries: list[Entry] = []
     for evaluated in models:
-        task = evaluated.model.task
-        number = 1 + sum(entry.evaluated.model.task == task for entry in entries)
-        differences = evaluated.compare(baselines[task]) if task in baselines else []
-        entries.append(Entry(evaluated, number, numbered(task, number - 1), baselines.get(task), differences))
+        head = evaluated.model.head
+        number = 1 + sum(entry.evaluated.model.head == head for entry in entries)
+        differences = evaluated.compare(baselines[head]) if head in baselines else []
+        entries.append(Entry(evaluated, number, numbered(head, number - 1), baselines.get(head), differences))
     return entries
 
 
-def _digests(first: str, second: str, evaluated: list[Evaluated]) -> dict[str, str]:
-    """SHA-256 by name of input."""
+def _digests(first: str, second: str, evaluated: list[Evaluation]) -> dict[str, str]:
+    """Returns SHA-256 by name of input."""
     digests: dict[str, str] = {}
     for index, one in enumerate(evaluated):
         digests |= {numbered(first, index): one.model.digests["predictions"], numbered(second, index): one.model.digests["model"]}
@@ -152,6 +142,5 @@ def _digests(first: str, second: str, evaluated: list[Evaluated]) -> dict[str, s
 
 
 def _run_ids(name: str, folders: list[str]) -> dict[str, str]:
-    """MLflow run id by name of input."""
-    found = {numbered(name, index): upstream_run_id(folder) for index, folder in enumerate(folders)}
-    return {key: run_id for key, run_id in found.items() if run_id}
+    """Returns the MLflow run ids by name of input."""
+    return upstream_run_ids({numbered(name, index): folder for index, folder in enumerate(folders)})

@@ -15,7 +15,7 @@ import numpy as np
 
 from components.common.errors import UserError
 from components.common.formats.documents import RUN_RECORD
-from components.common.head import Evaluated
+from components.common.head import Evaluation
 from components.common.runs import storage
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import bootstrap_p, holm
@@ -117,7 +117,7 @@ def find_cells(folder: str) -> list[Cell]:
     return cells
 
 
-def answers_of(models: dict[Cell, Evaluated], study: Study, evaluate: Evaluate) -> list[Answer]:
+def answers_of(models: dict[Cell, Evaluation], study: Study, evaluate: Evaluate) -> list[Answer]:
     """Compares the arms of each claim that has cells with the reference.
 
     Args:
@@ -132,7 +132,7 @@ def answers_of(models: dict[Cell, Evaluated], study: Study, evaluate: Evaluate) 
     return [_answer(claim, cells, study, evaluate) for claim, cells in by_claim.items() if cells]
 
 
-def _answer(claim: str, models: dict[Cell, Evaluated], study: Study, evaluate: Evaluate) -> Answer:
+def _answer(claim: str, models: dict[Cell, Evaluation], study: Study, evaluate: Evaluate) -> Answer:
     metric = CLAIMS[claim].metric.format(finding=_finding(models.values()))
     conditions = tuple(sorted({cell.condition for cell in models}, key=_order))
     arms = tuple(arm for arm in study.arms if any(cell.arm == arm for cell in models))
@@ -168,7 +168,7 @@ def verdict(found: Answer, arm: str, level: float = 0.05) -> str:
 
 
 def _estimate(
-    metric: str, models: dict[Cell, Evaluated], condition: str, arm: str, reference: str, evaluate: Evaluate
+    metric: str, models: dict[Cell, Evaluation], condition: str, arm: str, reference: str, evaluate: Evaluate
 ) -> tuple[Estimate, float]:
     """Estimate of an arm, and its p-value before correction."""
     own = {cell.seed: model for cell, model in models.items() if (cell.condition, cell.arm) == (condition, arm)}
@@ -187,7 +187,7 @@ def _estimate(
     return Estimate(arm, condition, values, intervals[0], difference, float("nan")), bootstrap_p(samples)
 
 
-def _finding(models: Iterable[Evaluated]) -> str:
+def _finding(models: Iterable[Evaluation]) -> str:
     """Finding whose positives are made rare."""
     names = {name for model in models for name in model.model.record.get("params", {}).get("positive_rate", {})}
     return " and ".join(sorted(names))

@@ -8,32 +8,32 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from components.common.errors import UserError
-from components.common.head import Points
-from components.common.runs import storage
+from components.common.formats.model import DESCRIPTION
+from components.common.formats.predictions import PREDICTIONS, matrix, rows_of
+from components.common.head import CsvTable, HeadOutput
 from components.common.runs.params import Evaluate
 from components.common.statistics.bootstrap import patient_indices
 from components.common.statistics.differences import Difference, paired_differences
 from components.common.statistics.intervals import Interval
-from components.evaluate.predictions import DESCRIPTION, Model, matrix, rows_of
 from components.invert import report
 from components.invert.metrics import ERRORS, GAIN, MEAN_IMAGE, NAMES, InversionSplit, Reconstructions, evaluate
 
-DESCRIBED = ("size", "judge", "perceptual", "ms_ssim_scales", "kid_samples", "kid_reconstructions")
+DESCRIBED = ("generator_size", "judge", "perceptual", "ms_ssim_scales", "kid_samples", "kid_reconstructions")
 """What must stand in model.json."""
 
 
-def read(table: pa.Table, model: Model, params: Evaluate) -> "Inversion":
+def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Inversion":
     """Evaluates the reconstructions of one model.
 
     Raises:
         UserError: columns that are missing or not finite, or a model.json that lacks something.
     """
     if missing := [name for name in (*ERRORS, MEAN_IMAGE) if name not in table.column_names]:
-        raise UserError(f"{model.source}: lacks the column {missing[0]}; run invert again")
+        raise UserError(f"{model.path(PREDICTIONS)}: lacks the column {missing[0]}; run invert again")
     if missing := [name for name in DESCRIBED if name not in model.description]:
-        raise UserError(f"{storage.join(model.folder, DESCRIPTION)}: lacks {missing[0]}; run invert again")
+        raise UserError(f"{model.path(DESCRIPTION)}: lacks {missing[0]}; run invert again")
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
-    val, test = (_split(rows_of(table, name), model.source) for name in ("val", "test"))
+    val, test = (_split(rows_of(table, name), model.path(PREDICTIONS)) for name in ("val", "test"))
     return Inversion(model, params, evaluate(val, test, model.description, params))
 
 
@@ -41,7 +41,7 @@ def read(table: pa.Table, model: Model, params: Evaluate) -> "Inversion":
 class Inversion:
     """The evaluation of one model."""
 
-    model: Model
+    model: HeadOutput
     params: Evaluate
     found: Reconstructions
 
@@ -58,7 +58,7 @@ class Inversion:
         """All errors."""
         return {NAMES[name]: interval for name, interval in self.found.intervals.items()}
 
-    def curves(self) -> dict[str, Points]:
+    def curves(self) -> dict[str, CsvTable]:
         """There are none."""
         return {}
 
@@ -80,7 +80,7 @@ class Inversion:
             UserError: other images, or images of another size, than the baseline's.
         """
         mine, theirs = self.found, baseline.found
-        pair = f"{self.model.source} and {baseline.model.source}"
+        pair = f"{self.model.path(PREDICTIONS)} and {baseline.model.path(PREDICTIONS)}"
         if mine.size != theirs.size:
             raise UserError(f"{pair}: have images of {mine.size} and {theirs.size} pixels; compare models of one invert.size")
         if not np.array_equal(mine.test.image_ids, theirs.test.image_ids):

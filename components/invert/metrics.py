@@ -83,7 +83,7 @@ def evaluate(val: InversionSplit, test: InversionSplit, model: dict[str, Any], p
         samples=samples,
         kid_samples=kid[0],
         kid_reconstructions=kid[1],
-        size=int(model["size"]),
+        size=int(model["generator_size"]),
         scales=int(model["ms_ssim_scales"]),
         judge=str(model["judge"]),
         perceptual=str(model["perceptual"]),

@@ -1,41 +1,35 @@
-"""The task `invert`: PSNR of reconstructions, which must be higher than the mean training image's.
+"""Registration of the head `invert`: PSNR of reconstructions, which must be higher than that of the mean training image.
 
-PSNR, not the feature distance: it is the same measure whoever is the judge, so that any two versions compare.
+PSNR does not depend on the judge, as the feature distance does, so that any two versions can be compared.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
+from components.common.head import Candidate, Champion, Floor, NotComparable, differences_to_champion, refuse_other_images
+from components.common.html.markdown import counted, interval, table
 from components.common.runs.params import Register
 from components.common.statistics.intervals import Interval
 from components.invert import evaluation
 from components.invert import serving as network
 from components.invert.inverter import ERRORS
 from components.invert.metrics import NAMES
-from components.register.candidate import Candidate
-from components.register.gate import Floor, NotComparable, refuse_other_images
-from components.register.markdown import counted, interval, table
-from components.register.paired import differences
-from components.register.task import Champion
 
 METRIC = "invert_test_psnr"
 MEASURE = "PSNR"
 KIND = "encoder"
-NEEDED: tuple[str, ...] = network.NEEDED
-ONNX_OUTPUTS: tuple[str, ...] = ("latents",)
+FLOOR_PARAMETERS: tuple[str, ...] = ()
 GAIN = "invert_test_psnr_gain"
 ROWS = {"train_images": "images trained on", "invert_test_images": "test images", "invert_test_patients": "test patients"}
 
 
 def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
-    """Better than knowing no image: the interval of the PSNR above the mean training image's must lie above 0."""
+    """Requires that the interval of the PSNR gain over the mean training image lies above 0."""
     gain, low = metrics.get(GAIN), metrics.get(f"{GAIN}_low")
     if gain is None or low is None:
         return Floor(False, "how much closer reconstructions are than the mean training image is not known")
@@ -44,55 +38,50 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
 
 
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
-    """As `evaluate --baseline` compares them.
+    """Compares as `evaluate --baseline` does.
 
     Raises:
-        NotComparable: the test images, or the size that they are reconstructed in, differ.
+        NotComparable: the test images or the size of the reconstructions differ.
     """
-    mine, theirs = new.description["size"], champion.description["size"]
+    mine, theirs = new.description["generator_size"], champion.description["generator_size"]
     if mine != theirs:
         raise NotComparable(f"the champion reconstructs images of {theirs} pixels a side, not of {mine}")
     refuse_other_images(new.test_predictions["image_id"].to_pylist(), champion.predictions["image_id"].to_pylist())
-    return next(each.interval for each in differences(evaluation.read, new, champion, settings) if each.key == "psnr")
+    return differences_to_champion(evaluation.read, new, champion, settings)["psnr"]
 
 
 def summary(about: dict[str, Any]) -> tuple[str, str]:
-    """For the registry's page."""
-    return f"{about['arch']} encoder into the latents of a StyleGAN2 of {about['size']} pixels", "latents in W+ of each image"
+    """Returns what the model is and what it outputs, for the page of the registry."""
+    return f"{about['arch']} encoder into the latents of a StyleGAN2 of {about['generator_size']} pixels", "latents in W+ of each image"
 
 
 def signature(about: dict[str, Any]) -> ModelSignature:
-    """Latents and errors; the option adds a column."""
+    """Returns the columns of latents and errors; the option adds a column."""
     columns: list[Any] = [ColSpec(Array(Array(DataType.float)), "latents"), *(ColSpec(DataType.float, name) for name in ERRORS)]
     return ModelSignature(outputs=Schema(columns), params=ParamSchema([ParamSpec(network.RECONSTRUCTIONS, DataType.boolean, False)]))
 
 
-def sensible(answer: pd.DataFrame) -> bool:
-    """Finite numbers."""
+def is_plausible(answer: pd.DataFrame) -> bool:
+    """Whether all numbers are finite."""
     return bool(np.isfinite(np.stack(answer["latents"].tolist())).all() and np.isfinite(answer[list(ERRORS)].to_numpy()).all())
 
 
-def exportable(about: dict[str, Any], weights: Path) -> tuple[torch.nn.Module, int]:
-    """The encoder."""
-    return network.load(about, weights).exportable(), int(about["stored_size"])
-
-
-def slots(candidate: Candidate) -> dict[str, Any]:
-    """For cards/invert.md and cards/rest.md."""
+def card_values(candidate: Candidate) -> dict[str, Any]:
+    """Returns the values for card.md and register/card.md."""
     about = candidate.description
     refined = f"then refined by {about['refine_steps']} steps of gradient descent on the loss of the training"
     return {
         "arch": about["arch"],
-        "size": about["size"],
-        "stored": about["stored_size"],
+        "size": about["generator_size"],
+        "stored": about["size"],
         "dim": about["latent_dim"],
         "refined": refined if about["refine_steps"] else "and are not refined",
         "unrefined": ", not refined" if about["refine_steps"] else "",
         "judge": about["judge"],
         "perceptual": about["perceptual"],
-        "data": counted(candidate, ROWS),
+        "data": counted({**candidate.metrics, **candidate.training}, ROWS),
         "results": _results(candidate.metrics),
-        "subgroups": f"Feature distances are taken in {about['judge']}. Subgroups were not told apart.",
+        "subgroups": f"Feature distances are taken in {about['judge']}. There was no subgroup analysis.",
     }
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from components.common.formats.history import HISTORY, metrics_of
+from components.common.formats.model import begin_description
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards, open_shards
@@ -144,11 +145,11 @@ def write_model(trained: TrainedInverter, shards: Shards, distances: dict[str, f
     """Writes the weights, and model.json with what a user of them must know."""
     save_file(trained.weights(), job.folder / WEIGHTS)
     description: dict[str, Any] = {
-        "task": "invert",
+        **begin_description("invert"),
         **trained.description(),
         "ms_ssim_scales": scales(trained.inverter.params.size),
         **{name: None if value != value else value for name, value in distances.items()},
-        "stored_size": shards.size,
+        "size": shards.size,
         "bits": shards.bits,
         "preprocessing": shards.preprocessing,
         "inputs": job.inputs,

@@ -1,4 +1,4 @@
-"""Pixels to latents of a generator, and to what it makes of them."""
+"""Serving of an inversion: pixels to latents of a generator, and to reconstructions."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from components.common.formats.shards import Pixels
 from components.common.training.inference import InputImage, batches, best_device, decoded, restore
-from components.invert.inverter import ERRORS, SETTINGS, Inverter, TrainedInverter, rebuild
+from components.invert.inverter import ERRORS, MODEL_KEYS, Inverter, TrainedInverter, rebuild
 from components.invert.pixels import shrink
 
-NEEDED = (*SETTINGS, "stored_size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
+REQUIRED = (*MODEL_KEYS, "size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
+ONNX_OUTPUTS: tuple[str, ...] = ("latents",)
 RECONSTRUCTIONS = "reconstructions"
-"""Option of a call: whether to return the images as well."""
+"""Option of a call: whether to return the reconstructed images as well."""
 Numbers = npt.NDArray[np.float32]
 
 
@@ -26,29 +27,37 @@ class Latents:
 
     def __init__(self, description: dict[str, Any], trained: TrainedInverter):
         self.labels: list[str] = []
-        self.size, self.bits = int(description["stored_size"]), int(description["bits"])
-        self._side, self._trained, self._device = int(description["size"]), trained, best_device()
+        self.size, self.bits = int(description["size"]), int(description["bits"])
+        self._side, self._trained, self._device = int(description["generator_size"]), trained, best_device()
 
     def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
-        """A row an image: `latents` (N, latent_dim), and how far the generator's image of them is from the original.
+        """Returns one row per image: `latents` (N, latent_dim), and the errors of the reconstruction.
 
-        With the option `reconstructions` also that image, (S, S) in [0, 1]: the original shrunk, in the middle of a black square.
+        With the option `reconstructions` also the reconstruction, (S, S) in [0, 1]: the downsampled image centred on a black square.
         """
         wanted = ["latents", *(["reconstruction"] if options.get(RECONSTRUCTIONS) else [])]
         rows = [row for batch in self._invert([image.pixels for image in images]) for row in _rows(batch)]
         return pd.DataFrame(rows, columns=[*wanted, *ERRORS])
 
     def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
-        """The errors of the reconstructions."""
+        """Returns the errors of the reconstructions."""
         parts = list(self._invert(decoded(rows)))
         return {name: pa.array(np.concatenate([part[name] for part in parts])) for name in ERRORS}
 
-    def exportable(self) -> nn.Module:
-        """What becomes ONNX: the encoder."""
+    def unlabelled(self, findings: list[str]) -> list[str]:
+        """Returns nothing: an inversion has no targets."""
+        return []
+
+    def counts(self, predictions: pa.Table) -> dict[str, float]:
+        """Returns nothing: an inversion has no targets."""
+        return {}
+
+    def encoder(self) -> nn.Module:
+        """Returns the encoder, for export."""
         return Exported(self._trained.inverter, self._side)
 
     def _invert(self, images: Sequence[Pixels]) -> Iterator[dict[str, Numbers]]:
-        """Latents, reconstructions and errors, a batch at a time."""
+        """Yields latents, reconstructions and errors of one batch at a time."""
         for batch in batches(images, self.size, self.bits, self._device):
             image = shrink(batch, self._side)
             w = self._trained.latents(image)
@@ -58,7 +67,7 @@ class Latents:
 
 
 class Exported(nn.Module):
-    """Squares of stored pixels in [0, 1] to latents, which are not refined."""
+    """The encoder: from squares of stored pixels in [0, 1] to latents, which are not refined."""
 
     def __init__(self, inverter: Inverter, side: int):
         super().__init__()
@@ -69,8 +78,13 @@ class Exported(nn.Module):
         return self._inverter.encode(shrink(image_B1SS, self._side))
 
 
+def exportable(network: Latents) -> nn.Module:
+    """Returns the encoder."""
+    return network.encoder()
+
+
 def load(description: dict[str, Any], weights: Path) -> Latents:
-    """An encoder and a generator with their weights, for inference.
+    """Builds an encoder and a generator with their weights, for inference.
 
     Args:
         description: content of model.json.

@@ -1,7 +1,7 @@
-"""Raw files and a model to `predictions.parquet`: `python -m components predict --model URI --raw DIR --out DIR`.
+"""Scoring of raw files with a trained model: `python -m components predict --model URI --raw DIR --out DIR`.
 
-The files go through preprocess with the parameters of the model's training, and end as rows, duplicates or quarantine entries as
-they do there. Every row counts as `test`: the model has been trained and calibrated elsewhere.
+The files are preprocessed with the parameters of the model's training and end as rows, duplicates or quarantine entries. All rows
+are in the `test` split, since the model was trained and calibrated elsewhere.
 """
 
 import logging
@@ -15,11 +15,13 @@ import torch
 
 from components.common.formats.documents import RUN_RECORD
 from components.common.formats.manifest import MANIFEST
-from components.common.formats.predictions import META, common_columns
+from components.common.formats.model import DESCRIPTION
+from components.common.formats.predictions import META, PREDICTIONS, common_columns
 from components.common.formats.quarantine import QUARANTINE
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.provenance import threads
+from components.common.runs.registered_models import SCHEMES
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
@@ -33,9 +35,9 @@ from components.preprocess.params import Preprocess
 from components.preprocess.parts import Partition
 
 SHARDS = "shards"
-"""In the work folder, what preprocess makes; only its lists are kept."""
+"""Folder in the work folder with the output of preprocess, of which only the manifest and the quarantine are kept."""
 ROWS = 256
-"""Read at a time."""
+"""Rows read at a time."""
 HISTORY = "history.csv"
 
 log = logging.getLogger(__name__)
@@ -45,14 +47,14 @@ def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime)
     """Scores every image of a folder.
 
     Args:
-        model: `models:/NAME@ALIAS`, or the output folder of classify, detect, invert or register.
-        raw: folder of DICOM, PNG or JPEG files, with the tables of the layout, whose labels become targets.
+        model: `models:/NAME@ALIAS`, or the output folder of a head or of register.
+        raw: folder of DICOM, PNG or JPEG files and the tables of its layout, whose labels become targets.
         out: output folder, which `evaluate --predictions` takes.
         params: the section `preprocess`, for the layout of the folder; size and the like are those of the model.
         runtime: the section `runtime`.
 
     Raises:
-        UserError: no such model, a folder without usable files, no pseudonym key.
+        UserError: there is no such model, no usable file, or no pseudonym key.
     """
     torch.set_num_threads(threads())
     loaded = source.read(model)
@@ -62,23 +64,23 @@ def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime)
         shards = _preprocess(raw, job, params, runtime)
         job.upstream |= shards.upstream
         table = predict(loaded, shards)
-        pq.write_table(table, job.folder / "predictions.parquet")
-        write_json(job.folder / source.DESCRIPTION, _described(loaded))
+        pq.write_table(table, job.folder / PREDICTIONS)
+        write_json(job.folder / DESCRIPTION, _described(loaded))
         (job.folder / HISTORY).write_text("epoch\n")  # nothing was trained here
         for name in (MANIFEST, QUARANTINE):
             shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
         metrics = _metrics(shards.manifests[0]["counts"], table, loaded)
         _warn(metrics, shards, loaded)
-        if model.startswith(source.SCHEMES):  # a folder's name could name a hospital
+        if model.startswith(SCHEMES):  # a folder's name could name a hospital
             job.tracker.tag({"model": model})
         job.publish(metrics, drop=(SHARDS, f"{SHARDS}.partial"))
 
 
 def predict(loaded: Source, shards: Shards) -> pa.Table:
-    """The rows of predictions.parquet: who, what kind, and what the model finds beside what is there, unknown where nobody says."""
+    """Scores all rows of the shards; returns the rows of predictions.parquet."""
     tables = []
     for batch in _batches(shards):
-        tables.append(pa.table({**common_columns(batch, "test", loaded.task), **loaded.network.columns(batch, shards.findings)}))
+        tables.append(pa.table({**common_columns(batch, "test", loaded.head), **loaded.network.columns(batch, shards.findings)}))
     return pa.concat_tables(tables)
 
 
@@ -90,26 +92,26 @@ def _batches(shards: Shards) -> Iterator[pa.Table]:
 
 
 def _of_training(loaded: Source) -> dict[str, Any]:
-    """What the model's training decides about the pixels, as far as model.json says."""
+    """Returns the preprocessing parameters of the model's training, as far as model.json has them."""
     names = ("clip_percentile", "views")
     known = loaded.description.get("preprocessing", {})
     return {"size": loaded.network.size, "bits": loaded.network.bits, **{name: known[name] for name in names if name in known}}
 
 
 def _described(loaded: Source) -> dict[str, Any]:
-    """The model.json of the output, without what the training found in its own test images: distances between sets of images."""
+    """Returns the model.json of the output, without the distances between image sets, which are of the training's test images."""
     return {name: None if name.startswith("kid_") else value for name, value in loaded.description.items()}
 
 
 def _listing_digest(raw: str) -> str:
-    """SHA-256 of which files there are, with their sizes and times."""
+    """Returns the SHA-256 of the listing: paths, sizes and times."""
     index = Index()
     index.add_files(storage.walk(raw), 1, Partition())
     return index.digest()
 
 
 def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime) -> Shards:
-    """Rows of the raw files, in the work folder; what an earlier attempt has made stays."""
+    """Preprocesses the raw files into the work folder, unless an earlier attempt has."""
     folder = job.folder / SHARDS
     if not (folder / RUN_RECORD).is_file():
         preprocess.run(raw=raw, out=str(folder), params=params, runtime=runtime)
@@ -117,22 +119,16 @@ def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime) -
 
 
 def _metrics(counts: dict[str, Any], table: pa.Table, loaded: Source) -> dict[str, float]:
-    """Counts of files, and of what is known to be there."""
+    """Counts files, and known targets."""
     found: dict[str, float] = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")}
-    if loaded.task == "classify":
-        found |= {f"positives_{name}": sum(value == 1 for value in table[f"target_{name}"].to_pylist()) for name in loaded.network.labels}
-    if loaded.task == "detect":
-        known = [boxes for boxes in table["targets"].to_pylist() if boxes is not None]
-        found |= {f"boxes_{name}": sum(box["label"] == name for boxes in known for box in boxes) for name in loaded.network.labels}
-        found["images_unknown"] = len(table) - len(known)
-    return found
+    return found | loaded.network.counts(table)
 
 
 def _warn(metrics: dict[str, float], shards: Shards, loaded: Source) -> None:
     if metrics["quarantined"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in shards.manifests[0]["counts"]["reasons"].items())
         log.warning("predict: %d files are not scored (%s); %s lists them", metrics["quarantined"], reasons, QUARANTINE)
-    if missing := [name for name in loaded.network.labels if loaded.task == "classify" and name not in shards.findings]:
+    if missing := loaded.network.unlabelled(shards.findings):
         log.warning("predict: the raw folder has no labels of %s: scored, but not to be evaluated", ", ".join(missing))
     if unknown := metrics.get("images_unknown"):
         log.warning("predict: %d images are scored, but not to be evaluated: which of the classes they show is not known", unknown)

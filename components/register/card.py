@@ -1,46 +1,46 @@
-"""The model card: what users and auditors should know of a model, from templates (cards/) and the files of the stages."""
+"""The model card for users and auditors, from the templates HEAD/card.md and register/card.md."""
 
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from components.register.candidate import Candidate
-from components.register.markdown import listing, table
+from components.common.head import Candidate
+from components.common.html.markdown import listing, table
+from components.heads import HEADS
 from components.register.packing import MODEL_URI
-from components.register.task import TASKS
 
 TEMPLATES = Path(__file__).parents[1]
-REST = "register/card.md"
-"""Of the cards of all tasks: data, results, training, licence and history."""
+COMMON = "register/card.md"
+"""The part that all heads have: data, results, training, licence and history."""
 VIEWS = ("PA", "AP")
 
 
 def render(candidate: Candidate, name: str, licence: str, earlier: list[dict[str, Any]]) -> str:
-    """The card, in Markdown.
+    """Renders the card in Markdown.
 
     Args:
-        candidate: what is registered.
-        name: of the registered model.
+        candidate: the model.
+        name: name of the registered model.
         licence: terms of use.
-        earlier: number, aliases, value (of the task's metric) and reason of the versions so far, newest first.
+        earlier: number, aliases, value of the metric and reason of the versions so far, newest first.
     """
-    about, task = candidate.description, TASKS[candidate.task]
+    about, registration = candidate.description, HEADS[candidate.head].registration
     preprocessing = about.get("preprocessing", {})
-    slots = {
+    values = {
         "name": name,
         "uri": MODEL_URI,
         "views": ", ".join(preprocessing.get("views", VIEWS)),
         "mean": f"{about['normalisation']['mean']:.6g}",
         "std": f"{about['normalisation']['std']:.6g}",
-        "preprocessing": listing(preprocessing) or f"size {about.get('stored_size', about['size'])}, bits {about['bits']}",
+        "preprocessing": listing(preprocessing) or f"size {about['size']}, bits {about['bits']}",
         "digests": listing(about.get("inputs", {})) or "not recorded",
         "training": _training(candidate.record),
         "licence": licence,
-        "history": _history(earlier, task.MEASURE),
-        **task.slots(candidate),
+        "history": _history(earlier, registration.MEASURE),
+        **registration.card_values(candidate),
     }
-    templates = [(TEMPLATES / file).read_text(encoding="utf-8") for file in (f"{candidate.task}/card.md", REST)]
-    return Template("\n".join(templates)).substitute(slots)
+    templates = [(TEMPLATES / file).read_text(encoding="utf-8") for file in (f"{candidate.head}/card.md", COMMON)]
+    return Template("\n".join(templates)).substitute(values)
 
 
 def _training(record: dict[str, Any]) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from components.common.errors import UserError
+from components.common.formats.model import DESCRIPTION
 from components.common.formats.shards import Pixels
 from components.common.runs.storage import write_json
+from components.heads import HEADS
 from components.register import imports
-from components.register.task import TASKS
 
 ENTRY = Path(__file__).with_name("model.py")
 CARD = "README.md"
@@ -41,24 +42,24 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
     Raises:
         UserError: the weights do not fit the description, or give numbers that make no sense.
     """
-    task = TASKS[content["task"]]
+    head = HEADS[content["task"]]
     with tempfile.TemporaryDirectory() as scratch:
-        description, onnx = Path(scratch, "model.json"), Path(scratch, ONNX)
+        description, onnx = Path(scratch, DESCRIPTION), Path(scratch, ONNX)
         write_json(description, content)
         artifacts = {"weights": str(weights), "description": str(description)}
-        if task.ONNX_OUTPUTS:
-            network, size = task.exportable(content, weights)
-            export_onnx(network.cpu(), size, onnx, task.ONNX_OUTPUTS)
+        if head.serving.ONNX_OUTPUTS:
+            network = head.serving.exportable(head.serving.load(content, weights))
+            export_onnx(network.cpu(), content["size"], onnx, head.serving.ONNX_OUTPUTS)
             artifacts["onnx"] = str(onnx)
-        code = imports.modules("components.register.inputs", f"components.{content['task']}.serving")
+        code = imports.modules("components.register.inputs", f"components.{head.name}.serving")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is neither a type nor an example of the input: there are several kinds
+            warnings.simplefilter("ignore")  # MLflow misses a type and an example of the input, of which there are several kinds
             mlflow.pyfunc.save_model(
                 folder,
                 python_model=ENTRY,
                 artifacts=artifacts,
                 code_paths=[str(_copy(code, Path(scratch, "code")))],
-                signature=task.signature(content),
+                signature=head.registration.signature(content),
                 pip_requirements=requirements([ENTRY, *(imports.ROOT / path for path in code)]),
             )
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -69,8 +70,8 @@ def export_onnx(network: torch.nn.Module, size: int, path: Path, outputs: tuple[
     """Writes a network as ONNX: `image` (B, 1, size, size) in [0, 1] -> the outputs, for any B."""
     batch = {0: torch.export.Dim("batch")}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own dependencies
-        for name in ("onnxscript", "onnx_ir"):  # they tell of every node that they fold
+        warnings.simplefilter("ignore")  # from dependencies of the exporter
+        for name in ("onnxscript", "onnx_ir"):  # they log every node that they fold
             logging.getLogger(name).setLevel(logging.WARNING)
         torch.onnx.export(
             network, (torch.zeros(2, 1, size, size),), path, dynamo=True, external_data=False, verbose=False,
@@ -100,6 +101,6 @@ def _copy(files: list[Path], folder: Path) -> Path:
 
 def _try_out(folder: Path, content: dict[str, Any]) -> None:
     task = content["task"]
-    answer = mlflow.pyfunc.load_model(str(folder)).predict(example(content.get("stored_size", content["size"]), content["bits"]))
-    if not TASKS[task].sensible(answer):
+    answer = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"]))
+    if not HEADS[task].registration.is_plausible(answer):
         raise UserError(f"model.safetensors: gives numbers that make no sense; run {task} again")

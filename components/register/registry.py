@@ -3,7 +3,6 @@
 Every step can be repeated: a run that was killed between any two of them finds what it made and goes on.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME, Model
 
 from components.common.errors import UserError
+from components.common.formats.model import parse_description
 from components.common.runs import tracking
+from components.common.runs.registered_models import download
 from components.register.packing import CARD, ENTRY, MODEL_URI
 
 PREDICTIONS = "test_predictions.parquet"
@@ -63,18 +64,18 @@ class Registry:
         """The number of the version that has an alias."""
         return self._aliases().get(alias)
 
-    def check_task(self, task: str) -> None:
-        """Refuses to mix models of several tasks, which could not be compared, under one name.
+    def check_head(self, head: str) -> None:
+        """Refuses to mix models of several heads, which could not be compared, under one name.
 
         Raises:
-            UserError: the versions so far are of another task.
+            UserError: the versions so far are of another head.
         """
         with tracking.reachable():
             versions = self._client.search_model_versions(f"name = '{self.name}'")
-        # Versions made by hand have no such tags, and the first ones of register none of the task.
-        tasks = {version.tags.get("task", "classify") for version in versions if version.tags.get("stage") == "register"}
-        if others := sorted(tasks - {task}):
-            raise UserError(f"register.name: {self.name} holds models of {others[0]}, not of {task}; choose another name")
+        # Versions made by hand have no such tags, and the first ones of register none of the head.
+        heads = {version.tags.get("task", "classify") for version in versions if version.tags.get("stage") == "register"}
+        if others := sorted(heads - {head}):
+            raise UserError(f"register.name: {self.name} holds models of {others[0]}, not of {head}; choose another name")
 
     def add(self, packed: Path, run_id: str, tags: dict[str, str], description: str, kind: str) -> Version:
         """Logs a packed model to a run, unless that was done before, and makes it a new version.
@@ -170,8 +171,7 @@ class Registry:
             UserError: it cannot be had.
         """
         download(f"{Version(self.name, version).uri}/{DESCRIPTION}", folder)
-        content: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
-        return content
+        return parse_description((folder / DESCRIPTION).read_bytes(), DESCRIPTION, "register")
 
     def _version(self, version: str) -> ModelVersion:
         with tracking.reachable():
@@ -227,25 +227,6 @@ class Registry:
         self._client.log_model_artifacts(model.model_id, str(packed))
         self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         return self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-
-
-def download(uri: str, folder: Path) -> None:
-    """Copies a model into a folder.
-
-    Args:
-        uri: models:/NAME/VERSION, models:/NAME@ALIAS, or another address of MLflow.
-        folder: a local one.
-
-    Raises:
-        UserError: MLflow cannot be reached, or has no such model.
-    """
-    tracking.client()
-    mlflow.set_tracking_uri(tracking.uri())
-    try:
-        mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
-    except MlflowException as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{uri}: MLflow at {tracking.uri()} cannot give this model ({reason}); name another or start its store") from None
 
 
 def _summary(version: ModelVersion, aliases: list[str], metric: str) -> dict[str, Any]:

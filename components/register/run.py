@@ -7,20 +7,22 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from components.common.head import Candidate, Champion, NotComparable
 from components.common.runs import storage
 from components.common.runs.lineage import tags as lineage
 from components.common.runs.params import Register
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
+from components.heads import HEADS
 from components.register import card, gate
-from components.register.candidate import REPORT, Candidate, read_candidate
+from components.register.candidate import copy_weights, read_candidate, registry_tags
 from components.register.packing import pack
 from components.register.registry import PREDICTIONS, WITHDRAWN, Registry, Version
-from components.register.task import TASKS, Champion
 
+REPORT = "report.html"
 REGISTRATION = "registration.json"
 EXPORT = "model"
-"""Folder of the output: the packed model, as the registry holds it."""
+"""Folder in the output with the packed model, as in the registry."""
 
 log = logging.getLogger(__name__)
 
@@ -28,22 +30,22 @@ log = logging.getLogger(__name__)
 def run(*, model: str, evaluation: str, out: str, params: Register) -> None:
     """Packs and registers a model, decides on its alias, and writes registration.json.
 
-    A model that is registered already, with the same predictions and evaluation, keeps its version; its alias is
-    decided anew, against the champion of the day.
+    A model that is already registered with the same predictions and evaluation keeps its version; its alias is decided again,
+    against the present champion.
 
     Args:
-        model: output folder of classify, detect or invert.
-        evaluation: output folder of evaluate, which read that model's predictions.
+        model: output folder of a head.
+        evaluation: output folder of evaluate that had that model among its predictions.
         out: output folder.
         params: the section `register`.
 
     Raises:
         UserError: inputs that are not what they should be or do not belong together; MLflow cannot be reached.
     """
-    candidate = read_candidate(model, evaluation, {name: (task.METRIC, task.NEEDED) for name, task in TASKS.items()})
+    candidate = read_candidate(model, evaluation)
     with stage_run("register", out, params, candidate.inputs, upstream=candidate.upstream) as job:
-        registry = Registry(name_of(params, candidate.task))
-        registry.check_task(candidate.task)
+        registry = Registry(name_of(params, candidate.head))
+        registry.check_head(candidate.head)
         known = registry.find(_identity(job))
         version = known or _add(registry, candidate, job)
         registry.download(version, job.folder / EXPORT)
@@ -88,13 +90,13 @@ def demote(*, params: Register, out: str | None = None) -> None:
     _record(out, params, Version(registry.name, was), "challenger", was)
 
 
-def name_of(settings: Register, task: str = "classify") -> str:
-    """Name of the registered model: that of the parameters, else cxr-classify, cxr-detect or cxr-invert."""
-    return settings.name or f"cxr-{task}"
+def name_of(settings: Register, head: str = "classify") -> str:
+    """Returns the name of the registered model: that of the parameters, else cxr-HEAD."""
+    return settings.name or f"cxr-{head}"
 
 
 def _record(out: str | None, settings: Register, version: Version, alias: str, champion_before: str) -> None:
-    """What was done by hand, as an output."""
+    """Writes an output for what was done by hand."""
     if out:
         with stage_run("register", out, settings, {}, depends={"version": version, "alias": alias}, connect=False) as job:
             content = {"name": version.name, "version": version.number, "model_uri": version.uri, "alias": alias}
@@ -103,29 +105,29 @@ def _record(out: str | None, settings: Register, version: Version, alias: str, c
 
 
 def _identity(job: StageRun) -> dict[str, str]:
-    """Tags that make a version the same: of model, predictions and evaluation; not of when, where or with which floor."""
+    """Returns the tags that identify a version: the digests of its inputs."""
     return {f"input.{name}.sha256": value for name, value in job.inputs.items()}
 
 
 def _add(registry: Registry, candidate: Candidate, job: StageRun) -> Version:
-    """A new version. What later ones are compared with is attached first: without it a version could not be judged."""
+    """Adds a version. The predictions that later versions are compared with are attached first."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        task = TASKS[candidate.task]
+        task = HEADS[candidate.head].registration
         text = card.render(candidate, registry.name, job.params["licence"], registry.history(task.METRIC))
-        pack(candidate.copy_weights(folder), candidate.description, text, folder / "packed")
+        pack(copy_weights(candidate, folder), candidate.description, text, folder / "packed")
         pq.write_table(candidate.test_predictions, folder / PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
         job.tracker.attach(folder / PREDICTIONS)
         job.tracker.attach(folder / REPORT)
         job.tracker.flush()
-        tags = lineage(job) | candidate.tags(task.METRIC)
+        tags = lineage(job) | registry_tags(candidate, task.METRIC)
         return registry.add(folder / "packed", job.tracker.run_id, tags, _summary(candidate), task.KIND)
 
 
 def _summary(candidate: Candidate) -> str:
-    """What users should know of the model, in Markdown."""
-    about, task = candidate.description, TASKS[candidate.task]
+    """Describes the model for its users, in Markdown."""
+    about, task = candidate.description, HEADS[candidate.head].registration
     value, low, high = (candidate.metrics.get(f"{task.METRIC}{end}") for end in ("", "_low", "_high"))
     interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
     what, output = task.summary(about)
@@ -138,7 +140,7 @@ def _summary(candidate: Candidate) -> str:
 
 
 def _settle(registry: Registry, candidate: Candidate, version: Version, settings: Register) -> tuple[gate.Decision, str | None]:
-    """Decides and sets the alias; decides again when another process made a champion meanwhile.
+    """Decides on the alias and sets it; decides again if another process set a champion meanwhile.
 
     Returns:
         The decision and the version that was champion until then.
@@ -157,7 +159,7 @@ def _decide(registry: Registry, candidate: Candidate, version: Version, champion
         return gate.Decision("champion", registry.tag(champion, "champion.reason") or f"version {champion} was made the champion by hand")
     if withdrawn := registry.tag(version.number, WITHDRAWN):
         return gate.Decision("challenger", f"it was {withdrawn}; only by hand does it become champion again")
-    task = TASKS[candidate.task]
+    task = HEADS[candidate.head].registration
     if champion is None:
         return gate.first(task.floor(candidate.metrics, settings))
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +169,7 @@ def _decide(registry: Registry, candidate: Candidate, version: Version, champion
         theirs = Champion(pq.read_table(path), registry.description(champion, Path(folder)))
     try:
         difference = task.compare(candidate, theirs, settings)
-    except gate.NotComparable as refusal:
+    except NotComparable as refusal:
         return gate.Decision("challenger", str(refusal))
     return gate.against(champion, task.MEASURE, difference)
 
@@ -175,17 +177,17 @@ def _decide(registry: Registry, candidate: Candidate, version: Version, champion
 def _registration(
     version: Version, candidate: Candidate, settings: Register, champion: str | None, decision: gate.Decision
 ) -> dict[str, Any]:
-    difference, metric = decision.difference, TASKS[candidate.task].METRIC
+    difference, metric = decision.difference, HEADS[candidate.head].registration.METRIC
     return {
         "name": version.name,
-        "task": candidate.task,
+        "task": candidate.head,
         "version": version.number,
         "model_uri": version.uri,
         "alias": decision.alias,
         "reason": decision.reason,
         "metric": metric,
         "value": candidate.metrics[metric],
-        **({"min_auroc": settings.min_auroc} if candidate.task == "classify" else {}),
+        **{name: getattr(settings, name) for name in HEADS[candidate.head].registration.FLOOR_PARAMETERS},
         "champion_before": champion,
         "difference": {"estimate": difference.estimate, "low": difference.low, "high": difference.high} if difference else None,
     }
@@ -197,7 +199,7 @@ def _tell(registration: dict[str, Any]) -> None:
 
 
 def _metrics(version: Version, candidate: Candidate, decision: gate.Decision) -> dict[str, float]:
-    metric = TASKS[candidate.task].METRIC
+    metric = HEADS[candidate.head].registration.METRIC
     value = candidate.metrics[metric]
     metrics = {"version": float(version.number), "champion": float(decision.alias == "champion")}
     metrics[metric] = float("nan") if value is None else value

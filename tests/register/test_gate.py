@@ -5,13 +5,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from components.classify import registration as classify
+from components.common.head import Candidate, Champion
 from components.common.runs.params import Register
 from components.common.statistics.intervals import Interval
 from components.detect import registration as detect
 from components.invert import registration as invert
 from components.register import gate
-from components.register.candidate import Candidate
-from components.register.task import Champion
 
 FINDINGS = ["A", "B"]
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
@@ -25,28 +24,11 @@ class InputImage(NamedTuple):
     """An image to score."""
 
     pixels: Pixels
-    """(H, W), as a row of shards holds it."""
+    """(H, W), as in a row of shards."""
     height: int
     """Height of the source image in pixels."""
     width: int
     """Width of the source image in pixels."""
-
-
-class Predictor(Protocol):
-    """A trained model, ready for inference."""
-
-    size: int
-    """Longer side of the input images in pixels."""
-    bits: int
-    """Bits per pixel of the input images: 8 or 16."""
-    labels: list[str]
-    """Names of the findings or classes it predicts; empty if it predicts none."""
-
-    def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
-        """Returns the answer to a call of the registered model."""
-
-    def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
-        """Returns the head's columns of predictions.parquet for rows of shards, whose labels are of these findings."""
 
 
 def decoded(rows: pa.Table) -> list[Pixels]:

@@ -1,0 +1,43 @@
+"""model.json and model.safetensors: a trained head.
+
+Every model.json has `schema_version`, `task` (the head), `arch`, `size` (longer side of the input images in pixels), `bits` (per
+input pixel), `normalisation` (mean and std of the input as fractions of its range), `preprocessing`, `inputs` and `sha256` (of the
+weights); the rest is described by the head's serving.py. Files without `schema_version` are read as well: there, `size` of an
+inversion was the side of the generated images, and `stored_size` that of the input.
+"""
+
+from typing import Any
+
+from components.common.errors import UserError
+from components.common.formats.documents import parse_json
+
+DESCRIPTION = "model.json"
+WEIGHTS = "model.safetensors"
+FIGURES = "figures"
+"""Folder with PNG images for the report."""
+SCHEMA_VERSION = 2
+
+
+def begin_description(head: str) -> dict[str, Any]:
+    """Returns the first entries of a new model.json."""
+    return {"schema_version": SCHEMA_VERSION, "task": head}
+
+
+def parse_description(content: bytes, path: str, made_by: str) -> dict[str, Any]:
+    """Parses a model.json of this or an earlier schema version.
+
+    Args:
+        content: the content of the file.
+        path: its name, for the message.
+        made_by: the stage that writes it, for the message.
+
+    Raises:
+        UserError: it is not JSON, or of a later version.
+    """
+    found = parse_json(content, path, made_by)
+    version = found.get("schema_version", 1)
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{path}: has schema version {version}, this code reads up to {SCHEMA_VERSION}; use a newer version of the code")
+    if version < SCHEMA_VERSION and "stored_size" in found:
+        found["generator_size"], found["size"] = found["size"], found.pop("stored_size")
+    return found
