@@ -1,7 +1,7 @@
 """Shards for tests of what reads them: written by hand, without preprocess, so that each stage is tested alone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from components.common.formats.shards import SCHEMA, SCHEMA_VERSION, encode
-from components.common.runs import storage
+from components.common.runs import signals, storage
 from components.common.training import backbones
 from components.params import Params
 
@@ -27,6 +27,13 @@ MakeShards = Callable[..., str]
 def _own_tracking(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> None:
     """No test writes into the repository's MLflow database."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
+
+
+@pytest.fixture(autouse=True)
+def _no_request_to_stop() -> Iterator[None]:
+    """A test that asks for a stop does not stop those after it."""
+    yield
+    signals._stop.clear()
 
 
 @pytest.fixture(scope="session")

@@ -89,5 +89,5 @@ def test_refuses_to_compare(change: Callable[[Table], object], message: str, mak
 
 def test_one_baseline_a_task(make_predictions: MakePredictions, tmp_path: Path) -> None:
     folders = [make_predictions(name) for name in ("one", "two", "three")]
-    with pytest.raises(UserError, match=r"--baseline: .*two and .*three are both of the task classify; name one"):
+    with pytest.raises(UserError, match=r"--baseline: .*two and .*three are both of the head classify; name one"):
         run(predictions=folders[:1], baseline=folders[1:], out=str(tmp_path / "out"), **PARAMS.arguments("evaluate"))

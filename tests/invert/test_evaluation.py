@@ -31,7 +31,15 @@ def make_inverted(tmp_path: Path) -> MakeInverted:
         if change:
             change(columns)
         pq.write_table(pa.table(columns), folder / "predictions.parquet")
-        model = {"task": "invert", "arch": "resnet18", "size": 32, "judge": "random <net>", "perceptual": "none", "ms_ssim_scales": 2}
+        model = {
+            "task": "invert",
+            "arch": "resnet18",
+            "size": 32,
+            "generator_size": 32,
+            "judge": "random <net>",
+            "perceptual": "none",
+            "ms_ssim_scales": 2,
+        }
         model |= {"kid_samples": 0.25, "kid_reconstructions": 0.125, "sha256": "f" * 64, **described}
         (folder / "model.json").write_text(json.dumps(model))
         (folder / "run.json").write_text(json.dumps({"stage": "invert", "inputs": {"shards": "a" * 64}, "params": {}}))
@@ -147,4 +155,4 @@ def test_what_cannot_be_evaluated_is_named(make_inverted: MakeInverted, tmp_path
     with pytest.raises(UserError, match="were tested on other images"):
         evaluate(plain, out=tmp_path / "out", baseline=[make_inverted("c", change=other_images)])
     with pytest.raises(UserError, match="have images of 32 and 64 pixels"):
-        evaluate(plain, out=tmp_path / "out", baseline=[make_inverted("d", size=64)])
+        evaluate(plain, out=tmp_path / "out", baseline=[make_inverted("d", generator_size=64)])

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from components.classify import registration as classify
-from components.common.head import Candidate, Champion
+from components.common.head import Candidate, Champion, NotComparable
 from components.common.runs.params import Register
 from components.common.statistics.intervals import Interval
 from components.detect import registration as detect
@@ -24,8 +24,7 @@ def table(scores: np.ndarray, targets: np.ndarray, prefix: str = "image") -> pa.
 
 
 def compare(new: pa.Table, champion: pa.Table, resamples: int = 200, min_positives: int = 5) -> Interval:
-    candidate = Candidate("", "", {"task": "classify"}, {}, {}, {}, min_positives, {}, {})
-    candidate.__dict__["test_predictions"] = new  # as if it had been read
+    candidate = Candidate("", "", "classify", {}, {}, {}, {}, min_positives, new, {}, {})
     return classify.compare(candidate, Champion(champion, {}), Register(resamples=resamples))
 
 
@@ -77,7 +76,7 @@ def test_equal_models_have_no_difference(targets: np.ndarray) -> None:
 
 def test_too_few_positives_to_compare(targets: np.ndarray) -> None:
     scores = table(noisy(targets, 1, 1), targets)
-    with pytest.raises(gate.NotComparable, match="enough positives"):
+    with pytest.raises(NotComparable, match="enough positives"):
         compare(scores, scores, min_positives=1000)
 
 
@@ -90,14 +89,14 @@ def test_the_new_targets_count(targets: np.ndarray) -> None:
 
 def test_other_images_are_not_comparable(targets: np.ndarray) -> None:
     mine, theirs = table(targets, targets), table(targets, targets, prefix="other")
-    with pytest.raises(gate.NotComparable, match="400 and 400 images, 0 in common"):
+    with pytest.raises(NotComparable, match="400 and 400 images, 0 in common"):
         compare(mine, theirs)
-    with pytest.raises(gate.NotComparable, match="400 and 399 images, 399 in common"):
+    with pytest.raises(NotComparable, match="400 and 399 images, 399 in common"):
         compare(mine, mine.slice(1))
 
 
 def test_other_findings_are_not_comparable(targets: np.ndarray) -> None:
     mine = table(targets, targets)
     theirs = mine.rename_columns([name.replace("_B", "_Other") for name in mine.column_names])
-    with pytest.raises(gate.NotComparable, match="other findings"):
+    with pytest.raises(NotComparable, match="other findings"):
         compare(mine, theirs)

@@ -135,7 +135,7 @@ def test_nothing_found_is_an_empty_table(packed: Path) -> None:
 def test_a_packed_model_has_what_its_task_needs(packed: Path) -> None:
     for task, other in (("detect", "invert"), ("invert", "detect")):
         code = {path.relative_to(packed / task / "code").as_posix() for path in (packed / task / "code").rglob("*.py")}
-        assert f"components/register/networks/{task}.py" in code
+        assert f"components/{task}/serving.py" in code
         assert not any(name.startswith(f"components/{other}/") or "tracking" in name or name.endswith("gate.py") for name in code)
         names = [path.name for path in (packed / task / "artifacts").iterdir()]
         assert sorted(names) == ["model.json", *(["model.onnx"] if task == "invert" else []), "model.safetensors"]
