@@ -18,7 +18,7 @@ from components.classify.params import Classify
 from components.classify.training import MODES, Classification
 from components.common.errors import UserError
 from components.common.formats.history import HISTORY, metrics_of
-from components.common.formats.model import begin_description
+from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
 from components.common.formats.predictions import META, common_columns
 from components.common.runs import storage
 from components.common.runs.params import Runtime
@@ -74,8 +74,8 @@ def finish(classification: Classification, job: StageRun) -> dict[str, float]:
     logits, targets = classification.predict(network, val), val.labels().astype(np.float64)
     temperature = fit_temperature(targets, logits.astype(np.float64))
     scale_logits(network.fc, temperature)
-    save_file(checkpoints.copy_weights(network), job.folder / "model.safetensors")
-    write_json(job.folder / "model.json", describe(classification, job, temperature))
+    save_file(checkpoints.copy_weights(network), job.folder / WEIGHTS)
+    write_json(job.folder / DESCRIPTION, describe(classification, job, temperature))
     (job.folder / "figures").mkdir(exist_ok=True)
     test = Reader(shards, "test", META)
     tables = [
@@ -104,7 +104,7 @@ def describe(classification: Classification, job: StageRun, temperature: float) 
         "best_epoch": classification.best["epoch"],
         "preprocessing": shards.preprocessing,
         "inputs": job.inputs,
-        "sha256": storage.digest_file(job.folder / "model.safetensors"),
+        "sha256": storage.digest_file(job.folder / WEIGHTS),
     }
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
 from components.common.formats.history import HISTORY, metrics_of
-from components.common.formats.model import begin_description
+from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
 from components.common.formats.predictions import META
 from components.common.runs import storage
 from components.common.runs.params import Runtime
@@ -53,12 +53,12 @@ def finish(detection: Detection, job: StageRun) -> None:
     """Writes the best epoch's model, its predictions for val and test, and figures of some."""
     weights, classes = detection.best["weights"], detection.classes
     detection.network.model.load_state_dict(weights)
-    save_file(weights, job.folder / "model.safetensors")
+    save_file(weights, job.folder / WEIGHTS)
     readers = {split: Reader(detection.shards, split, (*annotations.COLUMNS, *META)) for split in ("val", "test")}
     known = {split: detection.annotate(reader) for split, reader in readers.items()}
     found = {split: detection.predict(reader, known[split]) for split, reader in readers.items()}
     threshold = operating_threshold(compared(found["val"], known["val"]), len(classes))
-    write_json(job.folder / "model.json", describe(detection, job, threshold))
+    write_json(job.folder / DESCRIPTION, describe(detection, job, threshold))
     tables = [table_of(readers[split], split, found[split], known[split], classes) for split in readers]
     pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
     figures.draw(job.folder / "figures", readers["test"], found["test"], known["test"], classes, threshold)
@@ -77,5 +77,5 @@ def describe(detection: Detection, job: StageRun, threshold: float) -> dict[str,
         "best_epoch": detection.best["epoch"],
         "preprocessing": detection.shards.preprocessing,
         "inputs": job.inputs,
-        "sha256": storage.digest_file(job.folder / "model.safetensors"),
+        "sha256": storage.digest_file(job.folder / WEIGHTS),
     }

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.formats.backbone import BACKBONE
+from components.common.formats.model import DESCRIPTION, WEIGHTS
 from components.common.formats.predictions import META
 from components.common.runs import storage
-from components.common.runs.inputs import read_document, upstream_run_id
+from components.common.runs.inputs import read_document, read_model, upstream_run_id
 from components.common.runs.shards import Shards
 from components.common.training import backbones, devices
 from components.common.training.reader import Reader
 from components.invert.features import FeatureSpace, pretrained_space, random_space
 from components.invert.generator import SHAPE
-from components.invert.inverter import GENERATOR, part
+from components.invert.inverter import GENERATOR, MODEL_KEYS, part
 from components.invert.params import Invert
 
-MODEL, WEIGHTS = "model.json", "model.safetensors"
 PERCEPTUAL_SEED, JUDGE_SEED = 1, 2
 """Seeds of networks with random weights: the judge must differ from the perceptual backbone."""
 
@@ -104,7 +104,7 @@ def _add_lineage(folders: InputFolders, digests: dict[str, str], upstream: dict[
     for name, folder in folders._asdict().items():
         if folder is None:
             continue
-        description, made_by = (MODEL, "invert") if name == "generator" else (BACKBONE, "pretrain")
+        description, made_by = (DESCRIPTION, "invert") if name == "generator" else (BACKBONE, "pretrain")
         _, digests[name] = read_document(folder, description, made_by)
         if run_id := upstream_run_id(folder):
             upstream[name] = run_id
@@ -118,16 +118,16 @@ def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Te
     Raises:
         UserError: not an output of invert, or a generator of another shape than the parameters ask for.
     """
-    description, _ = read_document(folder, MODEL, "invert")
+    description, _ = read_model(folder, "invert")
     if description.get("task") != "invert":
         raise UserError(f"--generator {folder}: is a model of {description.get('task')}; name an output folder of invert")
     for name in SHAPE:
-        if description[name] != (asked := getattr(params, name)):
-            found = f"--generator {folder}: has {name} {description[name]}"
+        if (known := description[MODEL_KEYS[name]]) != (asked := getattr(params, name)):
+            found = f"--generator {folder}: has {name} {known}"
             raise UserError(f"{found}, the parameters ask for {asked}; set invert.{name} to match")
     if {name: value for name, value in description["inputs"].items() if name.startswith("shards")} != shards.inputs:
         log.warning("invert: the generator in %s was trained on other shards; it may have seen images of this test split", folder)
     content = storage.read(storage.join(folder, WEIGHTS))
     if storage.digest(content) != description["sha256"]:
-        raise UserError(f"{storage.join(folder, WEIGHTS)}: does not match {MODEL}; run invert again")
+        raise UserError(f"{storage.join(folder, WEIGHTS)}: does not match {DESCRIPTION}; run invert again")
     return part(load_safetensors(content), GENERATOR)

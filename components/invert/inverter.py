@@ -27,8 +27,8 @@ ERRORS = ("mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr
 """Errors of a reconstruction; the last is that of the mean image in its place."""
 SETTINGS = ("arch", *SHAPE, "refine_steps", "lambda_pixel", "lambda_perceptual", "lambda_latent")
 """Parameters that latents depend on."""
-MODEL_KEYS = tuple("generator_size" if name == "size" else name for name in SETTINGS)
-"""Their names in model.json, where `size` is that of the input images."""
+MODEL_KEYS = {name: "generator_size" if name == "size" else name for name in SETTINGS}
+"""Their keys in model.json, where `size` is that of the input images."""
 
 
 class Inverter:
@@ -146,7 +146,7 @@ class TrainedInverter:
         inverter, spaces = self.inverter, {"judge": self.judge, "perceptual": self.inverter.perceptual}
         used = {f"{name}_normalisation": dict(zip(("mean", "std"), space.mean_std, strict=True)) for name, space in spaces.items() if space}
         return {
-            **{key: getattr(inverter.params, name) for key, name in zip(MODEL_KEYS, SETTINGS, strict=True)},
+            **{key: getattr(inverter.params, name) for name, key in MODEL_KEYS.items()},
             "normalisation": dict(inverter.normalisation),
             **{name: space.name if space else "none" for name, space in spaces.items()},
             **used,
@@ -165,7 +165,7 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor], devic
         KeyError: the description is incomplete.
         RuntimeError: the weights do not fit the description.
     """
-    params = Invert.model_validate({name: description[key] for key, name in zip(MODEL_KEYS, SETTINGS, strict=True)})
+    params = Invert.model_validate({name: description[key] for name, key in MODEL_KEYS.items()})
     generator = build_generator(params)
     generator.load_state_dict(part(weights, GENERATOR))
     encoder = Encoder(backbones.build(params.arch), params.size, generator.latents, torch.zeros(params.latent_dim))

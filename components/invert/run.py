@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from components.common.formats.history import HISTORY, metrics_of
-from components.common.formats.model import begin_description
+from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards, open_shards
@@ -30,7 +30,7 @@ from components.invert.features import FeatureSpace
 from components.invert.gan_training import GanTraining
 from components.invert.generator import Generator, build_generator
 from components.invert.image_quality import scales
-from components.invert.inputs import MODEL, WEIGHTS, InputFolders, Inputs, open_inputs
+from components.invert.inputs import InputFolders, Inputs, open_inputs
 from components.invert.inverter import TrainedInverter
 from components.invert.kid import kid
 from components.invert.params import Invert
@@ -155,4 +155,4 @@ def write_model(trained: TrainedInverter, shards: Shards, distances: dict[str, f
         "inputs": job.inputs,
         "sha256": storage.digest_file(job.folder / WEIGHTS),
     }
-    write_json(job.folder / MODEL, description)
+    write_json(job.folder / DESCRIPTION, description)

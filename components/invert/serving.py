@@ -15,7 +15,7 @@ from components.common.training.inference import InputImage, batches, best_devic
 from components.invert.inverter import ERRORS, MODEL_KEYS, Inverter, TrainedInverter, rebuild
 from components.invert.pixels import shrink
 
-REQUIRED = (*MODEL_KEYS, "size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
+REQUIRED = (*MODEL_KEYS.values(), "size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
 ONNX_OUTPUTS: tuple[str, ...] = ("latents",)
 RECONSTRUCTIONS = "reconstructions"
 """Option of a call: whether to return the reconstructed images as well."""
