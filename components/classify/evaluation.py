@@ -1,4 +1,4 @@
-"""The task `classify`: columns score_F and target_F for each finding F of model.json."""
+"""Evaluation of a classifier: columns score_F and target_F for each finding F in model.json."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class Classification:
     subgroups: list[Subgroup]
 
     def metrics(self, prefix: str = "classify") -> dict[str, float]:
-        """Flat, for metrics.json."""
+        """Returns flat numbers for metrics.json."""
         found = self.findings
         flat = {f"{prefix}_val_auroc_macro": found.val_auroc_macro, f"{prefix}_test_findings_counted": float(len(found.counted))}
         for name, split in (("val", found.val), ("test", found.test)):
@@ -74,12 +74,12 @@ class Classification:
         return flat
 
     def headline(self) -> dict[str, Interval]:
-        """Macro averages, and the AUROC of each finding."""
+        """Returns macro averages, and the AUROC of each finding."""
         macro = {f"Macro {NAMES[metric]}": self.findings.macro[metric] for metric in METRICS}
         return macro | {f"AUROC, {finding.name}": finding.intervals["auroc"] for finding in self.findings.each}
 
     def curves(self) -> dict[str, CsvTable]:
-        """ROC, precision-recall and reliability curves, and the subgroups."""
+        """Returns ROC, precision-recall and reliability curves, and the subgroups."""
         each = self.findings.each
         roc = [(finding.name, *point) for finding in each if finding.roc for point in _rounded(thin(finding.roc))]
         pr = [(finding.name, *point) for finding in each if finding.pr for point in _rounded(thin(finding.pr))]
@@ -100,7 +100,7 @@ class Classification:
         return report.sections(self.findings, self.subgroups, self.params)
 
     def warnings(self) -> list[str]:
-        """Findings and groups too small to be judged."""
+        """Returns warnings about findings and groups that are too small to judge."""
         few = self.params.min_positives
         found = (
             [] if self.findings.counted else [f"no finding has {few} positives and as many negatives in the test split: no macro average"]
@@ -108,7 +108,7 @@ class Classification:
         return found + subgroups.warnings(self.subgroups, few)
 
     def compare(self, baseline: "Classification") -> list[Difference]:
-        """AUROC and average precision: the macro average alone, the findings together under Holm.
+        """Compares AUROC and average precision: the macro average alone, the findings with Holm's correction.
 
         Raises:
             UserError: other images, targets or findings than the baseline's.
@@ -141,7 +141,7 @@ class Classification:
         return paired_differences([(f"{metric}_macro", f"Macro {NAMES[metric]}")], [estimate], samples[None], self.params.confidence)
 
     def _finding_differences(self, metric: str, baseline: "Classification") -> list[Difference]:
-        """Of the counted findings."""
+        """Compares the counted findings."""
         counted = [index for index, finding in enumerate(self.findings.each) if finding.counted]
         name = NAMES[metric][:1].upper() + NAMES[metric][1:]
         found = [self.findings.each[index].name for index in counted]
@@ -150,7 +150,7 @@ class Classification:
         return paired_differences(names, estimates[counted], samples[:, counted].T, self.params.confidence)
 
     def _samples(self, metric: str, baseline: "Classification") -> Any:
-        """(B, F). Both have drawn the same patients in each resample: the seed and the patients are the same."""
+        """Returns (B, F) differences. Both models have the same patients and seed, and so the same resamples."""
         return self.findings.samples[metric] - baseline.findings.samples[metric]
 
     def _estimates(self, metric: str, baseline: "Classification") -> Any:

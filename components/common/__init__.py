@@ -1,1 +1,1 @@
-"""What every stage stands on. Nothing here knows a stage."""
+"""Code shared by the stages. Nothing here knows a stage."""

@@ -46,7 +46,7 @@ class Head:
     title: str
     """Heading of its section in the report, in lower case."""
     help: str
-    """What the command does, for --help."""
+    """Description of the command, for --help."""
     inputs: tuple[Input, ...] = ()
     """Inputs besides --shards and --backbone."""
 
@@ -178,7 +178,7 @@ class Candidate:
 
 
 class Champion(NamedTuple):
-    """What is known of the present champion."""
+    """The present champion, as far as the gate needs it."""
 
     predictions: "pa.Table"
     """Test rows of its predictions.parquet."""

@@ -1,4 +1,4 @@
-"""The task `detect`: columns boxes and targets, of the classes in model.json; null targets are those that are not known."""
+"""Evaluation of a detector: columns boxes and targets for the classes in model.json; unknown targets are null."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from components.detect import report
 from components.detect.metrics import FROC, RATES, DetectionSplit, DetectorResult, evaluate, froc_points
 
 MOST_FALSE_POSITIVES = 8.0
-"""An image, where froc.csv ends."""
+"""False positives per image where froc.csv ends."""
 NAMES = {
     "map_50": "mAP@50",
     "map": "mAP@[.5:.95]",
@@ -29,7 +29,7 @@ NAMES = {
     "image_auroc": "AUROC of images",
 }
 FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))
-"""Differences that are corrected together."""
+"""Differences whose p-values are corrected together."""
 BOX = ("x", "y", "width", "height")
 
 
@@ -56,7 +56,7 @@ class Detection:
     boxes: DetectorResult
 
     def metrics(self, prefix: str = "detect") -> dict[str, float]:
-        """Flat, for metrics.json."""
+        """Returns flat numbers for metrics.json."""
         found = self.boxes
         flat: dict[str, float] = {f"{prefix}_val_map_50": found.val_map_50}
         for name, split in (("val", found.val), ("test", found.test)):
@@ -72,12 +72,12 @@ class Detection:
         return flat
 
     def headline(self) -> dict[str, Interval]:
-        """All numbers over the classes, and AP@50 of each class."""
+        """Returns all metrics over the classes, and AP@50 of each class."""
         overall = {name: self.boxes.intervals[key] for key, name in NAMES.items()}
         return overall | {f"AP@50, {one.name}": one.intervals["ap_50"] for one in self.boxes.each}
 
     def curves(self) -> dict[str, CsvTable]:
-        """The FROC curves, of all classes and of each."""
+        """Returns the FROC curves of all classes together and of each class."""
         named = [("all", self.boxes.froc), *((one.name, one.froc) for one in self.boxes.each)]
         curves = [(name, froc_points(curve, MOST_FALSE_POSITIVES)) for name, curve in named if curve]
         rows = [(name, round(x, 6), round(y, 6)) for name, points in curves for x, y in points]
@@ -88,7 +88,7 @@ class Detection:
         return report.sections(self.boxes, self.params)
 
     def warnings(self) -> list[str]:
-        """Classes too small to be judged, and what is left out."""
+        """Returns warnings about classes that are too small to judge, and about images and boxes that are left out."""
         few, test = self.params.min_positives, self.boxes.test
         found = [f"the test split has {one.boxes} boxes of {one.name}, fewer than {few}" for one in self.boxes.each if 0 < one.boxes < few]
         empty = [one.name for one in self.boxes.each if not one.boxes]
@@ -100,7 +100,7 @@ class Detection:
         return found
 
     def compare(self, baseline: "Detection") -> list[Difference]:
-        """The numbers over the classes, the sensitivities together under Holm; and AP@50 of the classes, together likewise.
+        """Compares the metrics over the classes and AP@50 of each class; sensitivities, and classes, with Holm's correction.
 
         Raises:
             UserError: other images, boxes or classes than the baseline's.
@@ -159,7 +159,7 @@ def _split(rows: pa.Table, classes: list[str], source: str) -> DetectionSplit:
 
 
 def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tuple[Floats, Integers]:
-    """(n, 4) and (n,) numbers of the classes."""
+    """Returns boxes (n, 4) and class numbers (n,)."""
     if strange := [box["label"] for box in boxes if box["label"] not in classes]:
         raise UserError(f"{source}: a box of the class {strange[0]}, which {DESCRIPTION} does not name; run detect again")
     places = np.array([[box[name] for name in BOX] for box in boxes], np.float64).reshape(-1, 4)

@@ -1,1 +1,1 @@
-"""Predictions to metrics with confidence intervals, curves and a report."""
+"""Evaluation: from predictions to metrics with confidence intervals, curves and a report."""

@@ -27,7 +27,7 @@ class Entry:
     number: int
     """Within its head, from 1."""
     prefix: str
-    """Of metric names: detect, detect_2."""
+    """Prefix of metric names: detect, detect_2."""
     baseline: Evaluation | None
     differences: Sequence[Difference]
     """From the baseline."""

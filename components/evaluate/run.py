@@ -105,7 +105,7 @@ def _evaluate(folder: str, params: Evaluate) -> Evaluation:
     table, model = read_predictions(folder)
     if model.head not in HEADS:
         known = ", ".join(HEADS)
-        raise UserError(f"{model.path(PREDICTIONS)}: predictions of the task {model.head}, which evaluate does not know; known: {known}")
+        raise UserError(f"{model.path(PREDICTIONS)}: written by {model.head}, which is not a head; known: {known}")
     return HEADS[model.head].evaluation.read(table, model, params)
 
 

@@ -1,4 +1,4 @@
-"""The task `invert`: how far reconstructions are from their originals, a column an error."""
+"""Evaluation of an inversion: one column per error of the reconstructions."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from components.invert import report
 from components.invert.metrics import ERRORS, GAIN, MEAN_IMAGE, NAMES, InversionSplit, Reconstructions, evaluate
 
 DESCRIBED = ("generator_size", "judge", "perceptual", "ms_ssim_scales", "kid_samples", "kid_reconstructions")
-"""What must stand in model.json."""
+"""Required keys of model.json."""
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Inversion":
@@ -46,7 +46,7 @@ class Inversion:
     found: Reconstructions
 
     def metrics(self, prefix: str = "invert") -> dict[str, float]:
-        """Flat, for metrics.json."""
+        """Returns flat numbers for metrics.json."""
         found = self.found
         flat = {f"{prefix}_val_psnr": found.val_psnr, f"{prefix}_test_images": float(len(found.test.errors))}
         flat[f"{prefix}_test_patients"] = float(len(np.unique(found.test.patients)))
@@ -55,11 +55,11 @@ class Inversion:
         return flat | {f"{prefix}_test_kid_samples": found.kid_samples, f"{prefix}_test_kid_reconstructions": found.kid_reconstructions}
 
     def headline(self) -> dict[str, Interval]:
-        """All errors."""
+        """Returns all errors."""
         return {NAMES[name]: interval for name, interval in self.found.intervals.items()}
 
     def curves(self) -> dict[str, CsvTable]:
-        """There are none."""
+        """Returns no curves."""
         return {}
 
     def sections(self) -> list[Markup]:
@@ -67,14 +67,14 @@ class Inversion:
         return report.sections(self.found, self.params)
 
     def warnings(self) -> list[str]:
-        """Reconstructions that are no better than a guess; a split too small for KID."""
+        """Returns warnings about reconstructions that are no better than a guess, and about a missing KID."""
         guess = not self.found.intervals[GAIN].low > 0
         found = ["reconstructions are not clearly closer to the originals than the mean training image is"] if guess else []
         kid = "no KID: the test split has fewer than two images, or predict made the predictions"
         return [*found, kid] if math.isnan(self.found.kid_samples) else found
 
     def compare(self, baseline: "Inversion") -> list[Difference]:
-        """Every error, all together under Holm; feature distances only when the same backbone was the judge.
+        """Compares all errors with Holm's correction; feature distances only if both models have the same judge.
 
         Raises:
             UserError: other images, or images of another size, than the baseline's.

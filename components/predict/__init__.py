@@ -1,1 +1,1 @@
-"""A cohort from elsewhere, scored by a model as it is registered: predictions that evaluate takes."""
+"""Prediction: scores a cohort from elsewhere with a trained model."""

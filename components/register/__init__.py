@@ -1,1 +1,1 @@
-"""The registry stage: packs a classifier for its users and decides whether it becomes the champion."""
+"""Registration: packs a model and decides whether it becomes the champion."""

@@ -1,7 +1,7 @@
-"""What users hand to a packed model, made into the pixels that its network was trained on.
+"""Conversion of the input of a packed model to the pixels that its network was trained on.
 
-DICOM, PNG and JPEG files go through preprocess's own functions with the training's parameters, and are refused for the same
-reasons. Text that comes over the network is never taken for a path: `mlflow models serve` hands over data frames and arrays only.
+DICOM, PNG and JPEG files are processed as by preprocess with the parameters of the training, and refused for the same reasons. Text
+from the network is never taken for a path: `mlflow models serve` passes data frames and arrays only.
 """
 
 import base64
@@ -19,10 +19,10 @@ from components.common.formats.shards import Pixels
 from components.common.training.inference import InputImage
 
 COLUMN = "dicom"
-"""Of a data frame: a file's bytes, or these in base64."""
+"""Column of a data frame with the bytes of files, raw or in base64."""
 CLIP_PERCENTILE = 99.0
 VIEWS = ("PA", "AP")
-"""Of models that do not say what they were trained with: preprocess's defaults."""
+"""Defaults for models whose model.json lacks these parameters."""
 EXPECTED = (
     f"give (N, H, W) pixels as an array, a list of paths or of bytes of DICOM files, or a data frame whose column `{COLUMN}` holds "
     "the files' bytes or base64"
@@ -30,16 +30,16 @@ EXPECTED = (
 
 
 def images(given: Any, size: int, bits: int, preprocessing: dict[str, Any]) -> list[InputImage]:
-    """The images of a call.
+    """Reads the images of a call.
 
     Args:
         given: (N, H, W) pixels of shards; a path or the bytes of a file, or a list of these; or a data frame with COLUMN.
-        size: longer side that the network takes, in pixels.
-        bits: of its pixels, 8 or 16.
-        preprocessing: section `preprocess` of the training, as far as known.
+        size: longer side of the network's input in pixels.
+        bits: bits per input pixel, 8 or 16.
+        preprocessing: parameters of `preprocess` in the training, as far as known.
 
     Raises:
-        ValueError: anything else, or a file that preprocess would quarantine; says which and why.
+        ValueError: the input is of another kind, or a file would be quarantined by preprocess; says which and why.
     """
     if isinstance(given, str | Path | bytes):
         given = [given]
@@ -68,7 +68,7 @@ def _content(item: str | Path | bytes) -> bytes:
 
 
 def _stack(given: Any, bits: int) -> Sequence[Pixels]:
-    """Arrays of pixels; numbers of another type, as JSON brings them, are taken if they fit."""
+    """Converts to arrays of pixels; numbers of other integer types, as from JSON, are accepted if they fit."""
     dtype = np.dtype(f"uint{bits}")
     if isinstance(given, list | tuple):
         given = [np.asarray(image) for image in given]
@@ -92,7 +92,7 @@ def _check(image: Pixels, size: int, bits: int) -> InputImage:
 
 
 def _read_file(content: bytes, number: int, size: int, bits: int, preprocessing: dict[str, Any]) -> InputImage:
-    """As preprocess makes a row of a file; what needs labels.csv or leaves the pixels as they are is left out."""
+    """Reads a file as preprocess does."""
     try:
         views, percentile = tuple(preprocessing.get("views", VIEWS)), preprocessing.get("clip_percentile", CLIP_PERCENTILE)
         rendered, header = recipe.read(content, views=views, size=size, bits=bits, percentile=percentile)

@@ -1,11 +1,11 @@
-"""The model as users get it: an MLflow pyfunc made from this file, safetensors and JSON, without a pickle.
+"""The packed model: an MLflow pyfunc made of this file, safetensors and JSON, without a pickle.
 
     model = mlflow.pyfunc.load_model("models:/cxr-classify@champion")
-    probabilities = model.predict(["radiograph.dcm"])  # a row a file, a column a finding
+    probabilities = model.predict(["radiograph.dcm"])  # one row per file, one column per finding
 
-MLflow runs this file when a model is packed and whenever it is loaded. Beside it, in `code`, lie copies of the modules that the model
-needs, those of its task only. They are used even where the process has imported other modules of the same names, such as those of
-another packed model: several models of ours, of several ages, can be loaded into one process.
+MLflow runs this file when a model is packed and whenever it is loaded. The folder `code` beside it has copies of the modules that the
+model needs. They are used even if the process has imported other modules of the same names, such as those of another packed model,
+so that models of different versions of this project can be loaded into one process.
 """
 
 import importlib
@@ -25,7 +25,7 @@ PACKAGE = "components"
 
 
 class Model(PythonModel):
-    """Findings, boxes or latents of radiographs."""
+    """Predicts findings, boxes or latents of radiographs."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Builds the network from the artifacts `description` (model.json) and `weights` (model.safetensors)."""
@@ -35,22 +35,21 @@ class Model(PythonModel):
             networks = importlib.import_module(f"components.{self._description['task']}.serving")
             self._network = networks.load(self._description, Path(context.artifacts["weights"]))
 
-    # MLflow warns of an input without an annotation and validates by most: this one, which it does neither for, stands for all kinds.
+    # MLflow warns about inputs without a type, and validates most types; it does neither for a data frame.
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """What the network finds in images.
+        """Predicts.
 
         Args:
-            context: not used.
             model_input: files (paths or bytes), a data frame with a column `dicom` (bytes or base64), or (N, H, W) pixels as
                 `shards.decode` returns them: uint8 or uint16 as in training, bright = dense tissue, longer side at most the
                 training size.
-            params: for a model of the task invert `reconstructions`: whether to return the images as well.
+            params: options of the head, such as `reconstructions` of invert: whether to return the images as well.
 
         Returns:
-            As README.md beside this file says: probabilities, boxes or latents.
+            Probabilities, boxes or latents, as described in README.md beside this file.
 
         Raises:
-            ValueError: other input, or a file that preprocess would quarantine.
+            ValueError: the input is of another kind, or a file would be quarantined by preprocess.
         """
         preprocessing = self._description.get("preprocessing", {})
         images = self._inputs.images(model_input, self._network.size, self._network.bits, preprocessing)
@@ -60,7 +59,7 @@ class Model(PythonModel):
 
 @contextmanager
 def _own_code() -> Iterator[None]:
-    """Imports within take the modules that lie beside this file; modules of these names that were there before are there again after."""
+    """Makes imports use the modules beside this file, and restores the previous modules of these names afterwards."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == PACKAGE}
     origin = getattr(before.get(PACKAGE), "__file__", None)
     if not CODE.is_dir() or (origin and CODE in Path(origin).parents):

@@ -1,7 +1,7 @@
-"""Packs a model as an MLflow model folder: its code, safetensors, ONNX, model card, signature and pinned requirements.
+"""Packing of a model as an MLflow model folder: its code, safetensors, ONNX, model card, signature and pinned requirements.
 
-The same folder serves who does not use MLflow: README.md says how to load `artifacts/model.safetensors`, and `artifacts/model.onnx`
-where there is one.
+The folder can also be used without MLflow: README.md says how to load `artifacts/model.safetensors` and, if there is one,
+`artifacts/model.onnx`.
 """
 
 import logging
@@ -26,21 +26,21 @@ from components.register import imports
 ENTRY = Path(__file__).with_name("model.py")
 CARD = "README.md"
 MODEL_URI = "models:/MODEL_ID"
-"""Stands in a card for the model's address until it has one."""
+"""Placeholder in a card for the address of the model."""
 ONNX = "model.onnx"
 
 
 def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> None:
-    """Makes an MLflow model folder that loads without a pickle and without this repository, and tries it out.
+    """Makes an MLflow model folder that loads without a pickle and without this repository, and tests it.
 
     Args:
         weights: model.safetensors.
-        content: of model.json.
-        card: the model card, in Markdown.
-        folder: where the packed model goes; must not exist.
+        content: content of model.json.
+        card: the model card in Markdown.
+        folder: target folder; must not exist.
 
     Raises:
-        UserError: the weights do not fit the description, or give numbers that make no sense.
+        UserError: the weights do not fit the description, or give implausible numbers.
     """
     head = HEADS[content["task"]]
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,7 +67,7 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
 
 
 def export_onnx(network: torch.nn.Module, size: int, path: Path, outputs: tuple[str, ...]) -> None:
-    """Writes a network as ONNX: `image` (B, 1, size, size) in [0, 1] -> the outputs, for any B."""
+    """Exports a network as ONNX: from `image` (B, 1, size, size) in [0, 1] to the outputs, for any B."""
     batch = {0: torch.export.Dim("batch")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from dependencies of the exporter
@@ -80,19 +80,19 @@ def export_onnx(network: torch.nn.Module, size: int, path: Path, outputs: tuple[
 
 
 def requirements(files: list[Path]) -> list[str]:
-    """The exact versions in use of what files import; a local build such as +cpu is named by its public version."""
+    """Returns the installed versions of the packages that files import, without local suffixes such as +cpu."""
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in imports.distributions(files)]
 
 
 def example(size: int, bits: int) -> Pixels:
-    """(1, S, S): a small ramp from black to white. No patient's image belongs in a registry."""
+    """Returns a small ramp (1, S, S) from black to white; images of patients do not belong in a registry."""
     side = min(size, 32)
     ramp: Pixels = np.linspace(0, 2**bits - 1, side * side).reshape(1, side, side).astype(f"uint{bits}")
     return ramp
 
 
 def _copy(files: list[Path], folder: Path) -> Path:
-    """The package `components`, with no more in it than the model needs."""
+    """Copies files of the package `components`."""
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(imports.ROOT / name, folder / name)
@@ -103,4 +103,4 @@ def _try_out(folder: Path, content: dict[str, Any]) -> None:
     task = content["task"]
     answer = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"]))
     if not HEADS[task].registration.is_plausible(answer):
-        raise UserError(f"model.safetensors: gives numbers that make no sense; run {task} again")
+        raise UserError(f"model.safetensors: gives implausible numbers; run {task} again")

@@ -1,4 +1,4 @@
-"""The MLflow model registry, as register uses it: versions, aliases, and the champion's predictions.
+"""The MLflow model registry: versions, aliases, and the predictions of the champion.
 
 Every step can be repeated: a run that was killed between any two of them finds what it made and goes on.
 """
@@ -21,11 +21,11 @@ from components.register.packing import CARD, ENTRY, MODEL_URI
 
 PREDICTIONS = "test_predictions.parquet"
 DESCRIPTION = "artifacts/model.json"
-"""Of a version's files."""
+"""Path of model.json among the files of a version."""
 PREVIOUS = "champion.previous"
-"""Tag of a champion: the version that was champion before it."""
+"""Tag of a champion with the previous champion."""
 WITHDRAWN = "withdrawn"
-"""Tag of a version that a person has taken back: it does not become champion again by itself."""
+"""Tag of a version that a person has withdrawn; it does not become champion again automatically."""
 
 
 ALIASES = ("champion", "challenger")
@@ -39,7 +39,7 @@ class Version(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """Where mlflow.pyfunc.load_model finds it."""
+        """Address for mlflow.pyfunc.load_model."""
         return f"models:/{self.name}/{self.number}"
 
 
@@ -53,7 +53,7 @@ class Registry:
         mlflow.set_tracking_uri(tracking.uri())
 
     def find(self, tags: dict[str, str]) -> Version | None:
-        """The newest version that carries these tags."""
+        """Returns the newest version with these tags."""
         conditions = [f"name = '{self.name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
         with tracking.reachable():
             found = self._client.search_model_versions(" AND ".join(conditions))
@@ -61,7 +61,7 @@ class Registry:
         return Version(self.name, str(max(numbers))) if numbers else None
 
     def holder(self, alias: str) -> str | None:
-        """The number of the version that has an alias."""
+        """Returns the number of the version with an alias."""
         return self._aliases().get(alias)
 
     def check_head(self, head: str) -> None:
@@ -78,7 +78,7 @@ class Registry:
             raise UserError(f"register.name: {self.name} holds models of {others[0]}, not of {head}; choose another name")
 
     def add(self, packed: Path, run_id: str, tags: dict[str, str], description: str, kind: str) -> Version:
-        """Logs a packed model to a run, unless that was done before, and makes it a new version.
+        """Logs a packed model to a run, unless that was done before, and creates a new version from it.
 
         Args:
             packed: its folder.
@@ -96,7 +96,7 @@ class Registry:
         return Version(self.name, str(made.version))
 
     def assign(self, alias: str, version: str, reason: str) -> None:
-        """Gives a version an alias, notes why and, of a champion, whom it succeeds; takes other aliases from it."""
+        """Moves an alias to a version and records the reason and, for a champion, its predecessor."""
         aliases = self._aliases()
         with tracking.reachable():
             self._client.set_model_version_tag(self.name, version, f"{alias}.reason", reason)
@@ -105,7 +105,7 @@ class Registry:
         self._move(alias, version)
 
     def rollback(self) -> tuple[str, str]:
-        """Makes the champion's predecessor the champion again.
+        """Makes the predecessor of the champion the champion again.
 
         Returns:
             The versions that were and that is champion.
@@ -124,7 +124,7 @@ class Registry:
         return champion, previous
 
     def demote(self) -> str:
-        """Takes the champion's alias away; until the next one there is none.
+        """Removes the champion alias; there is no champion until the next one.
 
         Returns:
             The version that was champion.
@@ -138,11 +138,11 @@ class Registry:
         return champion
 
     def tag(self, version: str, name: str) -> str | None:
-        """The value of a version's tag."""
+        """Returns the value of a tag of a version."""
         return self._version(version).tags.get(name)
 
     def history(self, metric: str) -> list[dict[str, Any]]:
-        """Number, aliases, metric and reason of every version, newest first."""
+        """Returns number, aliases, metric and reason of every version, newest first."""
         with tracking.reachable():
             found = self._client.search_model_versions(f"name = '{self.name}'")
         aliases: dict[str, list[str]] = {}
@@ -151,11 +151,11 @@ class Registry:
         return [_summary(one, aliases.get(str(one.version), []), metric) for one in sorted(found, key=_number, reverse=True)]
 
     def download(self, version: Version, folder: Path) -> None:
-        """The packed model, as the registry holds it."""
+        """Downloads the packed model."""
         download(version.uri, folder)
 
     def predictions(self, version: str, folder: Path) -> Path | None:
-        """A version's test predictions, downloaded into a folder; None if its run does not hold any."""
+        """Downloads the test predictions of a version into a folder; returns None if its run has none."""
         run_id = self._version(version).run_id
         if not run_id:
             return None
@@ -165,7 +165,7 @@ class Registry:
             return Path(self._client.download_artifacts(run_id, PREDICTIONS, str(folder)))
 
     def description(self, version: str, folder: Path) -> dict[str, Any]:
-        """Content of a version's model.json, downloaded into a folder.
+        """Downloads model.json of a version into a folder and returns its content.
 
         Raises:
             UserError: it cannot be had.
@@ -178,7 +178,7 @@ class Registry:
             return self._client.get_model_version(self.name, version)
 
     def _aliases(self) -> dict[str, str]:
-        """Version by alias; none while the model is not registered."""
+        """Returns the versions by alias."""
         with tracking.reachable():
             found = self._client.search_registered_models(f"name = '{self.name}'")
         return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
@@ -196,7 +196,7 @@ class Registry:
             self._client.set_model_version_tag(self.name, version, name, text)
 
     def _move(self, alias: str, version: str) -> None:
-        """Gives a version this alias and no other of ours."""
+        """Gives a version this alias and removes its other ones."""
         with tracking.reachable():
             self._client.set_registered_model_alias(self.name, alias, version)
             for other in ALIASES:
@@ -204,7 +204,7 @@ class Registry:
                     self._client.delete_registered_model_alias(self.name, other)
 
     def _create(self) -> None:
-        """Makes the registered model, unless it is there."""
+        """Creates the registered model if it does not exist."""
         try:
             self._client.create_registered_model(self.name, description="For chest radiographs; see the versions' descriptions.")
         except MlflowException as error:
@@ -212,7 +212,7 @@ class Registry:
                 raise
 
     def _logged(self, run_id: str) -> LoggedModel | None:
-        """The model that an earlier attempt of this run logged; what it left half uploaded is deleted."""
+        """Returns the model that an earlier attempt of this run logged; deletes incomplete ones."""
         experiment = self._client.get_run(run_id).info.experiment_id
         for model in self._client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
             if model.status == LoggedModelStatus.READY:
@@ -248,7 +248,7 @@ def _today() -> str:
 
 
 def _sign(packed: Path, model: LoggedModel) -> None:
-    """Writes into a packed model which logged model it is, and that its code is in it, not where it was packed from."""
+    """Writes the id of the logged model into a packed model, and replaces the path of its source."""
     card = packed / CARD
     card.write_text(card.read_text(encoding="utf-8").replace(MODEL_URI, f"models:/{model.model_id}"), encoding="utf-8")
     description = Model.load(packed)

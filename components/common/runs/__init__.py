@@ -1,1 +1,1 @@
-"""What surrounds the work of a stage: parameters, storage, the work folder, MLflow and signals."""
+"""The frame around the work of a stage: parameters, storage, the work folder, MLflow and signals."""

@@ -1,4 +1,4 @@
-"""What the command line knows of a stage: its inputs, and how to check them before the stage is imported."""
+"""Inputs of a stage on the command line, and their check before the stage is imported."""
 
 from dataclasses import dataclass
 from pathlib import Path
