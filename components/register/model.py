@@ -40,6 +40,7 @@ class Model(PythonModel):
         """Predicts.
 
         Args:
+            context: not used.
             model_input: files (paths or bytes), a data frame with a column `dicom` (bytes or base64), or (N, H, W) pixels as
                 `shards.decode` returns them: uint8 or uint16 as in training, bright = dense tissue, longer side at most the
                 training size.
