@@ -29,12 +29,7 @@ class NoAnswer(Exception):  # noqa: N818 - what happened to the other process
 
 
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls a module-level function in a child process.
-
-    Raises:
-        NoAnswer: the process crashed, was killed, or took too long.
-        Exception: the one that the function raised.
-    """
+    """Calls a module-level function in a child process; raises what it raises, or NoAnswer."""
     receiver, sender = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_answer, args=(sender, function, args, kwargs))
     process.start()

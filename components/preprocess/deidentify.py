@@ -81,11 +81,7 @@ class Identity:
 
 
 def load_pseudonyms() -> Pseudonyms:
-    """Takes the key from the environment, else the public one for simulated cohorts.
-
-    Raises:
-        UserError: the key is too short to be secret.
-    """
+    """Takes the key from the environment, else the public one for simulated cohorts; raises UserError if it is too short."""
     key = os.environ.get(ENVIRONMENT_VARIABLE, "")
     if not key:
         return Pseudonyms(_SIMULATED_KEY, simulated_only=True)

@@ -87,22 +87,14 @@ class Table:
         return bool(rest) and not is_leftover(path) and any(fnmatchcase(top, pattern) for pattern in self.folders)
 
     def official_split(self, path: str, record: Record | None) -> str:
-        """Returns the official split of an image: train, val, test or `split.UNDIVIDED`.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Returns the official split of an image: train, val, test or `split.UNDIVIDED`; raises UserError if there is none."""
         official = record.split if record and record.split else self.folder_splits.get(path.partition("/")[0], "")
         if not official:
             raise UserError(f"{path}: the data set's own split does not name this image; remove it or set preprocess.split to hash")
         return official
 
     def record(self, path: str, uid: str) -> Record | None:
-        """Returns the record of an image, which may be named by its path or its SOPInstanceUID.
-
-        Raises:
-            UserError: it has two records.
-        """
+        """Returns the record of an image, named by its path or its SOPInstanceUID; raises UserError if it has two."""
         found = sorted(self.records[name] for name in {self.key(path), uid} if name in self.records)
         if len(found) > 1:
             lines = f"lines {found[0].line} and {found[1].line}"
@@ -114,11 +106,7 @@ class Table:
         return record.labels if record else (math.nan,) * len(self.findings)
 
     def boxes_within(self, path: str, uid: str, height: int, width: int) -> list[Box]:
-        """Returns the boxes of an image of height x width pixels, clipped to it, in the order of the table.
-
-        Raises:
-            UserError: a box lies outside the image.
-        """
+        """Returns the boxes of an image of height x width pixels, clipped to it, in table order; raises UserError if one lies outside."""
         found = [box for name in {self.key(path), uid} for box in self.boxes.get(name, [])]
         return [_clip(box, height, width) for box in sorted(found)]
 
@@ -152,11 +140,7 @@ def label_values(unknown_labels: str) -> dict[str, float]:
 
 
 def parse_labels(place: str, row: Mapping[str, str], findings: Iterable[str], values: Mapping[str, float]) -> tuple[float, ...]:
-    """Parses the label columns of a row.
-
-    Raises:
-        UserError: a cell is not one of `values`.
-    """
+    """Parses the label columns of a row; raises UserError if a cell is not one of `values`."""
     wrong = next((name for name in findings if row[name] not in values), None)
     if wrong:
         raise UserError(f"{place}: {wrong} is {row[wrong]!r}; it must be 1, 0, -1 or blank")
@@ -164,11 +148,7 @@ def parse_labels(place: str, row: Mapping[str, str], findings: Iterable[str], va
 
 
 def parse_box(line: int, label: str, cells: Iterable[str], file: str) -> Box:
-    """Parses a box from the cells of x, y, width and height.
-
-    Raises:
-        UserError: they are not numbers, or the box is empty.
-    """
+    """Parses a box from the cells of x, y, width and height; raises UserError if they are not numbers, or it is empty."""
     try:
         x, y, width, height = (float(cell) for cell in cells)
     except ValueError:

@@ -104,10 +104,7 @@ def describe(context: Context) -> Origin:
 
 
 def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary, threads: int) -> Manifest:
-    """Writes and returns manifest.json, which holds nothing that changes from run to run, and writes the report.
-
-    `shared` is the result of `describe`; ledger and summary are of all parts; `threads` compute digests.
-    """
+    """Writes manifest.json and the report; `shared` is the result of `describe`, ledger and summary are of all parts."""
     size, bits = shared["params"]["size"], shared["params"]["bits"]
     rows = sum(summary.rows.values())
     files, quarantined = ledger.files, ledger.quarantined

@@ -22,11 +22,7 @@ NAMES = "names.jsonl"
 
 
 def check_quarantine(ledger: Ledger, max_quarantined: float, quarantine: Path) -> None:
-    """Checks that not too many files are quarantined.
-
-    Raises:
-        UserError: more than the given fraction, or all.
-    """
+    """Raises UserError if more than the given fraction of the files is quarantined, or all of them."""
     files, quarantined = ledger.files, ledger.quarantined
     reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.reasons.items())
     if not ledger.kept:
@@ -49,11 +45,7 @@ def write_names(context: Context, partition: Partition) -> None:
 
 
 def check_names(ledger: Ledger, files: list[Path], raw: str) -> None:
-    """Checks that every image that the tables name is among the files of the raw folder; `files` are written by `write_names`.
-
-    Raises:
-        UserError: some are not.
-    """
+    """Raises UserError if a table names images that are not among the raw files; `files` are written by `write_names`."""
     unknown = ((line, name, table) for name, table, line, image_id in _read_names(files) if not ledger.is_known(image_id))
     by_table: dict[str, tuple[int, int, str]] = {}
     for line, name, table in unknown:
@@ -71,11 +63,7 @@ def _read_names(files: list[Path]) -> Iterator[list[Any]]:
 
 
 def check_patients(ledger: Ledger, raw: str) -> None:
-    """Checks that no patient is in two splits, which cannot happen by hash.
-
-    Raises:
-        UserError: the official split of the data set has such patients.
-    """
+    """Raises UserError if the data set's official split has a patient in two splits; a split by hash cannot."""
     count = ledger.patients_in_several_splits()
     if count:
         raise UserError(f"{raw}: the data set's own split has {count} patients in more than one of its parts; set preprocess.split to hash")

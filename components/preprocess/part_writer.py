@@ -57,16 +57,8 @@ def process_part(
 ) -> None:
     """Turns the files of a part into a Parquet file and notes; does nothing if they exist.
 
-    Args:
-        context: shared by all parts.
-        part: which files.
-        stopping: called before each step of a file; returns whether to stop.
-        advance: called after each file.
-        wait: called before a file is fetched, which has no time limit.
-
-    Raises:
-        Stopped: `stopping` returned true.
-        UserError: a mistake in a label or box, or a file that cannot be read.
+    `stopping` is called before each step of a file, `advance` after each file, and `wait` before a file is fetched, which has no time
+    limit. Raises Stopped if `stopping` returns true, and UserError for a mistake in a label or box, or a file that cannot be read.
     """
     if is_done(context.folder, part):
         return

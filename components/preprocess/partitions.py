@@ -51,11 +51,7 @@ class Output(NamedTuple):
 
 
 def write(context: Context, partition: Partition, parts: list[Part], out: Path) -> dict[str, float]:
-    """Links parts and notes into the output and describes them; idempotent.
-
-    Returns:
-        The metrics.
-    """
+    """Links parts and notes into the output, describes them and returns the metrics; idempotent."""
     with closing(read_ledger(context.folder, parts)) as ledger:
         metrics: dict[str, float] = {"files": ledger.files, "quarantined": ledger.quarantined}
     names = [name for part in parts for name in (part.notes_name, part.name)]
@@ -74,11 +70,7 @@ def write(context: Context, partition: Partition, parts: list[Part], out: Path) 
 
 
 def open_all(folders: list[str]) -> list[Output]:
-    """Opens the outputs of all partitions, in order.
-
-    Raises:
-        UserError: one is missing, is given twice, or does not belong to the others.
-    """
+    """Opens the outputs of all partitions, in order; raises UserError if one is missing, given twice or unlike the others."""
     outputs = [Output(folder, *read_document(folder, PARTITION, "preprocess --partition")) for folder in folders]
     outputs.sort(key=lambda output: output.partition)
     first = outputs[0]
@@ -98,13 +90,9 @@ def open_all(folders: list[str]) -> list[Output]:
 
 
 def gather(outputs: list[Output], folder: Path) -> tuple[list[Part], list[Path]]:
-    """Brings parts and notes into one folder, and checks their digests; existing ones are kept.
+    """Brings parts and notes into one folder; returns all parts, in order, and the lists of names.
 
-    Returns:
-        All parts, in order, and the lists of names.
-
-    Raises:
-        UserError: a file is missing, or was changed.
+    Existing files are kept. A missing or changed one raises UserError.
     """
     folder.mkdir(exist_ok=True)
     for output in outputs:
@@ -150,11 +138,7 @@ def shared(outputs: list[Output]) -> Origin:
 
 
 def section(outputs: list[Output]) -> Preprocess:
-    """Returns the parameters of the partitions.
-
-    Raises:
-        UserError: the partitions were made by another version.
-    """
+    """Returns the parameters of the partitions; raises UserError if another version made them."""
     try:
         return Preprocess.model_validate(outputs[0].described["params"])
     except ValidationError:

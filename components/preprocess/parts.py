@@ -45,11 +45,7 @@ class Partition(NamedTuple):
 
 
 def parse_partition(text: str) -> Partition:
-    """Parses I/N with I from 0 to N - 1.
-
-    Raises:
-        UserError: the text has another form.
-    """
+    """Parses I/N with I from 0 to N - 1; raises UserError for any other text."""
     number, _, total = text.partition("/")
     if not (number.isdecimal() and total.isdecimal() and int(number) < int(total)):
         raise UserError(f"--partition {text}: must be I/N with I from 0 to N - 1; for four partitions, give 0/4 to 3/4")

@@ -32,11 +32,9 @@ _GRACE_SECONDS = 60
 
 @contextmanager
 def processing(context: Context, parts: list[Part], workers: int) -> Iterator[Callable[[], None]]:
-    """Processes unfinished parts, in this process or in a pool that starts at once.
+    """Processes unfinished parts, in this process or in a pool that starts at once; yields a function that waits for their end.
 
-    Yields:
-        A function that returns when all parts are done. It raises Interrupted after a signal (finished parts are kept), and
-        UserError from a part, or if processes of the pool die repeatedly.
+    It raises Interrupted after a signal (finished parts are kept), and UserError from a part, or if processes of the pool die repeatedly.
     """
     context.folder.mkdir(exist_ok=True)
     todo = [part for part in parts if not is_done(context.folder, part)]

@@ -76,26 +76,14 @@ class Group(NamedTuple):
 
 
 def write(folder: Path, manifest: Manifest, statistics: ReportStatistics) -> None:
-    """Writes the report, and the list of images with suspected text.
-
-    Args:
-        folder: of the finished parts.
-        manifest: of the same shards.
-        statistics: of the same rows.
-    """
+    """Writes the report on the parts in `folder`, and the list of images with suspected text."""
     statistics.write_text_suspected(folder / TEXT_SUSPECTED)
     pictures = {extreme.name: [(kept, load_pixels(folder, kept)) for kept in statistics.extremes[extreme.name]] for extreme in EXTREMES}
     (folder / REPORT).write_text(render(manifest, statistics, pictures), encoding="utf-8")
 
 
 def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[str, Sequence[tuple[ExtremeImage, Pixels]]]) -> str:
-    """Renders report.html.
-
-    Args:
-        manifest: of the shards.
-        statistics: of their rows.
-        pictures: the images that stand out, by kind of extreme.
-    """
+    """Renders report.html; `pictures` holds the images that stand out, by kind of extreme."""
     counts = manifest["counts"]
     return page.render(
         "preprocess/report.html",
@@ -121,11 +109,7 @@ def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[s
 
 
 def thumbnail(pixels: Pixels) -> tuple[int, int, bytes]:
-    """Encodes an image of at most THUMBNAIL pixels as JPEG, without metadata; returns height, width and content.
-
-    Args:
-        pixels: (H, W), uint8 or uint16.
-    """
+    """Encodes an image (H, W) as JPEG of at most THUMBNAIL pixels, without metadata; returns height, width and content."""
     image = np.asarray(pixels, np.float32) * (255 / np.iinfo(pixels.dtype).max)
     if max(image.shape) > THUMBNAIL:
         image = resize(image, THUMBNAIL)

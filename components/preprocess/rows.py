@@ -105,19 +105,10 @@ class _Work:
 def process_files(
     context: Context, files: Iterable[tuple[str, bytes]], begin: Callable[[int], object] = int, suspects: Container[int] = ()
 ) -> Iterator[Processed]:
-    """Turns files into rows and quarantine entries.
+    """Turns files (paths relative to the raw folder, and contents) into rows and quarantine entries, in order.
 
-    Args:
-        context: shared by all files.
-        files: paths relative to the raw folder, and contents.
-        begin: called with the number of a file before each of its steps; an exception that it raises ends the work.
-        suspects: numbers of files that may crash the process; each is read in a child process.
-
-    Yields:
-        The outcome for each file, in order.
-
-    Raises:
-        UserError: a mistake in a label or box.
+    `begin` is called with the number of a file before each of its steps; an exception that it raises ends the work. `suspects` are
+    numbers of files that may crash the process; each is read in a child process. A mistake in a label or box raises UserError.
     """
     remaining = enumerate(files)
     while processed := _process_group(context, remaining, begin, suspects):
@@ -165,11 +156,7 @@ def _take(step: Callable[[Context, _Work], None], context: Context, work: _Work)
 
 
 def _process_suspect(context: Context, work: _Work) -> None:
-    """Takes all steps in a child process.
-
-    Raises:
-        UserError: the child was killed from outside. The file is not quarantined, since more memory may be all that it needs.
-    """
+    """Takes all steps in a child process; if that is killed from outside, more memory may be all that the file needs."""
     work.sha256 = storage.digest(work.content)
     try:
         work.processed = child_process.call(process_file, context, work.path, work.content)

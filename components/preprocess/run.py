@@ -34,17 +34,10 @@ log = logging.getLogger(__name__)
 
 
 def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: str | None = None) -> None:
-    """Turns every file below `raw` into a row or a quarantine entry.
+    """Turns every file below `raw` (DICOM, PNG, JPEG, and the tables of the layout) into a row or a quarantine entry.
 
-    Args:
-        raw: folder of DICOM, PNG or JPEG files, and of the tables of the layout.
-        out: output folder.
-        params: the section `preprocess`.
-        runtime: the section `runtime`.
-        partition: `i/n`: only the i-th of n partitions, whose outputs `merge_partitions` joins.
-
-    Raises:
-        UserError: no files, a mistake in a table, too many files quarantined, no pseudonym key.
+    With `partition` (`i/n`), only the i-th of n partitions is made; `merge_partitions` joins their outputs. Raises UserError without files
+    or pseudonym key, for a mistake in a table, and if too many files are quarantined.
     """
     this_partition = parse_partition(partition) if partition else Partition()
     _refuse_nesting(raw, out)
@@ -79,15 +72,9 @@ def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: 
 
 
 def merge_partitions(*, shards: list[str], out: str, runtime: Runtime) -> None:
-    """Joins the outputs of all partitions to the shards of a single run, byte for byte.
+    """Joins the outputs of all partitions, with their parameters, to the shards of a single run, byte for byte.
 
-    Args:
-        shards: output folders of all n partitions.
-        out: output folder.
-        runtime: the section `runtime`; the other parameters are those of the partitions.
-
-    Raises:
-        UserError: partitions are missing or do not belong together, a table names unknown images, too many files quarantined.
+    Raises UserError if partitions are missing or do not belong together, a table names unknown images, or too many files are quarantined.
     """
     outputs = partitions.open_all(shards)
     params = partitions.section(outputs)

@@ -15,13 +15,9 @@ Line = tuple[int, dict[str, str]]
 
 
 class Tables:
-    """The tables of one raw folder.
+    """The tables of one raw folder; records and boxes are held by an index on disk, else in memory.
 
-    Args:
-        raw: raw folder.
-        layout: its layout, for messages.
-        index: holds records and boxes on disk; None to hold them in memory.
-        lenient: accept columns without a name, and missing or additional blank cells, which published tables have.
+    `lenient` accepts columns without a name, and missing or additional blank cells, which published tables have.
     """
 
     def __init__(self, raw: str, layout: str, index: Index | None, lenient: bool = True):
@@ -34,11 +30,7 @@ class Tables:
         return storage.exists(storage.join(self.raw, name))
 
     def find(self, *names: str) -> str:
-        """Returns the first of the given file names that exists.
-
-        Raises:
-            UserError: none does.
-        """
+        """Returns the first of the given file names that exists; raises UserError if none does."""
         found = next(filter(self.exists, names), None)
         if found is None:
             others = f" (or {', '.join(names[1:])})" if names[1:] else ""
@@ -53,8 +45,7 @@ class Tables:
     def rows(self, name: str, required: tuple[str, ...]) -> Iterator[Line]:
         """Yields the rows of a table, which must have certain columns; the first of these names the image and is never blank.
 
-        Raises:
-            UserError: with the line of the first mistake.
+        Raises UserError with the line of the first mistake.
         """
         lines = self._lines(name, required)
         next(lines)
@@ -67,11 +58,7 @@ class Tables:
         return [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
 
     def add_record(self, image: str, record: Record) -> None:
-        """Adds the record of an image.
-
-        Raises:
-            UserError: the image has one already.
-        """
+        """Adds the record of an image; raises UserError if it has one already."""
         if image in self.records:
             first = self.records[image]
             raise UserError(f"{record.file} line {record.line}: names the same image as line {first.line} of {first.file}; remove one")
@@ -124,11 +111,7 @@ class Tables:
 
 
 def check_known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Checks that every name is one of the data set's labels.
-
-    Raises:
-        UserError: one is not.
-    """
+    """Raises UserError if a name is not one of the data set's labels."""
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{place}: {unknown[0]!r} is no label of this data set; download the file again")

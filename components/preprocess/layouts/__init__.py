@@ -16,15 +16,9 @@ from components.preprocess.params import Preprocess
 
 
 def read(raw: str, params: Preprocess, index: Index | None = None) -> Table:
-    """Reads what the tables of a raw folder say about its images.
+    """Reads what the tables of a raw folder say about its images; raises UserError, with the line, if one has a mistake or is missing.
 
-    Args:
-        raw: raw folder.
-        params: `layout` and the parameters of layouts.
-        index: holds the rows on disk, so that memory does not grow with their number.
-
-    Raises:
-        UserError: a table is missing, or has a mistake, with its line.
+    An index holds the rows on disk, so that memory does not grow with their number.
     """
     table: Table = import_module(f"{__name__}.{params.layout}").read(raw, params, index)
     return table

@@ -37,11 +37,7 @@ class CheXpert(Table):
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
-    """Reads the tables; valid.csv is optional.
-
-    Raises:
-        UserError: train.csv is missing, or a table has a mistake.
-    """
+    """Reads the tables; raises UserError if one has a mistake, or train.csv is missing (valid.csv is optional)."""
     tables = Tables(raw, "chexpert", index)
     train = tables.find("train.csv", f"{BATCH_1}/train.csv")
     valid = train.replace("train.csv", "valid.csv")

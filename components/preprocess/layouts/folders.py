@@ -44,11 +44,7 @@ class Folders(Table):
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
-    """Reads the names of the folders.
-
-    Raises:
-        UserError: there is no folder of a class, or none of a split although the official one is asked for.
-    """
+    """Reads the names of the folders; raises UserError without a folder of a class, or of the official split if asked for."""
     classes, splits = set(), {}
     for entry in storage.listing(raw):
         found = None if is_leftover(entry.path) else class_of(entry.path)

@@ -29,11 +29,7 @@ _BOX_NAMES = {"Infiltrate": "Infiltration"}
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
-    """Reads the tables.
-
-    Raises:
-        UserError: a table or list is missing, or has a mistake.
-    """
+    """Reads the tables; raises UserError if a table or list is missing, or has a mistake."""
     tables = Tables(raw, "nih", index)
     entries = tables.find(*ENTRIES)
     splits: dict[str, str] = {}

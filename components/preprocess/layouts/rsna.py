@@ -21,11 +21,7 @@ _BOX_COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
-    """Reads the tables.
-
-    Raises:
-        UserError: a table is missing or has a mistake, or they contradict each other.
-    """
+    """Reads the tables; raises UserError if one is missing or has a mistake, or they contradict each other."""
     tables = Tables(raw, "rsna", index)
     tables.find(CLASSES)
     tables.find(BOXES)

@@ -9,11 +9,7 @@ from components.preprocess.tables import Tables
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
-    """Reads both tables, if they exist.
-
-    Raises:
-        UserError: a table has a mistake, or the official split is asked for.
-    """
+    """Reads both tables, if they exist; raises UserError if one has a mistake, or for the official split: there is none."""
     if params.split == "official":
         raise UserError("preprocess.split: the layout `table` has no official split; set it to hash")
     tables = Tables(raw, "table", index, lenient=False)

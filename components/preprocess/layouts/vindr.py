@@ -57,11 +57,7 @@ class Opinions:
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
-    """Reads the tables of either form.
-
-    Raises:
-        UserError: a table is missing, or has a mistake.
-    """
+    """Reads the tables of either form; raises UserError if one is missing, or has a mistake."""
     tables = Tables(raw, "vindr", index)
     if tables.exists(PHYSIONET_LABELS[0]):
         findings, opinions = _read_physionet(tables)
