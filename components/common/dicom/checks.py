@@ -32,10 +32,9 @@ MAX_PIXELS = 50_000_000
 
 
 def check_header(header: Header, views: tuple[str, ...], view: str) -> None:
-    """Checks everything but the pixels, given the accepted View Positions and the canonical view of the file (empty if unknown).
+    """Checks everything but the pixels; raises Refused with the first reason that applies.
 
-    Raises:
-        Refused: with the first reason that applies.
+    `views` are the accepted View Positions, `view` is the canonical one of the file, empty if unknown.
     """
     if not header.has_pixels:
         raise Refused(Reason.NO_PIXELS)
@@ -57,22 +56,14 @@ def check_header(header: Header, views: tuple[str, ...], view: str) -> None:
 
 
 def check_size(height: int, width: int) -> None:
-    """Checks the size of an image, in pixels.
-
-    Raises:
-        Refused: too small, too large or too narrow for a chest radiograph.
-    """
+    """Raises Refused if an image, in pixels, is too small, too large or too narrow for a chest radiograph."""
     shorter, longer = sorted((height, width))
     if shorter < MIN_SIDE or longer > MAX_SIDE or longer > MAX_ASPECT * shorter or height * width > MAX_PIXELS:
         raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels")
 
 
 def check_decodable_size(height: int, width: int) -> None:
-    """Checks that a frame is small enough to be decoded.
-
-    Raises:
-        Refused: it has more than MAX_PIXELS.
-    """
+    """Raises Refused if a frame has more than MAX_PIXELS."""
     if height * width > MAX_PIXELS:
         raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels, not decoded")
 

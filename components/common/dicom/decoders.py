@@ -37,11 +37,7 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 
 def check_decoders() -> None:
-    """Checks that all decoders are installed, so that no file is refused because one is missing.
-
-    Raises:
-        UserError: one is missing.
-    """
+    """Raises UserError if a decoder is missing, so that no file is refused because of that."""
     for codec in ("jpeg2k", "jpegls", "jpeg8", "dicomrle"):
         if not getattr(imagecodecs, codec.upper()).available:
             raise UserError(f"imagecodecs was built without its codec {codec}; run `make .venv`")
@@ -50,8 +46,7 @@ def check_decoders() -> None:
 def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> Callable[[], Stored]:
     """Returns a function that decodes the single frame to stored values (H, W), signed according to Pixel Representation.
 
-    Raises:
-        Refused: it does not match the header; the returned function raises it, too, and whatever a decoder raises.
+    Both raise Refused if it does not match the header, the function also whatever a decoder raises.
     """
     if integer(elements, "NumberOfFrames", 1) != 1:
         raise Refused(Reason.UNREADABLE, "several frames")

@@ -34,11 +34,7 @@ _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
 
 def open_file(content: bytes) -> tuple[Elements, Header]:
-    """Parses a file.
-
-    Raises:
-        Refused: not DICOM, or truncated before the pixels.
-    """
+    """Parses a file; raises Refused if it is not DICOM, or truncated before the pixels."""
     preamble = content[128:132] == b"DICM"
     if not preamble and content[:2] not in _FIRST_TAGS:
         raise Refused(Reason.NOT_DICOM, "no DICM prefix" if content else "an empty file")
@@ -53,11 +49,7 @@ def open_file(content: bytes) -> tuple[Elements, Header]:
 
 
 def prepare(elements: Elements, header: Header) -> Callable[[], Decoded]:
-    """Reads how to decode and show the frame, and returns a function that decodes it.
-
-    Raises:
-        Refused: undecodable, or pixel data that does not fit the header; the returned function raises it, too.
-    """
+    """Returns a function that decodes the frame; both raise Refused if it is undecodable or does not fit the header."""
 
     def decode() -> Decoded:
         with _refusing(Reason.UNREADABLE):

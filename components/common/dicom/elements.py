@@ -81,11 +81,7 @@ class Elements:
 
 
 def read_plain(content: bytes, start: int, implicit: bool) -> dict[int, Element] | None:
-    """Splits the little-endian data set from `start` to the end of `content` into its elements.
-
-    Returns:
-        The elements by tag, identical to what pydicom reads; None for anything that is not written plainly.
-    """
+    """Reads the little-endian data set from `start` on into the elements that pydicom would give, by tag; None if it is not plain."""
     found: dict[int, Element] = {}
     position, end = start, len(content)
     if implicit and content[start + 4 : start + 6].isalpha():

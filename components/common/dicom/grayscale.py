@@ -129,11 +129,7 @@ class Decoded(NamedTuple):
 
 
 def read_grayscale(elements: Elements, header: Header) -> Grayscale:
-    """Reads how to show the pixels of a DICOM file.
-
-    Raises:
-        Refused: its attributes are invalid.
-    """
+    """Reads how to show the pixels of a DICOM file; raises Refused if its attributes are invalid."""
     allocated = integer(elements, "BitsAllocated", 0)
     bits = integer(elements, "BitsStored", allocated)
     if allocated not in (8, 16) or not 1 < bits <= allocated:

@@ -38,13 +38,10 @@ def is_png_or_jpeg(content: bytes) -> bool:
 
 
 def open_file(content: bytes) -> tuple[Callable[[], Decoded], Header]:
-    """Reads the size, and checks that a PNG file is complete.
+    """Reads the size, and checks that a PNG file is complete; returns a function that decodes to uint8 or uint16, and the header.
 
-    Returns:
-        A function that decodes the file to uint8 or uint16, and a header with its size.
-
-    Raises:
-        Refused: truncated or damaged, fewer than 8 bits, or CMYK; from the function: implausible size, undecodable, or not gray.
+    Raises Refused if it is truncated, damaged, of fewer than 8 bits, or CMYK; the function if the size is implausible, or the pixels are
+    undecodable or not gray.
     """
     if content.startswith(PNG):
         needed, (height, width) = _read_png(content)

@@ -27,11 +27,7 @@ class OpenFile:
 
 
 def open_file(content: bytes) -> OpenFile:
-    """Reads the header.
-
-    Raises:
-        Refused: neither DICOM, PNG nor JPEG, truncated before the pixels, or too large for a radiograph.
-    """
+    """Reads the header; raises Refused if the file is neither DICOM, PNG nor JPEG, lacks the pixels, or is too large."""
     if len(content) > MAX_FILE_BYTES:
         raise Refused(Reason.UNREADABLE, f"a file of {len(content)} bytes")
     if png_jpeg.is_png_or_jpeg(content):
@@ -44,10 +40,8 @@ def open_file(content: bytes) -> OpenFile:
 def prepare(file: OpenFile, views: tuple[str, ...], view: str) -> Callable[[], Decoded]:
     """Checks the header against the accepted views, and returns a function that decodes the file and checks its size.
 
-    `view` is the canonical view of the file, from its header or from a table of the data set; empty if unknown.
-
-    Raises:
-        Refused: not a frontal chest radiograph, or undecodable; the returned function raises it, too.
+    `view` is the canonical view of the file, from its header or from a table of the data set; empty if unknown. Both raise Refused if
+    the file is not a frontal chest radiograph, or undecodable.
     """
     check_header(file.header, views, view)
     decode = file.prepare_decode()
@@ -61,10 +55,6 @@ def prepare(file: OpenFile, views: tuple[str, ...], view: str) -> Callable[[], D
 
 
 def read(content: bytes, *, views: tuple[str, ...], size: int, bits: int, percentile: float) -> tuple[Rendered, Header]:
-    """Takes all steps at once, with the parameters of `prepare` and `render.render`.
-
-    Raises:
-        Refused: the file cannot be used.
-    """
+    """Takes all steps at once, with the parameters of `prepare` and `render.render`; raises Refused if one fails."""
     file = open_file(content)
     return render(prepare(file, views, file.header.view)(), size, bits, percentile), file.header

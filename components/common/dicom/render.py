@@ -27,16 +27,10 @@ class Rendered(NamedTuple):
 
 
 def render(decoded: Decoded, size: int, bits: int, percentile: float) -> Rendered:
-    """Clips brightness to [0, percentile], scales it to the full range, and resizes the image.
+    """Clips brightness to [0, percentile], scales it to the full range, and resizes the image; raises Refused if it is blank.
 
-    Args:
-        decoded: stored values (H, W) and their meaning.
-        size: longer side max(H', W') of the result, in pixels.
-        bits: 8 or 16, per pixel of the result.
-        percentile: of the pixels that are not padding, interpolated like numpy.percentile.
-
-    Raises:
-        Refused: the image is blank.
+    `size` is the longer side of the result in pixels, `bits` (8 or 16) is the depth of its pixels. The percentile is of the pixels that are
+    not padding, interpolated like numpy.percentile.
     """
     stored, grayscale = decoded
     codes = _codes(stored, grayscale.bits)
