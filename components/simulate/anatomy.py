@@ -167,13 +167,9 @@ def _vessel(draws: Draws, side: int, half_width: float, apex: float, floor: floa
 
 
 def attenuation(anatomy: Anatomy, grid: Grid, depth: float, frontal_beam: bool) -> Map:
-    """Attenuation (H, W) of a chest without findings, 0 in air.
+    """Returns the attenuation (H, W) of a chest without findings, 0 in air, its diaphragm lower than usual by `depth`.
 
-    Args:
-        anatomy: the chest.
-        grid: body coordinates of the pixels.
-        depth: how much lower than usual the diaphragm is.
-        frontal_beam: AP, where the shoulder blades overlie the lungs, rather than PA.
+    With a `frontal_beam` (AP rather than PA) the shoulder blades overlie the lungs.
     """
     lungs = {side: anatomy.lung(grid, side, depth) for side in (LEFT, RIGHT)}
     total = BODY * anatomy.thickness * _torso(anatomy, grid)

@@ -62,12 +62,7 @@ class Patient:
 
 
 def draw_patient(seed: int, number: int) -> Patient:
-    """Plans a patient.
-
-    Args:
-        seed: of the cohort.
-        number: of the patient, starting at 0.
-    """
+    """Plans the patient with the given number, starting at 0."""
     draws = Draws(seed, number)
     aspect = draws.uniform(0.84, 1.04)
     person = _draw_person(draws, seed, number)
@@ -127,16 +122,7 @@ def _draw_identity(draws: Draws, key: str, person: Person, view: str, number: in
 
 
 def render(patient: Patient, image: PlannedImage, size: int) -> tuple[Map, list[tuple[str, PixelBox]]]:
-    """Renders a planned image of a patient.
-
-    Args:
-        patient: the phantom.
-        image: one of its images.
-        size: longer side in pixels.
-
-    Returns:
-        (H, W) in [0, 1], bright = dense; and name and box of each finding that it shows.
-    """
+    """Renders an image, (H, W) in [0, 1], bright = dense, and returns it with name and box of each finding that it shows."""
     height, width = shape(patient, size)
     grid = image.pose.grid(height, width)
     depth = image.pose.inspiration

@@ -132,15 +132,7 @@ IMPLEMENTATION = uid("implementation 1")
 
 
 def store(image: Map, recording: Recording) -> Stored:
-    """Computes the pixels that give the image when displayed as the header says.
-
-    Args:
-        image: (H, W) in [0, 1], bright = dense.
-        recording: how the device writes.
-
-    Returns:
-        (H, W), uint8 for 8 bits, else uint16.
-    """
+    """Computes the pixels (H, W), uint8 for 8 bits, else uint16, that show an image in [0, 1] when displayed as the header says."""
     shown = 1 - image if recording.photometric == "MONOCHROME1" else image
     if recording.voi == "lut":
         shown = shown * shown
@@ -151,13 +143,7 @@ def store(image: Map, recording: Recording) -> Stored:
 
 
 def encode(image: Map, identity: Identity, recording: Recording) -> bytes:
-    """Encodes an image as a DICOM file.
-
-    Args:
-        image: (H, W) in [0, 1], bright = dense.
-        identity: who and when.
-        recording: how the device writes.
-    """
+    """Encodes an image, (H, W) in [0, 1], bright = dense, as a DICOM file."""
     pixels = store(image, recording)
     specific = _dx(identity, recording) if recording.modality == "DX" else {}
     dataset = _dataset(_common(identity, recording, pixels) | _display(recording) | specific)

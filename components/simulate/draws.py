@@ -11,14 +11,10 @@ T = TypeVar("T")
 
 
 class Draws:
-    """A stream of random numbers, identified by a seed and a key.
+    """A stream of random numbers, identified by a seed and a key, such as the number of a patient.
 
     Everything comes from `Generator.random`, 53 bits of PCG64 divided by a power of two: numpy may change how it draws from
     other distributions, and their code may round differently on another processor.
-
-    Args:
-        seed: of the cohort.
-        key: identifies the stream, such as the number of a patient.
     """
 
     def __init__(self, seed: int, *key: int):

@@ -18,15 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def run(*, out: str, params: Simulate) -> None:
-    """Makes a cohort, unless it is there already.
-
-    Args:
-        out: a local folder or an s3:// prefix.
-        params: the section `simulate`.
-
-    Raises:
-        UserError: `out` holds anything other than this cohort.
-    """
+    """Makes a cohort in a folder or at an s3:// prefix, unless it is there; raises UserError if `out` holds anything else."""
     patients = [draw_patient(params.seed, number) for number in range(params.patients)]
     found = _check_names(out, _names(patients))
     if found or storage.is_s3(out):
@@ -43,11 +35,7 @@ def _names(patients: list[Patient]) -> list[str]:
 
 
 def _check_names(out: str, expected: list[str]) -> frozenset[str]:
-    """Lists `out`, which must hold all files of this cohort, or none; or some, where an upload to S3 was interrupted.
-
-    Raises:
-        UserError: a file is missing or does not belong there.
-    """
+    """Lists `out`, which must hold all files of this cohort, or none; or some, where an upload to S3 was interrupted."""
     if not storage.is_s3(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"{out}: is a file; --out must be a folder")
     found = frozenset() if storage.is_empty(out) else frozenset(entry.path for entry in storage.listing(out))
