@@ -43,17 +43,11 @@ def negative_log_likelihood(targets: Floats, logits: Floats) -> float:
 
 
 def fit_temperature(targets: Floats, logits: Floats) -> float:
-    """Finds the temperature T at which sigmoid(logits / T) has the lowest negative log-likelihood.
+    """Finds the temperature T at which sigmoid(logits / T) has the lowest negative log-likelihood; 1 without known targets.
 
-    All findings share it, as in the paper: a rare finding has too few validation positives for a temperature of its own, and
-    no temperature changes the ranking of a finding. The likelihood is convex in 1 / T, so bisection on its slope finds it.
-
-    Args:
-        targets: (n, F), 1, 0 or NaN, of the validation split.
-        logits: (n, F).
-
-    Returns:
-        T; 1 without known targets.
+    Targets (1, 0 or NaN) and logits are (n, F), of the validation split. All findings share T, as in the paper: a rare finding has too
+    few validation positives for a temperature of its own, and no temperature changes the ranking of a finding. The likelihood is
+    convex in 1 / T, so bisection on its slope finds it.
     """
     known = ~np.isnan(targets)
     z, y = logits[known].astype(np.float64), targets[known]

@@ -94,12 +94,9 @@ def average_precision(matched: MatchedDetections, weights: Weights) -> Floats:
 
 
 def sensitivity_at(matched: MatchedDetections, weights: Weights, rates: Floats) -> Floats:
-    """Highest fraction of boxes found at IoU 0.5 with at most `rates` (R,) false positives per image.
+    """Highest fraction of boxes found at IoU 0.5 with at most `rates` (R,) false positives per image, all images counted.
 
-    Free-response ROC: Chakraborty, Med Phys 1989, with all images in the denominator.
-
-    Returns:
-        (R, B) for images with weights (N, B); NaN where there is no box.
+    (R, B) for images with weights (N, B); NaN where there is no box. Free-response ROC: Chakraborty, Med Phys 1989.
     """
     return np.concatenate([_sensitivity_at(matched, chunk, rates) for chunk in _chunks(matched, weights)], axis=1)
 

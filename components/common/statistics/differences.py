@@ -35,11 +35,8 @@ def paired_differences(
 ) -> list[Difference]:
     """Tests m differences and corrects their p-values together.
 
-    Args:
-        names: key, and name for readers, of each difference.
-        estimates: on the test split.
-        samples: (m, B); both models have drawn the same patients in each resample.
-        confidence: level of the intervals.
+    `names` has key and name for readers of each difference. `samples` is (m, B): both models have drawn the same patients in each
+    resample.
     """
     p_values = np.array([bootstrap_p(values) for values in samples])
     rows = zip(names, estimates, samples, p_values, holm(p_values), strict=True)
@@ -50,17 +47,11 @@ def paired_differences(
 
 
 def bootstrap_p(differences: Floats) -> float:
-    """Two-sided p-value of "no difference" from the percentile bootstrap.
+    """Two-sided p-value, in (0, 1], of "no difference" for (B,) resampled differences; NaN is left out, and returned if nothing is left.
 
     It is the smallest level at which the percentile interval excludes 0: twice the smaller tail beyond 0, where a difference
     of exactly 0 belongs to both tails. One resample is added to the tail and to the total, so that p is never 0 (Davison and
     Hinkley, Bootstrap Methods and their Application, 1997, section 4.2).
-
-    Args:
-        differences: (B,), difference of a metric in each resample; NaN is left out.
-
-    Returns:
-        A number in (0, 1]; NaN without a defined resample.
     """
     defined = differences[~np.isnan(differences)]
     if not len(defined):

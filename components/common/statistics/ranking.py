@@ -125,20 +125,9 @@ def paired_auroc_difference(
 ) -> Interval:
     """Macro AUROC of scores a minus that of scores b, with the interval of the paired bootstrap over patients.
 
-    Both are evaluated on the same resamples, so that what makes images hard for both cancels out.
-
-    Args:
-        targets: (n, F), 1, 0 or NaN; the same images in the same order as the scores.
-        scores_a: (n, F).
-        scores_b: (n, F).
-        patients: (n,) ids.
-        resamples: B.
-        seed: of the draws.
-        min_positives: positives, and negatives, that a finding needs to count in the macro average.
-        confidence: level of the interval.
-
-    Returns:
-        Difference and interval; NaN if no finding counts. Resamples in which a counted finding has one class only are left out.
+    Targets (1, 0 or NaN) and scores are (n, F), patients (n,) ids. Both are evaluated on the same resamples, so that what makes images
+    hard for both cancels out. Only findings with `min_positives` positives and as many negatives count; the result is NaN without any.
+    Resamples in which a counted finding has one class only are left out.
     """
     counted = has_both(targets, min_positives)
     if not counted.any():
