@@ -13,10 +13,7 @@ from components.common.statistics.curves import MOST_POINTS, roc_curve
 
 
 def roc_points(folder: str) -> tuple[list[float], list[float], list[float]]:
-    """Reads predictions and returns the ROC curve of the test split, from the highest threshold to the lowest.
-
-    Args:
-        folder: output folder of classify.
+    """Reads the predictions of classify and returns the ROC curve of the test split, from the highest threshold to the lowest.
 
     Returns:
         False positive rates, true positive rates and thresholds at no more than MOST_POINTS points, the ends of the curve among

@@ -21,10 +21,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_predictions(folder: str) -> tuple[pa.Table, HeadOutput]:
-    """Reads the output folder of a head.
-
-    Returns:
-        The rows of predictions.parquet, some of them of the test split; and everything else in the folder.
+    """Reads the output folder of a head: the rows of predictions.parquet, and everything else.
 
     Raises:
         UserError: the folder is incomplete, or its predictions cannot be evaluated; names the file.

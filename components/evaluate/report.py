@@ -43,12 +43,7 @@ class Entry:
 
 
 def render(entries: Sequence[Entry], params: Evaluate) -> str:
-    """Renders report.html.
-
-    Args:
-        entries: one per model; models of one head are shown together, heads in the order in which they first appear.
-        params: how the intervals were computed.
-    """
+    """Renders report.html; models of one head are shown together, heads in the order in which they first appear."""
     names = list(dict.fromkeys(entry.evaluated.model.head for entry in entries))
     tasks = [[entry for entry in entries if entry.evaluated.model.head == name] for name in names]
     return page.render(

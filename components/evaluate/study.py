@@ -144,13 +144,7 @@ def _answer(claim: str, models: dict[Cell, Evaluation], study: Study, evaluate: 
 
 
 def verdict(found: Answer, arm: str, level: float = 0.05) -> str:
-    """Says whether the claim holds for an arm on this cohort.
-
-    Args:
-        found: result of the claim.
-        arm: any but the reference.
-        level: of significance.
-    """
+    """Says whether the claim holds on this cohort for an arm other than the reference, at a level of significance."""
     judged = [found.estimates[condition, arm] for condition in found.conditions]
     known = [(one.difference.estimate, one.p_adjusted) for one in judged if one.difference and math.isfinite(one.p_adjusted)]
     better = sum(difference > 0 and p < level for difference, p in known)

@@ -21,11 +21,7 @@ TRAINING = ("fingerprint", "params", "inputs", "git", "packages", "python", "thr
 
 
 def read_candidate(model: str, evaluation: str) -> Candidate:
-    """Reads and checks the outputs of a head and of evaluate.
-
-    Args:
-        model: output folder of the head.
-        evaluation: output folder of evaluate.
+    """Reads and checks the output folders of a head and of evaluate.
 
     Raises:
         UserError: a folder is not what it should be, or the evaluation is of other predictions than the model's.

@@ -16,14 +16,7 @@ VIEWS = ("PA", "AP")
 
 
 def render(candidate: Candidate, name: str, licence: str, earlier: list[dict[str, Any]]) -> str:
-    """Renders the card in Markdown.
-
-    Args:
-        candidate: the model.
-        name: name of the registered model.
-        licence: terms of use.
-        earlier: number, aliases, value of the metric and reason of the versions so far, newest first.
-    """
+    """Renders the card in Markdown; `earlier` are number, aliases, metric and reason of the versions so far, newest first."""
     about, registration = candidate.description, HEADS[candidate.head].registration
     preprocessing = about.get("preprocessing", {})
     values = {

@@ -32,13 +32,7 @@ def first(floor: Floor) -> Decision:
 
 
 def against(champion: str, measure: str, difference: Interval) -> Decision:
-    """Decides when there is a champion.
-
-    Args:
-        champion: version of the champion.
-        measure: name of the metric, for readers.
-        difference: the metric of the new version minus the champion's; NaN where it is not defined.
-    """
+    """Decides by the difference of the metric to that of the champion version; it may be NaN."""
     better = difference.low > 0
     shown = f"{difference.estimate:+.4f}, 95 % interval {difference.low:+.4f} to {difference.high:+.4f}"
     reason = f"the difference in {measure} to champion version {champion} ({shown}) {'lies' if better else 'does not lie'} above zero"

@@ -11,14 +11,10 @@ PACKAGE = "components"
 
 
 def modules(*names: str, everywhere: bool = False) -> list[Path]:
-    """Lists the files of this repository that run when modules of these names are imported, `__init__.py` of packages included.
+    """Lists the files of this repository that run when modules of these dotted names are imported.
 
-    Args:
-        names: dotted names of modules.
-        everywhere: whether imports within functions and `if TYPE_CHECKING` count.
-
-    Returns:
-        Paths relative to the root, sorted.
+    They include `__init__.py` of packages, and are relative to the root and sorted. With `everywhere`, imports within functions and
+    `if TYPE_CHECKING` count.
     """
     found: set[Path] = set()
     waiting = list(names)

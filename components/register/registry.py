@@ -78,15 +78,7 @@ class Registry:
             raise UserError(f"register.name: {self.name} holds models of {others[0]}, not of {head}; choose another name")
 
     def add(self, packed: Path, run_id: str, tags: dict[str, str], description: str, kind: str) -> Version:
-        """Logs a packed model to a run, unless that was done before, and creates a new version from it.
-
-        Args:
-            packed: its folder.
-            run_id: of the run.
-            tags: of the version.
-            description: of the version, in Markdown.
-            kind: of model, for MLflow.
-        """
+        """Logs a packed model to a run, unless that was done before, and creates a new version from it."""
         with tracking.reachable():
             model = self._logged(run_id) or self._log(packed, run_id, tags, kind)
             self._create()
@@ -105,10 +97,7 @@ class Registry:
         self._move(alias, version)
 
     def rollback(self) -> tuple[str, str]:
-        """Makes the predecessor of the champion the champion again.
-
-        Returns:
-            The versions that were and that is champion.
+        """Makes the predecessor of the champion the champion again; returns the versions before and now.
 
         Raises:
             UserError: there is no champion, or none before it.
@@ -124,10 +113,7 @@ class Registry:
         return champion, previous
 
     def demote(self) -> str:
-        """Removes the champion alias; there is no champion until the next one.
-
-        Returns:
-            The version that was champion.
+        """Removes the champion alias and returns the version that had it.
 
         Raises:
             UserError: there is no champion.
@@ -165,11 +151,7 @@ class Registry:
             return Path(self._client.download_artifacts(run_id, PREDICTIONS, str(folder)))
 
     def description(self, version: str, folder: Path) -> dict[str, Any]:
-        """Downloads model.json of a version into a folder and returns its content.
-
-        Raises:
-            UserError: it cannot be had.
-        """
+        """Downloads model.json of a version into a folder and returns its content."""
         download(f"{Version(self.name, version).uri}/{DESCRIPTION}", folder)
         return parse_description((folder / DESCRIPTION).read_bytes(), DESCRIPTION, "register")
 

@@ -59,11 +59,7 @@ def run(*, model: str, evaluation: str, out: str, params: Register) -> None:
 
 
 def rollback(*, params: Register, out: str | None = None) -> None:
-    """Makes the version that was champion before the present one the champion again.
-
-    Args:
-        params: `register.name` says of which model.
-        out: gets a registration.json, too; the registry's tags say what was done, and when.
+    """Makes the previous champion of the model `register.name` the champion again, and records it in `out` if given.
 
     Raises:
         UserError: there is no champion, or none before it; MLflow cannot be reached.
@@ -75,11 +71,7 @@ def rollback(*, params: Register, out: str | None = None) -> None:
 
 
 def demote(*, params: Register, out: str | None = None) -> None:
-    """Makes the champion a challenger; until a model passes the gate there is no champion.
-
-    Args:
-        params: `register.name` says of which model.
-        out: gets a registration.json, too.
+    """Makes the champion of the model `register.name` a challenger, and records it in `out` if given.
 
     Raises:
         UserError: there is no champion; MLflow cannot be reached.
@@ -140,11 +132,7 @@ def _summary(candidate: Candidate) -> str:
 
 
 def _settle(registry: Registry, candidate: Candidate, version: Version, settings: Register) -> tuple[gate.Decision, str | None]:
-    """Decides on the alias and sets it; decides again if another process set a champion meanwhile.
-
-    Returns:
-        The decision and the version that was champion until then.
-    """
+    """Decides on the alias and sets it, again if another process set a champion meanwhile; returns the champion until then, too."""
     while True:
         champion = registry.holder("champion")
         decision = _decide(registry, candidate, version, champion, settings)

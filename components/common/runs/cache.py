@@ -22,13 +22,9 @@ DEFAULT_GB = 20.0
 
 
 def opened(uri: str, sha256: str) -> BinaryIO:
-    """Opens a cached object; it is downloaded and checked first if necessary.
+    """Opens the cached object at an s3:// URI with this SHA-256; it is downloaded and checked first if necessary.
 
     An open file can be read to its end even if it is evicted meanwhile.
-
-    Args:
-        uri: s3://BUCKET/KEY.
-        sha256: digest of the content.
 
     Raises:
         UserError: the object has another digest, cannot be read, or is larger than the limit.

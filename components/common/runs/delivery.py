@@ -32,12 +32,7 @@ class Message(NamedTuple):
 def deliver(client: "MlflowClient", run_id: str, message: Message, work: Path, out: str) -> None:
     """Sends a message; one that the server rejects for good is logged and dropped.
 
-    Args:
-        client: client of the tracking server.
-        run_id: the run.
-        message: the message.
-        work: work folder of the run.
-        out: output folder, to which the files of the work folder may have moved.
+    Files of the folder `work` may have moved to `out` meanwhile.
 
     Raises:
         ConnectionError: sending failed, and may succeed later.

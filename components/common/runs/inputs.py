@@ -10,12 +10,7 @@ from components.common.runs import storage
 
 
 def require_output(uri: str, name: str, made_by: str) -> None:
-    """Checks that a folder is a finished output of a stage.
-
-    Args:
-        uri: the folder.
-        name: a file that the stage writes, such as manifest.json.
-        made_by: the stage, for the message.
+    """Checks that the folder `uri` is a finished output of a stage, which writes the file `name`.
 
     Raises:
         UserError: the file is missing, or the output is not complete.
@@ -28,15 +23,7 @@ def require_output(uri: str, name: str, made_by: str) -> None:
 
 
 def read_document(uri: str, name: str, made_by: str) -> tuple[dict[str, Any], str]:
-    """Reads a JSON document of a finished output.
-
-    Args:
-        uri: the output folder.
-        name: the document, such as manifest.json.
-        made_by: the stage, for the message.
-
-    Returns:
-        Its content and its SHA-256.
+    """Reads the JSON document `name` of a finished output; returns its content and its SHA-256.
 
     Raises:
         UserError: as for `require_output`, or it is not JSON.

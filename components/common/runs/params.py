@@ -113,12 +113,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(schema: type[S], sections: Mapping[str, Any], overrides: list[str] | None, source: str) -> S:
-    """Applies overrides and checks all values.
+    """Checks raw values by section, after overrides `section.key=value` in YAML; what is missing takes its default.
 
     Args:
         schema: a model with one field per section.
-        sections: raw values by section; missing sections and keys take their defaults.
-        overrides: items `section.key=value`, the value in YAML.
+        sections: raw values by section.
+        overrides: items `section.key=value`.
         source: name of the file, for messages.
 
     Raises:

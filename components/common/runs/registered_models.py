@@ -12,11 +12,7 @@ SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 
 def download(uri: str, folder: Path) -> None:
-    """Copies a model into a folder.
-
-    Args:
-        uri: models:/NAME/VERSION, models:/NAME@ALIAS, or another address of MLflow.
-        folder: a local one.
+    """Copies the model at models:/NAME/VERSION, models:/NAME@ALIAS or another address of MLflow into a local folder.
 
     Raises:
         UserError: MLflow cannot be reached, or has no such model.

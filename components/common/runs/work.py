@@ -60,13 +60,7 @@ class Work:
     started: float = field(default_factory=time.time)
 
     def finish(self, metrics: Mapping[str, float], mlflow_run_id: str | None = None, drop: tuple[str, ...] = ()) -> None:
-        """Writes metrics.json and run.json and turns the work in progress into the output.
-
-        Args:
-            metrics: flat, name -> number; NaN becomes null.
-            mlflow_run_id: id of the run that holds the same numbers.
-            drop: names in the work folder that are not part of the output, such as checkpoints.
-        """
+        """Writes metrics.json and run.json and turns the work in progress into the output, as `StageRun.publish` describes."""
         storage.write(str(self.folder / METRICS), metrics_to_json(dict(metrics)))
         files = storage.files_below(self.folder, (RUN_RECORD, *drop))
         storage.write_json(self.folder / RUN_RECORD, self._record(mlflow_run_id, files))
@@ -131,21 +125,7 @@ def open_work(
     depends: Mapping[str, Any] | None = None,
     upstream: Mapping[str, str] | None = None,
 ) -> Iterator[W]:
-    """Prepares and locks the work folder of a stage's run; the lock is released at the end of the block.
-
-    Args:
-        kind: the class to return an instance of.
-        stage: its name.
-        out: a local path or an s3:// URI. An existing folder must be an earlier output of the stage, or empty.
-        params: the section of the stage.
-        inputs: SHA-256 by name of input.
-        runtime: the section `runtime`, for the record only.
-        depends: anything else that the output depends on.
-        upstream: MLflow run id by name of input.
-
-    Raises:
-        UserError: `out` is a folder with other content, cannot be written, or another process is working on it.
-    """
+    """Prepares and locks the work folder of a stage's run, as `stage_run` describes; the lock is released at the end of the block."""
     _refuse_foreign(stage, out)
     depends = {
         "stage": stage, "params": params.values(), "inputs": dict(inputs), "threads": provenance.threads(), **(depends or {})
