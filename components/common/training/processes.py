@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from components.common.errors import SharedError, UserError
+from components.common.runs import signals
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ def process_group(device: str) -> Iterator[None]:
             raise
         # The process that failed first has printed why; tracebacks of the others would bury that.
         log.error("rank %d lost a peer (%s)", rank(), str(error).splitlines()[0])
+        signals.ignore()  # torchrun ends the other processes with a signal, which must not interrupt the exit
         raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()
