@@ -16,8 +16,7 @@ T = TypeVar("T")
 
 SPAWN = multiprocessing.get_context("spawn")
 """Child processes inherit nothing: neither connections to a server nor the parent's threads and locks."""
-MAX_SECONDS = 240.0
-"""Time limit for one file. The largest one that is decoded (50 megapixels of JPEG 2000) takes about 3."""
+MAX_SECONDS = 240.0  # time limit for one file; the largest one that is decoded (50 megapixels of JPEG 2000) takes about 3
 
 
 class NoAnswer(Exception):  # noqa: N818 - what happened to the other process

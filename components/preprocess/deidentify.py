@@ -18,8 +18,7 @@ from components.preprocess.labels import Record
 
 ENVIRONMENT_VARIABLE = "CXR_PSEUDONYM_KEY"
 MIN_KEY_LENGTH = 16
-MAX_AGE = 90.0
-"""Years; older patients are few enough to be recognised."""
+MAX_AGE = 90.0  # years; older patients are few enough to be recognised
 ALLOW_LIST = {
     "view": ("ViewPosition", "ViewCodeSequence"),
     "sex": ("PatientSex",),
@@ -44,8 +43,7 @@ class Pseudonyms:
     """Makes pseudonyms under one key."""
 
     key: bytes
-    simulated_only: bool = False
-    """Whether the key is the public one, which is only for simulated cohorts."""
+    simulated_only: bool = False  # whether the key is the public one, which is only for simulated cohorts
 
     @property
     def key_id(self) -> str:
@@ -74,10 +72,8 @@ class Pseudonyms:
 class Identity:
     """The patient of an image."""
 
-    source: str
-    """Attribute or table that the identity comes from."""
-    text: str
-    """The raw identity, which must never leave the process."""
+    source: str  # attribute or table that the identity comes from
+    text: str  # the raw identity, which must never leave the process
 
 
 def load_pseudonyms() -> Pseudonyms:

@@ -26,8 +26,7 @@ class File(NamedTuple):
     """A raw file."""
 
     path: str
-    size: int
-    """Bytes."""
+    size: int  # in bytes
 
 
 def connect(path: Path | None) -> sqlite3.Connection:

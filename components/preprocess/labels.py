@@ -22,10 +22,8 @@ class Record(NamedTuple):
     view: str
     sex: str
     age: str
-    split: str = ""
-    """Official split of the data set: train, val, test, or `split.UNDIVIDED`."""
-    file: str = LABELS
-    """File name of the table."""
+    split: str = ""  # official split of the data set: train, val, test, or `split.UNDIVIDED`
+    file: str = LABELS  # file name of the table
 
 
 class Box(NamedTuple):
@@ -37,8 +35,7 @@ class Box(NamedTuple):
     y: float
     width: float
     height: float
-    file: str = BOXES
-    """File name of the table."""
+    file: str = BOXES  # file name of the table
 
 
 def itself(path: str) -> str:
@@ -63,16 +60,11 @@ class Table:
     findings: tuple[str, ...] = ()
     records: Mapping[str, Record] = field(default_factory=dict)
     boxes: Mapping[str, list[Box]] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    """File name of a table -> SHA-256."""
-    key: Callable[[str], str] = itself
-    """Relative path of an image -> its name in `records` and `boxes`."""
-    folders: tuple[str, ...] = ()
-    """Patterns of the top-level folders that hold the images; empty: every file but the tables is an image."""
-    folder_splits: Mapping[str, str] = field(default_factory=dict)
-    """Top-level folder -> official split, if the records do not name it."""
-    complete: bool = True
-    """Whether every image that is named must exist; many people have only a part of a public data set."""
+    digests: dict[str, str] = field(default_factory=dict)  # file name of a table -> SHA-256
+    key: Callable[[str], str] = itself  # relative path of an image -> its name in `records` and `boxes`
+    folders: tuple[str, ...] = ()  # patterns of the top-level folders that hold the images; empty: every file but the tables is an image
+    folder_splits: Mapping[str, str] = field(default_factory=dict)  # top-level folder -> official split, if the records do not name it
+    complete: bool = True  # whether every image that is named must exist; many people have only a part of a public data set
 
     @property
     def place(self) -> str:

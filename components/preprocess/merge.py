@@ -16,8 +16,7 @@ from components.preprocess.part_writer import read_notes
 from components.preprocess.parts import Part, Partition, part_of
 from components.preprocess.rows import Context
 
-COPIES = 2
-"""Number of parts that are copied at a time, each of which holds several row groups in memory."""
+COPIES = 2  # number of parts that are copied at a time, each of which holds several row groups in memory
 NAMES = "names.jsonl"
 
 

@@ -16,8 +16,7 @@ from components.preprocess.parts import Part
 from components.preprocess.prefetch import Contents, contents
 from components.preprocess.rows import Context, Note, Row, process_files
 
-Callbacks = tuple[Callable[[], bool], Callable[[], object], Callable[[], object]]
-"""`stopping`, `advance` and `wait` of `process_part`."""
+Callbacks = tuple[Callable[[], bool], Callable[[], object], Callable[[], object]]  # `stopping`, `advance` and `wait` of `process_part`
 
 
 class Attempts:

@@ -31,10 +31,8 @@ class Output(NamedTuple):
     """The finished output of a partition."""
 
     folder: str
-    described: dict[str, Any]
-    """Content of its partition.json."""
-    digest: str
-    """SHA-256 of partition.json."""
+    described: dict[str, Any]  # content of its partition.json
+    digest: str  # SHA-256 of partition.json
 
     @property
     def partition(self) -> Partition:

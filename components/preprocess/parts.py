@@ -11,8 +11,7 @@ class Part(NamedTuple):
     """The files that go into one Parquet file."""
 
     number: int
-    files: int
-    """How many there are."""
+    files: int  # how many there are
 
     @property
     def name(self) -> str:

@@ -21,13 +21,11 @@ from components.preprocess.part_writer import Stopped, is_done, last_files, proc
 from components.preprocess.parts import Part
 from components.preprocess.rows import Context
 
-Advance = Callable[[int], object]
-"""Moves the progress bar by a number of files."""
+Advance = Callable[[int], object]  # moves the progress bar by a number of files
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20
-_GRACE_SECONDS = 60
-"""Added to the time limit of a step, during which a process may itself wait for a child that reads a suspect file."""
+_GRACE_SECONDS = 60  # added to the time limit of a step, during which a process may itself wait for a child that reads a suspect file
 
 
 @contextmanager

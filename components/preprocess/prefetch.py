@@ -9,10 +9,8 @@ from components.preprocess.index import File
 
 Contents = Generator[tuple[File, bytes], None, None]
 
-READERS = 8
-"""Number of threads, and of objects read ahead. One connection transfers 20 to 100 MB/s with a latency of about 20 ms."""
-MAX_BYTES_AHEAD = 256 * 2**20
-"""Maximum memory for objects read ahead, unless a single one is larger."""
+READERS = 8  # number of threads, and of objects read ahead; one connection transfers 20 to 100 MB/s with a latency of about 20 ms
+MAX_BYTES_AHEAD = 256 * 2**20  # maximum memory for objects read ahead, unless a single one is larger
 
 
 def contents(raw: str, files: Iterable[File]) -> Contents:

@@ -23,10 +23,8 @@ from components.common.html.numbers import plural
 from components.preprocess.report_statistics import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, ExtremeImage, ReportStatistics, load_pixels
 from components.preprocess.rows import BINS
 
-MIN_POSITIVES = 5
-"""Per finding and split; the report warns of fewer, since metrics on them say little."""
-THUMBNAIL = 240
-"""Longer side of a picture, in pixels."""
+MIN_POSITIVES = 5  # per finding and split; the report warns of fewer, since metrics on them say little
+THUMBNAIL = 240  # longer side of a picture, in pixels
 JPEG_QUALITY = 82
 STYLES = {"train": "first", "val": "second", "test": "third"}
 SPLIT_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
@@ -49,8 +47,7 @@ MEANINGS = {
 class Shortage(NamedTuple):
     """Too few labels of a finding in a split."""
 
-    kind: str
-    """positive or negative."""
+    kind: str  # positive or negative
     labels: int
     split: str
 
@@ -60,10 +57,8 @@ class Bar(NamedTuple):
 
     split: str
     images: int
-    share: float
-    """NaN if unknown."""
-    width: float
-    """Relative to the longest bar of the table."""
+    share: float  # NaN if unknown
+    width: float  # relative to the longest bar of the table
 
 
 class Group(NamedTuple):

@@ -26,13 +26,10 @@ COLUMNS = ("image_id", "split", "bits", "view", "sex", "age", "manufacturer", "s
 TEXT_SUSPECTED = "text_suspected.csv"
 KINDS = ("view", "sex", "manufacturer", "age_band")
 UNKNOWN = "unknown"
-SHOWN = 6
-"""Number of images per kind of extreme."""
-NARROW = 1.3
-"""Minimum ratio of the longer to the shorter side of a narrow image."""
+SHOWN = 6  # number of images per kind of extreme
+NARROW = 1.3  # minimum ratio of the longer to the shorter side of a narrow image
 _BAND = 10
-MAX_VALUES = 200
-"""Maximum number of distinct values per kind; free text could have any number."""
+MAX_VALUES = 200  # maximum number of distinct values per kind; free text could have any number
 OTHER = "other"
 
 
@@ -40,11 +37,9 @@ class ImageStatistics(NamedTuple):
     """What makes an image extreme."""
 
     image_id: str
-    mean: float
-    """Mean of its pixels, as a fraction of the full range."""
+    mean: float  # mean of its pixels, as a fraction of the full range
     std: float
-    height: int
-    """Height of the source, in pixels."""
+    height: int  # height of the source, in pixels
     width: int
 
     @property
@@ -57,8 +52,7 @@ class Extreme(NamedTuple):
     """A kind of extreme."""
 
     name: str
-    measure: Callable[[ImageStatistics], float]
-    """The images with the lowest values are kept, except infinity."""
+    measure: Callable[[ImageStatistics], float]  # the images with the lowest values are kept, except infinity
     describe: Callable[[ImageStatistics], str]
 
 
@@ -81,12 +75,9 @@ class ExtremeImage(NamedTuple):
 
     value: float
     image_id: str
-    part: str
-    """File name of its part."""
-    row: int
-    """Index of its row in the part."""
-    note: str
-    """The measured value, in words."""
+    part: str  # file name of its part
+    row: int  # index of its row in the part
+    note: str  # the measured value, in words
 
 
 @dataclass

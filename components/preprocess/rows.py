@@ -31,12 +31,10 @@ from components.preprocess.params import Preprocess
 from components.preprocess.split import split_of, split_undivided
 
 Row = dict[str, Any]
-BINS = 32
-"""Number of bins of a histogram."""
+BINS = 32  # number of bins of a histogram
 GROUP_BYTES = 8 * 2**20
 """Size of a group: files, their stored values and their images together, few enough to stay in the processor's caches."""
-GROUP_FILES = 32
-"""Maximum number of files in a group."""
+GROUP_FILES = 32  # maximum number of files in a group
 MAX_BYTES_PER_PIXEL = 2
 
 
@@ -46,19 +44,13 @@ class Note:
 
     path: str
     sha256: str
-    image_id: str | None
-    """None if no SOPInstanceUID could be read."""
-    reason: str | None = None
-    """Why it is quarantined; None for a row."""
+    image_id: str | None  # None if no SOPInstanceUID could be read
+    reason: str | None = None  # why it is quarantined; None for a row
     detail: str | None = None
-    identity: str | None = None
-    """Source of the patient's identity."""
-    sums: tuple[int, int, int] = (0, 0, 0)
-    """Number of pixels of the row's image, their sum, and the sum of their squares."""
-    histogram: tuple[int, ...] = ()
-    """Number of pixels in BINS equal bins of brightness."""
-    text: bool = False
-    """Whether there seems to be text near the border."""
+    identity: str | None = None  # source of the patient's identity
+    sums: tuple[int, int, int] = (0, 0, 0)  # number of pixels of the row's image, their sum, and the sum of their squares
+    histogram: tuple[int, ...] = ()  # number of pixels in BINS equal bins of brightness
+    text: bool = False  # whether there seems to be text near the border
 
 
 @dataclass(frozen=True)
@@ -66,20 +58,17 @@ class Context:
     """What all files of a run share."""
 
     raw: str
-    folder: Path
-    """Folder of the parts and notes."""
+    folder: Path  # folder of the parts and notes
     params: Preprocess
     pseudonyms: Pseudonyms
     table: Table
-    index: Index
-    """The raw files by part."""
+    index: Index  # the raw files by part
 
 
 class Processed(NamedTuple):
     """The outcome for one file."""
 
-    row: Row | None
-    """None if it is quarantined."""
+    row: Row | None  # None if it is quarantined
     note: Note
 
 
@@ -89,11 +78,9 @@ class _Work:
 
     path: str
     content: bytes
-    processed: Processed | None = None
-    """The outcome, after which no more steps are taken."""
+    processed: Processed | None = None  # the outcome, after which no more steps are taken
     sha256: str = field(init=False)
-    uid: str = ""
-    """SOPInstanceUID, once it is known."""
+    uid: str = ""  # SOPInstanceUID, once it is known
     header: Header = field(init=False)
     record: Record | None = field(init=False)
     decode: Callable[[], Decoded] = field(init=False)

@@ -26,8 +26,7 @@ from components.preprocess.parts import Part, Partition, parse_partition
 from components.preprocess.pool import processing, workers_of
 from components.preprocess.rows import Context
 
-WORK_FOLDER = "parts"
-"""Subfolder of the work folder with parts and notes before the merge."""
+WORK_FOLDER = "parts"  # subfolder of the work folder with parts and notes before the merge
 INDEX = "index.sqlite"
 
 log = logging.getLogger(__name__)

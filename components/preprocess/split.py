@@ -2,8 +2,7 @@
 
 import hashlib
 
-UNDIVIDED = "train+val"
-"""Official split of a data set that leaves the choice of a validation split to its users."""
+UNDIVIDED = "train+val"  # official split of a data set that leaves the choice of a validation split to its users
 
 
 def split_of(identity: str, val_fraction: float, test_fraction: float) -> str:

@@ -10,8 +10,7 @@ from components.common.runs import storage
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, storage_of
 
-Line = tuple[int, dict[str, str]]
-"""Line number, and stripped cells by column."""
+Line = tuple[int, dict[str, str]]  # line number, and stripped cells by column
 
 
 class Tables:

@@ -10,8 +10,7 @@ import numpy as np
 from components.simulate.draws import Draws, Map
 from components.simulate.geometry import Arc, Grid, Texture, dome, ellipse, inside
 
-LEFT, RIGHT = 1, -1
-"""Sides of the patient as signs of x."""
+LEFT, RIGHT = 1, -1  # sides of the patient as signs of x
 
 BODY, AIR, HEART, MEDIASTINUM, SPINE, ABDOMEN, BONE, VESSEL = 2.2, 1.42, 1.05, 0.45, 0.35, 0.75, 0.36, 0.19
 
@@ -40,36 +39,22 @@ class Heart:
 class Anatomy:
     """The chest of a patient."""
 
-    half_height: float
-    """Half the height of the image."""
-    half_width: float
-    """Distance from the midline to the inner chest wall at its widest."""
-    apex: float
-    """y of the top of the lungs."""
-    base: float
-    """y of the top of the right diaphragm."""
-    left_lower: float
-    """How much lower the left diaphragm is."""
-    sulcus: float
-    """Depth of the costophrenic angle below the top of the diaphragm."""
-    thickness: float
-    """Thickness of the soft tissue, relative to the average patient."""
+    half_height: float  # half the height of the image
+    half_width: float  # distance from the midline to the inner chest wall at its widest
+    apex: float  # y of the top of the lungs
+    base: float  # y of the top of the right diaphragm
+    left_lower: float  # how much lower the left diaphragm is
+    sulcus: float  # depth of the costophrenic angle below the top of the diaphragm
+    thickness: float  # thickness of the soft tissue, relative to the average patient
     heart: Heart
-    aortic_knob: float
-    """Radius."""
+    aortic_knob: float  # radius
     ribs: tuple[Arc, ...]
-    clavicle: Arc
-    """Like the ribs in coordinates (distance from the midline, y)."""
-    rib_tilt: float
-    """How much lower the ribs of the left side are, per unit of x."""
-    vessels: tuple[tuple[int, bool, Arc], ...]
-    """Side, whether it runs downwards rather than sideways, and its course."""
-    vertebra: float
-    """Height of a vertebral body with its disc."""
-    breast: float
-    """Attenuation of the breasts, or 0."""
-    stomach_bubble: float
-    """Radius of the air below the left diaphragm, or 0."""
+    clavicle: Arc  # like the ribs in coordinates (distance from the midline, y)
+    rib_tilt: float  # how much lower the ribs of the left side are, per unit of x
+    vessels: tuple[tuple[int, bool, Arc], ...]  # side, whether it runs downwards rather than sideways, and its course
+    vertebra: float  # height of a vertebral body with its disc
+    breast: float  # attenuation of the breasts, or 0
+    stomach_bubble: float  # radius of the air below the left diaphragm, or 0
     texture: Texture
 
     def floor(self, side: int, depth: float) -> float:

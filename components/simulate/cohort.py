@@ -15,12 +15,9 @@ from components.simulate.exposure import Exposure, draw_exposure, radiograph
 from components.simulate.findings import FINDINGS, Lesion, PixelBox, box_of
 from components.simulate.geometry import Pose
 
-PREVALENCE = 0.31
-"""Probability that a patient has a finding, for each finding independently."""
-PERSISTENCE = 0.87
-"""Probability that an image shows a finding that the patient has."""
-UNKNOWN = 0.03
-"""Fraction of labels that are unknown: half of them blank, half -1."""
+PREVALENCE = 0.31  # probability that a patient has a finding, for each finding independently
+PERSISTENCE = 0.87  # probability that an image shows a finding that the patient has
+UNKNOWN = 0.03  # fraction of labels that are unknown: half of them blank, half -1
 GIVEN_NAMES = ("Ada", "Bruno", "Clara", "Dmitri", "Edda", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Linus")
 FIRST_DAY = date(2020, 1, 1)
 
@@ -30,16 +27,12 @@ class PlannedImage:
     """An image of a patient before it is rendered."""
 
     seed: int
-    patient: int
-    """Number of the patient."""
-    number: int
-    """Number of the image within the patient, starting at 1."""
+    patient: int  # its number, starting at 0
+    number: int  # within the patient, starting at 1
     pose: Pose
     exposure: Exposure
-    findings: frozenset[str]
-    """Findings that it shows."""
-    labels: Mapping[str, str]
-    """Entries of labels.csv by finding: 1, 0, blank or -1."""
+    findings: frozenset[str]  # shown ones
+    labels: Mapping[str, str]  # entries of labels.csv by finding: 1, 0, blank or -1
     identity: Identity
     recording: Recording
 
@@ -53,11 +46,9 @@ class PlannedImage:
 class Patient:
     """A phantom and its images."""
 
-    aspect: float
-    """Width over height of the images."""
+    aspect: float  # width over height of the images
     anatomy: Anatomy
-    lesions: Mapping[str, tuple[Lesion, ...]]
-    """By finding; only those that the patient has."""
+    lesions: Mapping[str, tuple[Lesion, ...]]  # by finding; only those that the patient has
     images: tuple[PlannedImage, ...]
 
 

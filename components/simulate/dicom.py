@@ -39,8 +39,7 @@ logging.getLogger("openjpeg").setLevel(logging.WARNING)  # it logs every tile
 
 Modality = Literal["CR", "DX"]
 Voi = Literal["none", "window", "lut"]
-Attributes = dict[str, Any]
-"""Values by DICOM keyword."""
+Attributes = dict[str, Any]  # values by DICOM keyword
 Stored = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
@@ -50,8 +49,7 @@ MANUFACTURERS = ("Umbra Imaging", "Penumbra Medical", "Lichtschatten")
 INSTITUTION = "Phantom General Hospital"
 VIEW_CODES = {"PA": ("272479007", "postero-anterior"), "AP": ("399348003", "antero-posterior")}
 """PS3.16 CID 4010, DX View: SNOMED CT code and meaning."""
-WINDOW = (0.15, 0.75)
-"""Black and white of a windowed image, as fractions of the stored range."""
+WINDOW = (0.15, 0.75)  # black and white of a windowed image, as fractions of the stored range
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,9 @@ class Recording:
     bits: int
     photometric: Literal["MONOCHROME1", "MONOCHROME2"]
     voi: Voi
-    slope: str
-    """Rescale Slope, a decimal string that is exact in binary."""
+    slope: str  # Rescale Slope: a decimal string that is exact in binary
     intercept: str
-    """Rescale Intercept."""
     syntax: UID
-    """Transfer syntax."""
     manufacturer: str
 
     @property
@@ -96,8 +91,7 @@ class Identity:
     study_uid: UID
     series_uid: UID
     image_uid: UID
-    view: str
-    """PA or AP."""
+    view: str  # PA or AP
 
     @property
     def age(self) -> int:

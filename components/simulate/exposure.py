@@ -12,14 +12,10 @@ from components.simulate.geometry import blur
 class Exposure:
     """How an image was taken."""
 
-    scatter: float
-    """Fraction of the detected photons that were scattered."""
-    noise: float
-    """Standard deviation of the quantum noise without attenuation, relative to the signal."""
-    heel: float
-    """Relative change of the beam across the image (heel effect of the anode)."""
-    midpoint: float
-    """Transmission that is shown at half brightness."""
+    scatter: float  # fraction of the detected photons that were scattered
+    noise: float  # standard deviation of the quantum noise without attenuation, relative to the signal
+    heel: float  # relative change of the beam across the image (heel effect of the anode)
+    midpoint: float  # transmission that is shown at half brightness
 
 
 def draw_exposure(draws: Draws) -> Exposure:

@@ -10,8 +10,7 @@ from components.simulate.anatomy import AIR, LEFT, RIGHT, Anatomy, Heart
 from components.simulate.draws import Draws, Map
 from components.simulate.geometry import Grid, Texture, dome, ellipse, inside
 
-VISIBLE = 0.05
-"""A lesion's box holds the pixels where it adds at least this attenuation, which weakens the beam by five per cent."""
+VISIBLE = 0.05  # a lesion's box holds the pixels where it adds at least this attenuation, which weakens the beam by five per cent
 
 
 class Lesion(Protocol):
@@ -28,8 +27,7 @@ class Nodule:
     x: float
     y: float
     radius: float
-    oblong: float
-    """Height over width."""
+    oblong: float  # height over width
     density: float
 
     def attenuation(self, anatomy: Anatomy, grid: Grid, depth: float) -> Map:
@@ -43,8 +41,7 @@ class Consolidation:
     """Filled air spaces in part of a lung: patchy, with no sharp border except the lung's own."""
 
     side: int
-    patches: tuple[tuple[float, float, float], ...]
-    """x, y, radius in body units."""
+    patches: tuple[tuple[float, float, float], ...]  # x, y, radius in body units
     density: float
     texture: Texture
 
@@ -63,12 +60,9 @@ class Effusion:
     """Fluid at the base of the pleural space, its surface rising towards the chest wall."""
 
     side: int
-    height: float
-    """Height of the fluid above the top of the diaphragm, in body units; negative if only the angle is filled."""
-    meniscus: float
-    """How much higher the fluid stands at the chest wall, roughly."""
-    density: float
-    """1 if there is as much fluid as there was air."""
+    height: float  # height of the fluid above the top of the diaphragm, in body units; negative if only the angle is filled
+    meniscus: float  # how much higher the fluid stands at the chest wall, roughly
+    density: float  # 1 if there is as much fluid as there was air
 
     def attenuation(self, anatomy: Anatomy, grid: Grid, depth: float) -> Map:
         """See Lesion."""

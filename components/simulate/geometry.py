@@ -24,14 +24,10 @@ class Pose:
     """Position of the body in the image, which differs between two images of a patient."""
 
     shift_x: float = 0.0
-    shift_y: float = 0.0
-    """In body units, like shift_x."""
-    scale: float = 1.0
-    """Magnification."""
-    half_tilt: float = 0.0
-    """Tangent of half the angle of rotation: makes sine and cosine rational."""
-    inspiration: float = 0.0
-    """How much lower than usual the diaphragm is, in body units."""
+    shift_y: float = 0.0  # in body units, like shift_x
+    scale: float = 1.0  # magnification
+    half_tilt: float = 0.0  # tangent of half the angle of rotation: makes sine and cosine rational
+    inspiration: float = 0.0  # how much lower than usual the diaphragm is, in body units
 
     def grid(self, height: int, width: int) -> Grid:
         """Body coordinates of the pixels of a (height, width) image."""
@@ -64,18 +60,13 @@ class Arc:
     """A band along a parabola: a rib, a clavicle, a vessel."""
 
     start: float
-    end: float
-    """Along the first coordinate, above `start`."""
-    offset: float
-    """Second coordinate at the start."""
+    end: float  # along the first coordinate, above `start`
+    offset: float  # second coordinate at the start
     slope: float
-    curve: float
-    """offset + slope * s + curve * s^2 at a distance s from the start."""
+    curve: float  # offset + slope * s + curve * s^2 at a distance s from the start
     half_width: float
-    taper: float = 0.0
-    """Fraction of the width that is lost towards the end."""
-    hollow: float = 0.0
-    """Fraction of the density that is missing in the middle, as in a bone with a dense cortex."""
+    taper: float = 0.0  # fraction of the width that is lost towards the end
+    hollow: float = 0.0  # fraction of the density that is missing in the middle, as in a bone with a dense cortex
 
     def draw(self, along: Map, across: Map, softness: float = 0.012) -> Map:
         """Density in [0, 1] at points with the given coordinates, arrays of one shape."""
@@ -92,10 +83,8 @@ class Arc:
 class Texture:
     """A smooth random function of body coordinates, so that it moves with the body from image to image."""
 
-    knots: Map
-    """Values in [0, 1) on a square lattice, which repeats beyond its border."""
-    spacing: float
-    """Distance between knots in body units."""
+    knots: Map  # values in [0, 1) on a square lattice, which repeats beyond its border
+    spacing: float  # distance between knots in body units
 
     @classmethod
     def draw(cls, draws: Draws, spacing: float, knots: int = 32) -> "Texture":

@@ -13,19 +13,13 @@ import numpy.typing as npt
 
 from components.common.dicom.render import GrayImage
 
-BORDER = 0.2
-"""Width of the border, as a share of height or width, that is searched for characters."""
-STROKE = 7
-"""Width of the widest stroke, in pixels."""
-CONTRAST = 70
-"""Minimum contrast of a stroke with its surroundings, out of 255."""
-HEIGHTS = (5, 40)
-"""Range of a character's height, in pixels: smaller ones are illegible."""
-MAX_WIDTH = 3.5
-"""Maximum width of a component, in heights: small characters touch their neighbours."""
+BORDER = 0.2  # width of the border, as a share of height or width, that is searched for characters
+STROKE = 7  # width of the widest stroke, in pixels
+CONTRAST = 70  # minimum contrast of a stroke with its surroundings, out of 255
+HEIGHTS = (5, 40)  # range of a character's height, in pixels: smaller ones are illegible
+MAX_WIDTH = 3.5  # maximum width of a component, in heights: small characters touch their neighbours
 MIN_CHARACTERS = 3
-MAX_COMPONENTS = 600
-"""Only the tallest are kept: more of them are texture or noise."""
+MAX_COMPONENTS = 600  # only the tallest are kept: more of them are texture or noise
 
 _KERNEL = cv2.getStructuringElement(cv2.MORPH_RECT, (STROKE, STROKE))
 

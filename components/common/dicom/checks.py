@@ -17,18 +17,12 @@ SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.7.2",
     "1.2.840.10008.5.1.4.1.1.7.3",
 )
-CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "PULM", "CXR")
-"""Body Part Examined means the chest if it contains one of these."""
-NO_BODY_PART = ("", "UNKNOWN", "OTHER", "DEFAULT")
-"""Placeholders that devices fill in."""
-MIN_SIDE = 32
-"""Minimum length of the shorter side, in pixels."""
-MAX_SIDE = 10_000
-"""Maximum length of the longer side, in pixels; the largest detectors (43 cm at 0.1 mm) have 4,300."""
-MAX_ASPECT = 4.0
-"""Maximum ratio of the longer to the shorter side; a chest radiograph is at most 2."""
-MAX_PIXELS = 50_000_000
-"""Larger images are not decoded, which bounds the memory that one file can take."""
+CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "PULM", "CXR")  # Body Part Examined means the chest if it contains one of these
+NO_BODY_PART = ("", "UNKNOWN", "OTHER", "DEFAULT")  # placeholders that devices fill in
+MIN_SIDE = 32  # minimum length of the shorter side, in pixels
+MAX_SIDE = 10_000  # maximum length of the longer side, in pixels; the largest detectors (43 cm at 0.1 mm) have 4,300
+MAX_ASPECT = 4.0  # maximum ratio of the longer to the shorter side; a chest radiograph is at most 2
+MAX_PIXELS = 50_000_000  # larger images are not decoded, which bounds the memory that one file can take
 
 
 def check_header(header: Header, views: tuple[str, ...], view: str) -> None:

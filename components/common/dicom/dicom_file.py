@@ -28,8 +28,7 @@ MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 2**24
 _FIRST_TAGS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _FILE_META = 2
 _TRANSFER_SYNTAX = 0x10
-_LONG_VRS = (b"OB", b"UN")
-"""VRs of file meta whose length takes four bytes, after two reserved ones."""
+_LONG_VRS = (b"OB", b"UN")  # VRs of file meta whose length takes four bytes, after two reserved ones
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
 

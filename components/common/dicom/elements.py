@@ -18,8 +18,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 _TEXT_VRS = frozenset({"AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "UI"})
 _SHORT_VRS = ("US", "SS")
-_ESCAPE = b"\x1b"
-"""Switches the character set (PS3.5 6.1.2.5)."""
+_ESCAPE = b"\x1b"  # switches the character set (PS3.5 6.1.2.5)
 _PADDING = " \0\t\r\n"
 _LONG_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_32)}
 _SHORT_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_16)}
@@ -37,8 +36,7 @@ _length = struct.Struct("<L").unpack_from
 class Element(NamedTuple):
     """A data element as it is stored in the file."""
 
-    vr: str | None
-    """None if the file does not state it (implicit VR)."""
+    vr: str | None  # None if the file does not state it (implicit VR)
     value: bytes
 
 

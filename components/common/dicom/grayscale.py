@@ -23,8 +23,7 @@ from components.common.dicom.elements import Elements, integer, is_empty, items,
 from components.common.dicom.header import MONOCHROME1, Header
 from components.common.dicom.refusal import Reason, Refused
 
-Stored = npt.NDArray[np.integer[Any]]
-"""Stored values (H, W)."""
+Stored = npt.NDArray[np.integer[Any]]  # stored values (H, W)
 Values = npt.NDArray[np.float64]
 
 
@@ -32,11 +31,9 @@ Values = npt.NDArray[np.float64]
 class Lut:
     """A lookup table of a modality or VOI LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
 
-    first: int
-    """Input that maps to the first entry, as all lower ones do."""
+    first: int  # input that maps to the first entry, as all lower ones do
     entries: Values
-    top: float
-    """Upper end of the output's range."""
+    top: float  # upper end of the output's range
 
     def __call__(self, values: Values) -> Values:
         """(N,) -> (N,)."""
@@ -51,8 +48,7 @@ class Window:
 
     center: float
     width: float
-    function: str
-    """LINEAR, LINEAR_EXACT or SIGMOID."""
+    function: str  # LINEAR, LINEAR_EXACT or SIGMOID
 
     def __call__(self, values: Values) -> Values:
         """(N,) -> (N,) in [0, 1]."""
@@ -72,20 +68,15 @@ class Window:
 class Grayscale:
     """How stored values become brightness."""
 
-    bits: int
-    """Bits Stored."""
-    signed: bool = False
-    """Pixel Representation 1: two's complement."""
+    bits: int  # Bits Stored
+    signed: bool = False  # Pixel Representation 1: two's complement
     slope: float = 1.0
     intercept: float = 0.0
     modality: Lut | None = None
     voi: Lut | Window | None = None
-    inverse: bool = False
-    """Low values are bright: MONOCHROME1, or Presentation LUT Shape INVERSE (the standard pairs the two)."""
-    padding: tuple[int, int] | None = None
-    """Lowest and highest stored value that mean "no image here"."""
-    unprocessed: bool = False
-    """A DX image for processing, without a VOI."""
+    inverse: bool = False  # low values are bright: MONOCHROME1, or Presentation LUT Shape INVERSE (the standard pairs the two)
+    padding: tuple[int, int] | None = None  # lowest and highest stored value that mean "no image here"
+    unprocessed: bool = False  # a DX image for processing, without a VOI
 
     def numbers(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Returns the stored numbers of bit patterns (N,)."""
@@ -123,8 +114,7 @@ class Grayscale:
 class Decoded(NamedTuple):
     """The pixels of a file as they are stored, and what they mean."""
 
-    stored: Stored
-    """(H, W)."""
+    stored: Stored  # (H, W)
     grayscale: Grayscale
 
 

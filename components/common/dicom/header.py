@@ -26,8 +26,7 @@ class Header:
 
     height: int
     width: int
-    transfer_syntax: str
-    """UID of the transfer syntax, or the media type of a PNG or JPEG file."""
+    transfer_syntax: str  # UID of the transfer syntax, or the media type of a PNG or JPEG file
     sop_instance_uid: str = ""
     sop_class: str = ""
     modality: str = ""

@@ -22,8 +22,7 @@ class OpenFile:
     """A file whose header was read."""
 
     header: Header
-    prepare_decode: Callable[[], Callable[[], Decoded]]
-    """Reads everything that decoding needs, and returns a function that decodes."""
+    prepare_decode: Callable[[], Callable[[], Decoded]]  # reads everything that decoding needs, and returns a function that decodes
 
 
 def open_file(content: bytes) -> OpenFile:

@@ -6,16 +6,14 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a file is quarantined, in the order in which the checks are made."""
 
-    NOT_DICOM = "not_dicom"
-    """Neither DICOM, PNG nor JPEG."""
+    NOT_DICOM = "not_dicom"  # neither DICOM, PNG nor JPEG
     NO_PIXELS = "no_pixels"
     WRONG_MODALITY = "wrong_modality"
     WRONG_BODY_PART = "wrong_body_part"
     WRONG_VIEW = "wrong_view"
     UNSUPPORTED_PHOTOMETRIC = "unsupported_photometric"
     BURNED_IN_TEXT = "burned_in_text"
-    UNREADABLE = "unreadable"
-    """Truncated, undecodable, or pixel data that does not fit the header."""
+    UNREADABLE = "unreadable"  # truncated, undecodable, or pixel data that does not fit the header
     IMPLAUSIBLE_SIZE = "implausible_size"
     BLANK_IMAGE = "blank_image"
 

@@ -9,8 +9,7 @@ import numpy.typing as npt
 from components.common.dicom.grayscale import Decoded, Grayscale, Stored, Values
 from components.common.dicom.refusal import Reason, Refused
 
-GrayImage = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""(H, W), bright = dense tissue."""
+GrayImage = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), bright = dense tissue
 
 # Files are processed in parallel by processes, not by threads.
 cv2.setNumThreads(1)
@@ -22,8 +21,7 @@ class Rendered(NamedTuple):
     """A gray image and its histogram."""
 
     pixels: GrayImage
-    counts: npt.NDArray[np.int64]
-    """(2**bits,): number of pixels per value."""
+    counts: npt.NDArray[np.int64]  # (2**bits,): number of pixels per value
 
 
 def render(decoded: Decoded, size: int, bits: int, percentile: float) -> Rendered:

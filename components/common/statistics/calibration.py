@@ -6,8 +6,7 @@ import numpy as np
 
 from components.common.statistics.arrays import Floats
 
-BINS = 10
-"""Number of bins of equal width over [0, 1]."""
+BINS = 10  # number of bins of equal width over [0, 1]
 MAX_TEMPERATURE = 20.0
 """Upper bound; its inverse is the lower bound, since perfectly separated validation images would give a temperature of 0."""
 
@@ -18,8 +17,7 @@ class Reliability(NamedTuple):
     score: Floats
     share: Floats
     images: Floats
-    error: float
-    """Expected calibration error: mean distance of score and share, weighted by images; NaN without images."""
+    error: float  # expected calibration error: mean distance of score and share, weighted by images; NaN without images
 
 
 def reliability(targets: Floats, scores: Floats) -> Reliability:

@@ -15,12 +15,9 @@ MOST_POINTS = 200
 class Curve(NamedTuple):
     """Points of a ROC or precision-recall curve, from the highest threshold to the lowest."""
 
-    x: Floats
-    """False positive rate, or recall."""
-    y: Floats
-    """True positive rate, or precision."""
-    thresholds: Floats
-    """An image counts as positive if its score is at least the threshold; the first is infinite."""
+    x: Floats  # false positive rate, or recall
+    y: Floats  # true positive rate, or precision
+    thresholds: Floats  # an image counts as positive if its score is at least the threshold; the first is infinite
 
 
 def roc_curve(targets: Floats, scores: Floats) -> Curve:

@@ -17,10 +17,8 @@ import numpy as np
 
 from components.common.statistics.arrays import Flags, Floats, Integers, Weights, divide
 
-IOUS: Floats = np.linspace(0.5, 0.95, 10)
-"""COCO's thresholds; the first is used by mAP@50 and FROC."""
-RECALLS: Floats = np.linspace(0.0, 1.0, 101)
-"""Recalls at which COCO reads the precision-recall curve."""
+IOUS: Floats = np.linspace(0.5, 0.95, 10)  # COCO's thresholds; the first is used by mAP@50 and FROC
+RECALLS: Floats = np.linspace(0.0, 1.0, 101)  # recalls at which COCO reads the precision-recall curve
 ELEMENTS = 2**24  # size limit of a matrix of detections by resamples
 
 
@@ -29,8 +27,7 @@ class ImageBoxes(NamedTuple):
 
     boxes: Floats
     scores: Floats
-    labels: Integers
-    """Numbers of the classes."""
+    labels: Integers  # numbers of the classes
     targets: Floats
     target_labels: Integers
 
@@ -39,21 +36,16 @@ class MatchedDetections(NamedTuple):
     """Detections of one class, or of several pooled, by falling score."""
 
     scores: Floats
-    images: Integers
-    """(D,), like the scores; index of each detection's image."""
-    hit: Flags
-    """(D, T), whether the detection found a box."""
-    targets: Integers
-    """(N,), number of annotated boxes per image."""
+    images: Integers  # (D,), like the scores; index of each detection's image
+    hit: Flags  # (D, T), whether the detection found a box
+    targets: Integers  # (N,), number of annotated boxes per image
 
 
 class FrocCurve(NamedTuple):
     """Points of a FROC curve, from the highest threshold to the lowest; the first is infinite."""
 
-    false_positives: Floats
-    """Per image."""
-    sensitivity: Floats
-    """Fraction of the boxes that are found."""
+    false_positives: Floats  # per image
+    sensitivity: Floats  # fraction of the boxes that are found
     thresholds: Floats
 
 

@@ -17,17 +17,12 @@ from components.common.statistics.intervals import Interval, percentile_interval
 class Difference:
     """A metric of a model minus that of its baseline, on the same resamples of the patients."""
 
-    key: str
-    """Part of metric names: letters, digits and `_. -`."""
-    name: str
-    """For readers."""
+    key: str  # part of metric names: letters, digits and `_. -`
+    name: str  # for readers
     interval: Interval
-    p: float
-    """Two-sided, see bootstrap_p."""
-    p_adjusted: float
-    """After Holm's correction over the comparisons made together."""
-    samples: Floats
-    """(B,), the difference in each resample; NaN where undefined."""
+    p: float  # two-sided, see bootstrap_p
+    p_adjusted: float  # after Holm's correction over the comparisons made together
+    samples: Floats  # (B,), the difference in each resample; NaN where undefined
 
 
 def paired_differences(

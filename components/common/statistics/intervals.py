@@ -14,8 +14,7 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
-    used: int
-    """Number of resamples in which the metric is defined."""
+    used: int  # number of resamples in which the metric is defined
 
     def flat(self, name: str) -> dict[str, float]:
         """Entries of metrics.json: `name`, `name_low` and `name_high`."""

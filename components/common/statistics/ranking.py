@@ -27,14 +27,10 @@ class RankingSamples(NamedTuple):
 class Tally(NamedTuple):
     """Positives and negatives by score in each of B resamples, for G distinct scores of positives and S places of negatives."""
 
-    positives: Weights
-    """(G, B): drawn positives at each distinct score of a positive, ascending."""
-    detected: Weights
-    """(G + 1, B): drawn positives at that score or above; a last row of zeros."""
-    negatives: Weights
-    """(S, B): drawn negatives at each place, ascending."""
-    places: Integers
-    """(S,): 2 g is right below the g-th score of a positive, 2 g + 1 is tied with it."""
+    positives: Weights  # (G, B): drawn positives at each distinct score of a positive, ascending
+    detected: Weights  # (G + 1, B): drawn positives at that score or above; a last row of zeros
+    negatives: Weights  # (S, B): drawn negatives at each place, ascending
+    places: Integers  # (S,): 2 g is right below the g-th score of a positive, 2 g + 1 is tied with it
 
     def auroc(self) -> Floats:
         """(B,): share of pairs of a positive and a negative in which the positive scores higher; ties count half."""

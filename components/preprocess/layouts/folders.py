@@ -27,8 +27,7 @@ _PATIENT = re.compile(r"(?:^|-)(IM-\d+)-\d+|^(person\d+)_|^(?:NORMAL|BACTERIA|VI
 class Folders(Table):
     """A table that is derived from the paths."""
 
-    within_split: bool = False
-    """Whether a patient number counts within its folder of the official split."""
+    within_split: bool = False  # whether a patient number counts within its folder of the official split
 
     def is_image(self, path: str) -> bool:
         """Whether the file is in the folder of a class."""

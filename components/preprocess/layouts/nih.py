@@ -21,11 +21,9 @@ FINDINGS = (
     "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax", NO_FINDING,
 )  # fmt: skip
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
-_SEX_COLUMNS = ("Patient Gender", "Patient Sex")
-"""The two releases differ."""
+_SEX_COLUMNS = ("Patient Gender", "Patient Sex")  # the two releases differ
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
-_BOX_NAMES = {"Infiltrate": "Infiltration"}
-"""The table of boxes has another name for one finding."""
+_BOX_NAMES = {"Infiltrate": "Infiltration"}  # the table of boxes has another name for one finding
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:

@@ -32,12 +32,10 @@ KAGGLE_FINDINGS = (
 )  # fmt: skip
 PHYSIONET_LABELS = ("annotations/image_labels_train.csv", "annotations/image_labels_test.csv")
 PHYSIONET_BOXES = ("annotations/annotations_train.csv", "annotations/annotations_test.csv")
-_RENAMED = {"Other disease": "Other diseases"}
-"""The published tables of the training and the test set differ in one name."""
+_RENAMED = {"Other disease": "Other diseases"}  # the published tables of the training and the test set differ in one name
 _BOX_COLUMNS = ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")
 _SEEN = {"1": True, "1.0": True, "0": False, "0.0": False, "": False}
-_SAME_BOX = 0.5
-"""Minimum intersection over union of boxes that are merged."""
+_SAME_BOX = 0.5  # minimum intersection over union of boxes that are merged
 
 
 @dataclass
@@ -47,8 +45,7 @@ class Opinions:
     line: int
     file: str
     readers: set[str] = field(default_factory=set)
-    seen: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Finding -> readers who saw it."""
+    seen: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # finding -> readers who saw it
 
     def has(self, finding: str, rule: str) -> bool:
         """Whether the image has the finding, by `majority` or `any`."""
