@@ -7,12 +7,11 @@ import re
 from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from components.common.errors import UserError
+from components.common.runs.params import Positive, read_yaml, validate
 from components.common.runs.provenance import git_state
 from components.heads import HEADS
 
@@ -46,29 +45,38 @@ def cpu_cores(quantity: str) -> Decimal:
 
 def _check_memory(value: str) -> str:
     if not _MEMORY.fullmatch(value):
-        raise ValueError("must be a whole number of bytes with a Kubernetes unit, such as 512Mi or 16Gi")
+        raise ValueError(f"must be a whole number of bytes with a Kubernetes unit, such as 512Mi or 16Gi, not {value!r}")
     return value
 
 
 def _check_cpu(value: str) -> str:
     if not _CPU.fullmatch(value) or not cpu_cores(value):
-        raise ValueError("must be a number of cores or millicores, such as 4, 0.5 or 500m")
+        raise ValueError(f"must be a number of cores or millicores, such as 4, 0.5 or 500m, not {value!r}")
     return value
 
 
 def _check_image(value: str) -> str:
     found = _IMAGE.fullmatch(value)
     if not found:
-        raise ValueError("must be the name of an image, such as registry/name:tag")
+        raise ValueError(f"must be the name of an image, such as registry/name:tag, not {value!r}")
     if not found["digest"] and found["tag"] in (None, "latest"):
-        raise ValueError(f"needs a tag that never moves, such as {COMMIT}, or a digest: the cache of Kubeflow compares images by name")
+        reason = "the cache of Kubeflow compares images by name"
+        raise ValueError(f"needs a tag that never moves, such as {COMMIT}, or a digest, since {reason}; {value} has none")
     return value
 
 
 def _check_s3(value: str) -> str:
     if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?", value):
-        raise ValueError("must be an s3:// URI")
+        raise ValueError(f"must be an s3:// URI, not {value!r}")
     return value.rstrip("/")
+
+
+def _check_heads(heads: tuple[str, ...]) -> tuple[str, ...]:
+    if GATED not in heads:
+        raise ValueError(f"must have {GATED}, which the gate judges")
+    if len(set(heads)) < len(heads):
+        raise ValueError("has a duplicate")
+    return heads
 
 
 def _one_of(names: Collection[str]) -> AfterValidator:
@@ -85,12 +93,12 @@ Cpu = Annotated[str, AfterValidator(_check_cpu)]
 ImageName = Annotated[str, AfterValidator(_check_image)]
 Prefix = Annotated[str, AfterValidator(_check_s3)]
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
-HeadName = Annotated[str, _one_of(HEADS)]
+Heads = Annotated[tuple[Annotated[str, _one_of(HEADS)], ...], AfterValidator(_check_heads)]
 StepName = Annotated[str, _one_of((*STEPS, ALL_HEADS))]
 
 
 class _Group(BaseModel):
-    """A group of settings: immutable, with unknown keys refused."""
+    """A group of settings: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
@@ -121,7 +129,6 @@ class Secret(_Group):
     """A Kubernetes Secret, and the environment variables that its keys are mapped to."""
 
     name: ResourceName
-    """Name of the Secret."""
     keys: Annotated[dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]], Field(min_length=1)]
     """Environment variable by key of the Secret."""
 
@@ -138,16 +145,12 @@ class Secrets(_Group):
 
 
 class Toleration(_Group):
-    """A toleration of a node taint."""
+    """A toleration of a node taint, as in a pod spec."""
 
     key: str
-    """Key of the taint."""
     operator: Literal["Exists", "Equal"] = "Exists"
-    """Equal also compares the value."""
     value: str | None = None
-    """Value of the taint, for Equal only."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Effect of the taint; None: any."""
 
     @model_validator(mode="after")
     def _value_goes_with_equal(self) -> "Toleration":
@@ -157,27 +160,21 @@ class Toleration(_Group):
 
 
 class Affinity(_Group):
-    """A preference or a requirement for nodes with a label."""
+    """A preference or a requirement for nodes with a label, as in a pod spec."""
 
     key: str
-    """Key of the node label."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
-    """How the label is compared with `values`."""
     values: tuple[str, ...] = ()
-    """Values to compare with."""
     weight: Annotated[int, Field(ge=1, le=100)] | None = None
     """Weight of a preference; None: a requirement."""
 
 
 class Pool(_Group):
-    """A node pool."""
+    """A node pool, by labels and taints of its nodes, and by further preferences."""
 
     node_selector: dict[str, str] = {}
-    """Labels of the nodes."""
     tolerations: tuple[Toleration, ...] = ()
-    """Tolerations of the taints of the nodes."""
     affinity: tuple[Affinity, ...] = ()
-    """Further preferences and requirements."""
 
 
 class StepResources(_Group):
@@ -234,12 +231,10 @@ class Trainer(_Group):
 
 
 class User(_Group):
-    """The user that containers run as."""
+    """The user and the group that containers run as, never root."""
 
-    uid: Annotated[int, Field(ge=1)] = 1000
-    """User id, never root."""
-    gid: Annotated[int, Field(ge=1)] = 1000
-    """Group id."""
+    uid: Positive = 1000
+    gid: Positive = 1000
 
 
 class Settings(_Group):
@@ -250,11 +245,11 @@ class Settings(_Group):
     """Raw files; --raw takes precedence."""
     root: Prefix
     """Prefix of the outputs of all steps."""
-    heads: tuple[HeadName, ...] = tuple(HEADS)
+    heads: Heads = tuple(HEADS)
     """Heads to train; detect needs boxes."""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
     """Preprocessing steps that run in parallel; the shards do not depend on it."""
-    parallel_models: Annotated[int, Field(ge=1)] = 4
+    parallel_models: Positive = 4
     """Models of a study that are trained in parallel."""
     images: Images
     service_account: ResourceName | None = None
@@ -272,14 +267,6 @@ class Settings(_Group):
     trainer: Trainer = Trainer()
     steps: dict[StepName, StepResources] = {}
     """Resources by step. `heads` stands for all heads that are not named; any other step that is not named has the defaults."""
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> "Settings":
-        if GATED not in self.heads:
-            raise ValueError(f"heads must have {GATED}, which the gate judges")
-        if len(set(self.heads)) < len(self.heads):
-            raise ValueError("heads has a duplicate")
-        return self
 
     def step(self, name: str) -> StepResources:
         """Returns what a step may use. `launch` follows a TrainJob: it runs as long as pretraining does, and needs next to nothing."""
@@ -311,24 +298,4 @@ def load(path: str | Path = EXAMPLE) -> Settings:
     Raises:
         UserError: the file cannot be read, or a value is wrong; names the file and the key.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file with --settings") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Settings.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error.errors()[0])}") from None
-
-
-def _explain(mistake: Any) -> str:
-    name = ".".join(str(part) for part in mistake["loc"] if part != "[key]")
-    if mistake["type"] == "extra_forbidden":
-        return f"{name} is not a setting; see {EXAMPLE.name}"
-    if mistake["type"] == "missing":
-        return f"{name} is missing; see {EXAMPLE.name}"
-    reason = mistake["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(mistake["input"], dict | BaseModel) else f", not {mistake['input']!r}"
-    return f"{name}: {reason}{shown}" if name else f"{reason}{shown}"
+    return validate(Settings, read_yaml(Path(path), "--settings"), None, str(path))

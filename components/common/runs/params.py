@@ -22,7 +22,7 @@ Seed = Annotated[int, Field(ge=0)]
 Arch = Literal["resnet18", "resnet50"]
 Device = Literal["auto", "cpu", "cuda"]
 
-S = TypeVar("S", bound="Section")
+S = TypeVar("S", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -93,8 +93,12 @@ class Register(Section):
     """Terms of use, for the model card."""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, option: str = "--params") -> dict[str, Any]:
     """Reads a parameter file.
+
+    Args:
+        path: the file.
+        option: the option that names it, for messages.
 
     Raises:
         UserError: the file is missing, is not YAML, or is not a mapping of sections.
@@ -102,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file with --params") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file with {option}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -160,11 +164,13 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
     """Describes the first mistake in one sentence."""
     first = error.errors()[0]
     location = first["loc"]
-    name = ".".join(map(str, location))
+    name = ".".join(str(part) for part in location if part != "[key]")
     if first["type"] == "extra_forbidden":
         if len(location) == 2 and location[1] in Runtime.model_fields:
             return f"{name} has moved; set runtime.{location[1]} instead"
         return f"{name} is not a parameter{_suggestion(location, schema)}"
+    if first["type"] == "missing":
+        return f"{name} is missing"
     if first["type"] == "model_type":
         return f"{name} must be a mapping of parameters"
     reason = first["msg"].removeprefix("Value error, ")
