@@ -23,10 +23,10 @@ def classify(
     """
     from components.classify.params import Classify
     from components.classify.run import run
+    from components.common.formats.model import DESCRIPTION
     from components.common.runs.step import step
 
     with step("classify", root, Classify, params, {"shards": shards, "backbone": backbone}, runtime) as this:
         run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params, runtime=this.runtime)
-    metrics.metadata.update(this.metrics())
-    this.show("model.json", model.path)
+    this.show({DESCRIPTION: model.path}, metrics)
     return this.out

@@ -21,12 +21,12 @@ def detect(
     Returns:
         The folder of the model and its predictions.
     """
+    from components.common.formats.model import DESCRIPTION
     from components.common.runs.step import step
     from components.detect.params import Detect
     from components.detect.run import run
 
     with step("detect", root, Detect, params, {"shards": shards, "backbone": backbone}, runtime) as this:
         run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params, runtime=this.runtime)
-    metrics.metadata.update(this.metrics())
-    this.show("model.json", model.path)
+    this.show({DESCRIPTION: model.path}, metrics)
     return this.out

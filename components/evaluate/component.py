@@ -36,9 +36,8 @@ def evaluate(
 
     with step("evaluate", root, Evaluate, params, {"predictions": predictions}) as this:
         run(predictions=predictions, out=this.out, params=this.params)
-    metrics.metadata.update(this.metrics("_macro", "_macro_low", "_macro_high"))
+    this.show({REPORT: report.path}, metrics, ("_macro", "_macro_low", "_macro_high"))
     roc.log_roc_curve(*roc_points(predictions[0]))
-    this.show(REPORT, report.path)
     return (this.out, float(this.metrics().get("classify_test_auroc_macro", 0)))
 
 
@@ -65,6 +64,5 @@ def compare(cells: list[str], evaluate: str, study: str, metrics: dsl.Output[dsl
     folder = cells[0].rsplit("/", 4)[0]
     with step("study", folder, Study, study, {}, out=f"{folder}/page") as this:
         run(cells=folder, out=this.out, params=this.params, evaluate=Evaluate.model_validate_json(evaluate))
-    metrics.metadata.update(this.metrics())
-    this.show(STUDY, page.path)
+    this.show({STUDY: page.path}, metrics)
     return this.out

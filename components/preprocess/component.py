@@ -61,7 +61,5 @@ def merge(
 
     with step("shards", root, Preprocess, params, {"partitions": sorted(partitions)}, runtime) as this:
         merge_partitions(shards=partitions, out=this.out, runtime=this.runtime)
-    metrics.metadata.update(this.metrics())
-    this.show(MANIFEST, manifest.path)
-    this.show(REPORT, report.path)
+    this.show({MANIFEST: manifest.path, REPORT: report.path}, metrics)
     return this.out

@@ -28,8 +28,7 @@ def pretrain(
 
     with step("pretrain", root, Pretrain, params, {"shards": shards}, runtime) as this:
         run_here([shards], this.out, this.params, this.runtime, processes)
-    metrics.metadata.update(this.metrics())
-    this.show(BACKBONE, backbone.path)
+    this.show({BACKBONE: backbone.path}, metrics)
     return this.out
 
 
@@ -58,6 +57,5 @@ def launch(
 
     with step("pretrain", root, Pretrain, params, {"shards": shards}, runtime) as this:
         run_on_nodes([shards], this.out, this.params, this.runtime, cluster)
-    metrics.metadata.update(this.metrics())
-    this.show(BACKBONE, backbone.path)
+    this.show({BACKBONE: backbone.path}, metrics)
     return this.out

@@ -30,5 +30,5 @@ def register(
     overrides = [f"register.min_auroc={min_auroc}", *([] if takes_name else ["register.name=null"])]
     with step("register", root, Register, params, inputs, overrides=overrides) as this:
         run(model=model, evaluation=evaluation, out=this.out, params=this.params)
-    this.show(REGISTRATION, registration.path)
+    this.show({REGISTRATION: registration.path})
     return this.out

@@ -33,14 +33,23 @@ class Step(NamedTuple):
     out: str
     """Output folder."""
 
-    def metrics(self, *suffixes: str) -> dict[str, float]:
-        """Returns the numbers of metrics.json that are defined; with `suffixes`, those whose names end with one of them."""
+    def metrics(self) -> dict[str, float]:
+        """Returns the numbers of metrics.json that are defined."""
         content = json.loads(storage.read(storage.join(self.out, METRICS)))
-        return {name: value for name, value in content.items() if value is not None and name.endswith(suffixes or ("",))}
+        return {name: value for name, value in content.items() if value is not None}
 
-    def show(self, name: str, target: str) -> None:
-        """Copies a small file of the output to where the UI of the pipeline finds it."""
-        Path(target).write_bytes(storage.read(storage.join(self.out, name)))
+    def show(self, files: Mapping[str, str], metrics: Any = None, suffixes: tuple[str, ...] = ("",)) -> None:
+        """Copies small files and numbers of the output to where the UI of the pipeline finds them.
+
+        Args:
+            files: target path by name in the output.
+            metrics: Kubeflow artifact for the numbers of metrics.json, if it is to be filled.
+            suffixes: endings of the names of these numbers; all by default.
+        """
+        for name, target in files.items():
+            Path(target).write_bytes(storage.read(storage.join(self.out, name)))
+        if metrics is not None:
+            metrics.metadata.update({name: value for name, value in self.metrics().items() if name.endswith(suffixes)})
 
 
 @contextmanager

@@ -1,13 +1,15 @@
-"""A stage as a step of a pipeline: its output folder, and its exit code."""
+"""A stage as a step of a pipeline: its output folder, its exit code, and what the UI shows."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from components.common.errors import UserError
 from components.common.runs import storage
-from components.common.runs.step import exit_codes, step
+from components.common.runs.params import Runtime
+from components.common.runs.step import Step, exit_codes, step
 from components.pretrain.params import Pretrain
 
 
@@ -25,6 +27,17 @@ def test_the_folder_depends_on_everything_that_the_output_does(tmp_path: Path, m
     monkeypatch.setenv("GIT_COMMIT", "two")
     assert len({*others, folder()}) == 4
     assert folder().startswith(storage.join("root", "pretrain", ""))
+
+
+def test_the_ui_gets_small_files_and_numbers(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"auroc_macro": 0.5, "auroc_nodule": 0.25, "undefined_macro": null}')
+    this = Step(Pretrain(), Runtime(), str(tmp_path))
+    metrics = SimpleNamespace(metadata={})
+    this.show({"metrics.json": str(tmp_path / "shown.json")}, metrics, ("_macro",))
+    assert metrics.metadata == {"auroc_macro": 0.5}
+    this.show({}, metrics)
+    assert metrics.metadata == {"auroc_macro": 0.5, "auroc_nodule": 0.25}
+    assert (tmp_path / "shown.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
