@@ -7,7 +7,7 @@ network of the machine, so that it can reach servers on loopback.
 import codecs
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +105,15 @@ def _check_engine(settings: Settings) -> None:
         client = docker.from_env()
     except docker.errors.DockerException:
         raise UserError(f"{host}: no container engine answers; start Docker, or podman's service and name it in DOCKER_HOST") from None
-    try:
+    with closing(client):
         for name in (settings.image("cpu"), settings.image("gpu")):
-            _check_image(client, name)
-    finally:
-        client.close()
-
-
-def _check_image(client: Any, name: str) -> None:
-    try:
-        client.images.get(name)
-    except docker.errors.ImageNotFound:
-        raise UserError(f"{name}: the container engine has no such image; run `make images`, or name others in the settings") from None
-    except docker.errors.DockerException as error:
-        raise UserError(f"{name}: the container engine cannot look this image up: {' '.join(str(error).split())}") from None
+            try:
+                client.images.get(name)
+            except docker.errors.ImageNotFound:
+                problem = "has no such image; run `make images`, or name others in the settings"
+                raise UserError(f"{name}: the container engine {problem}") from None
+            except docker.errors.DockerException as error:
+                raise UserError(f"{name}: the container engine cannot look this image up: {' '.join(str(error).split())}") from None
 
 
 def _make_folder(root: Path, user: User) -> None:

@@ -26,6 +26,22 @@ HOW_TO_LOG_IN = f"set {TOKEN_VARIABLE}, {TOKEN_FILE_VARIABLE} or {COOKIE_VARIABL
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
+class Submission(NamedTuple):
+    """Everything that is sent, besides the package."""
+
+    host: str
+    namespace: str | None
+    """Namespace of the profile; None for a single-user installation."""
+    experiment: str
+    pipeline: str
+    version: str
+    run: str
+    """Display name of the run."""
+    service_account: str | None
+    """Service account of the pods; None: the default of the server."""
+    parameters: dict[str, Any]
+
+
 class RunStatus(NamedTuple):
     """A run as the server reports it."""
 
@@ -74,13 +90,23 @@ class KubeflowServer:
         self._experiments, self._pipelines = api.ExperimentServiceApi(client), api.PipelineServiceApi(client)
         self._uploads = api.PipelineUploadServiceApi(client)
 
-    def check(self) -> None:
-        """Checks that this is Kubeflow Pipelines and that the credentials are accepted."""
-        answer = self._call(self._health.healthz_service_get_healthz)
-        if not isinstance(answer, api.V2beta1GetHealthzResponse):
+    def start(self, submission: Submission, package: Path) -> str:
+        """Uploads a package, unless the server has this version, starts a run, and returns its id."""
+        health = self._call(self._health.healthz_service_get_healthz)  # reports early that the server is of another kind or refuses
+        if not isinstance(health, api.V2beta1GetHealthzResponse):
             raise self._not_kubeflow()
+        experiment = self._experiment(submission.experiment)
+        pipeline, version = self._upload(package, submission.pipeline, submission.version)
+        run = api.V2beta1Run(
+            experiment_id=experiment,
+            display_name=submission.run,
+            pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline, pipeline_version_id=version),
+            runtime_config=api.V2beta1RuntimeConfig(parameters=submission.parameters),
+            service_account=submission.service_account,
+        )
+        return str(self._call(self._runs.run_service_create_run, run).run_id)
 
-    def experiment(self, name: str) -> str:
+    def _experiment(self, name: str) -> str:
         """Returns the id of an experiment, which is created if it does not exist."""
         listed = self._call(self._experiments.experiment_service_list_experiments, filter=_by_name(name), **self._in_namespace).experiments
         if not listed:
@@ -88,17 +114,8 @@ class KubeflowServer:
             listed = [self._call(self._experiments.experiment_service_create_experiment, wanted)]
         return str(listed[0].experiment_id)
 
-    def upload(self, package: Path, name: str, version: str) -> tuple[str, str]:
-        """Uploads a package as a version of a pipeline; an existing version is used, since its name identifies its content.
-
-        Args:
-            package: the compiled file.
-            name: name of the pipeline, which is created if it does not exist.
-            version: name of the version.
-
-        Returns:
-            The ids of the pipeline and of the version.
-        """
+    def _upload(self, package: Path, name: str, version: str) -> tuple[str, str]:
+        """Returns the ids of a pipeline and of its version; an existing version is used, since its name identifies its content."""
         listed = self._call(self._pipelines.pipeline_service_list_pipelines, filter=_by_name(name), **self._in_namespace).pipelines
         if not listed:
             listed = [self._call(self._uploads.upload_pipeline, str(package), name=name, display_name=name, **self._in_namespace)]
@@ -113,25 +130,6 @@ class KubeflowServer:
                 raise
             sent = found[0]
         return pipeline, str(sent.pipeline_version_id)
-
-    def start(self, name: str, experiment: str, version: tuple[str, str], parameters: dict[str, Any], service_account: str | None) -> str:
-        """Starts a run and returns its id.
-
-        Args:
-            name: display name of the run.
-            experiment: id of the experiment.
-            version: ids of the pipeline and of its version.
-            parameters: parameters of the pipeline.
-            service_account: service account of the pods; None: the default of the server.
-        """
-        wanted = api.V2beta1Run(
-            experiment_id=experiment,
-            display_name=name,
-            pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=version[0], pipeline_version_id=version[1]),
-            runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
-            service_account=service_account,
-        )
-        return str(self._call(self._runs.run_service_create_run, wanted).run_id)
 
     def run(self, identity: str) -> RunStatus:
         """Returns the status of a run."""
@@ -217,8 +215,6 @@ def _message(body: Any) -> str:
     """Returns the message in the answer of the server, if it has one."""
     try:
         content = json.loads(body)
-    except (ValueError, TypeError):
+        return _one_line(content.get("message") or content.get("error_message") or content.get("error") or "")[:500]
+    except (ValueError, TypeError, AttributeError):
         return ""
-    if not isinstance(content, dict):
-        return ""
-    return _one_line(content.get("message") or content.get("error_message") or content.get("error") or "")[:500]

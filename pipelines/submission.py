@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import yaml
 
@@ -16,7 +15,7 @@ from components.common.runs.provenance import git_state
 from components.common.runs.signals import EXIT_CODE
 from components.params import Params
 from pipelines import data_version, packages, parameters
-from pipelines.server import FINAL_STATES, KubeflowServer, LostError, RunStatus
+from pipelines.server import FINAL_STATES, KubeflowServer, LostError, RunStatus, Submission
 from pipelines.settings import Settings, commit
 
 POLL_SECONDS = 5.0
@@ -26,33 +25,30 @@ PATIENCE_SECONDS = 600.0
 """How long following a run outlasts a server that does not answer."""
 
 
-class Submission(NamedTuple):
-    """Everything that is sent."""
-
-    host: str
-    namespace: str | None
-    experiment: str
-    pipeline: str
-    version: str
-    run: str
-    service_account: str | None
-    parameters: dict[str, Any]
-
-
 def submit(options: argparse.Namespace, settings: Settings, params: Params) -> int:
     """Runs the command `submit`."""
     server = _server(options, settings)
     raw, md5 = _raw(options, settings)
-    given = parameters.arguments(options.name, params, raw, options.out or settings.root, md5)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, f"{options.name}.yaml")
         packages.compile_to(package, options.name, settings, params)
-        submission = _prepare(options, settings, server, storage.digest_file(package), given)
+        dirty = "-dirty" if git_state()["dirty"] else ""
+        submission = Submission(
+            host=server.host,
+            namespace=server.namespace,
+            experiment=options.experiment or settings.server.experiment,
+            pipeline=f"cxr-{options.name}",
+            # Other settings give another package at the same commit.
+            version=f"{commit()}{dirty}-{storage.digest_file(package)[:8]}",
+            run=f"{options.name} {commit()[:12]} {time.strftime('%Y-%m-%d %H:%M', time.gmtime())}",
+            service_account=settings.service_account,
+            parameters=parameters.arguments(options.name, params, raw, options.out or settings.root, md5),
+        )
         if options.dry_run:
             print(yaml.safe_dump(submission._asdict(), sort_keys=False, allow_unicode=True), end="")
             return 0
-        identity = _send(server, submission, package)
-    if git_state()["dirty"]:
+        identity = server.start(submission, package)
+    if dirty:
         print("warning: the working tree has uncommitted changes, which images named by the commit do not contain")
     print(f"run {identity}\n{server.link(identity)}", flush=True)
     return _follow(server, identity) if options.wait else 0
@@ -87,23 +83,6 @@ def _server(options: argparse.Namespace, settings: Settings) -> KubeflowServer:
     return KubeflowServer(host, options.namespace or settings.server.namespace)
 
 
-def _prepare(
-    options: argparse.Namespace, settings: Settings, server: KubeflowServer, package_digest: str, given: dict[str, Any]
-) -> Submission:
-    dirty = "-dirty" if git_state()["dirty"] else ""
-    return Submission(
-        host=server.host,
-        namespace=server.namespace,
-        experiment=options.experiment or settings.server.experiment,
-        pipeline=f"cxr-{options.name}",
-        # Other settings give another package at the same commit.
-        version=f"{commit()}{dirty}-{package_digest[:8]}",
-        run=f"{options.name} {commit()[:12]} {time.strftime('%Y-%m-%d %H:%M', time.gmtime())}",
-        service_account=settings.service_account,
-        parameters=given,
-    )
-
-
 def _raw(options: argparse.Namespace, settings: Settings) -> tuple[str | None, str]:
     """Returns the folder of the raw files, and its MD5 if DVC tracks it; a dry run copies nothing."""
     if options.name == "smoke":
@@ -118,13 +97,6 @@ def _raw(options: argparse.Namespace, settings: Settings) -> tuple[str | None, s
     if not storage.is_s3(raw):
         raise UserError(f"--raw {raw}: must be an s3:// URI, which the cluster can read, or {data_version.PREFIX}REVISION")
     return str(raw), ""
-
-
-def _send(server: KubeflowServer, submission: Submission, package: Path) -> str:
-    server.check()
-    experiment = server.experiment(submission.experiment)
-    version = server.upload(package, submission.pipeline, submission.version)
-    return server.start(submission.run, experiment, version, submission.parameters, submission.service_account)
 
 
 def _follow(server: KubeflowServer, identity: str) -> int:
