@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom. Reads like a table of contents; README.md and docs/adding-a-head.md lead on from here."""
+"""The floors and rooms of the code base, who may import whom, and how large things may be."""
 
 import ast
 from pathlib import Path
