@@ -19,7 +19,10 @@ if not all(map(importlib.util.find_spec, PACKAGES)):
     sys.exit(2)
 
 from components.common.errors import SharedError, UserError  # noqa: E402
+from components.common.formats import backbone  # noqa: E402
 from components.common.formats.documents import METRICS  # noqa: E402
+from components.common.formats.manifest import MANIFEST  # noqa: E402
+from components.common.formats.model import DESCRIPTION  # noqa: E402
 from components.common.runs.command import Input  # noqa: E402
 from components.heads import ANY_HEAD, HEADS  # noqa: E402
 
@@ -36,12 +39,12 @@ class Command(NamedTuple):
 
 
 RAW = Input("raw", "folder of DICOM, PNG or JPEG files; labels.csv and boxes.csv at its top are read")
-SHARDS = Input("shards", "output folders of preprocess", many=True, marker="manifest.json", made_by="preprocess")
+SHARDS = Input("shards", "output folders of preprocess", many=True, marker=MANIFEST, made_by="preprocess")
 BACKBONE = Input(
     "backbone",
     "output folder of pretrain; without it training starts from scratch",
     required=False,
-    marker="backbone.json",
+    marker=backbone.BACKBONE,
     made_by="pretrain",
 )
 
@@ -69,13 +72,13 @@ COMMANDS = {
     "evaluate": Command(
         "compute metrics with confidence intervals, and a report",
         (
-            Input("predictions", f"output folders of {ANY_HEAD}", many=True, marker="model.json", made_by=ANY_HEAD),
+            Input("predictions", f"output folders of {ANY_HEAD}", many=True, marker=DESCRIPTION, made_by=ANY_HEAD),
             Input(
                 "baseline",
                 "output folders to compare with, at most one per head",
                 many=True,
                 required=False,
-                marker="model.json",
+                marker=DESCRIPTION,
                 made_by=ANY_HEAD,
             ),
         ),
@@ -88,7 +91,7 @@ COMMANDS = {
     "register": Command(
         "register a model in MLflow and decide on its alias",
         (
-            Input("model", f"output folder of {ANY_HEAD}", marker="model.json", made_by=ANY_HEAD),
+            Input("model", f"output folder of {ANY_HEAD}", marker=DESCRIPTION, made_by=ANY_HEAD),
             Input("evaluation", "output folder of evaluate with that model among its --predictions", marker=METRICS, made_by="evaluate"),
         ),
     ),

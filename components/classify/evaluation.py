@@ -11,8 +11,9 @@ from components.classify import report, subgroups
 from components.classify.metrics import METRICS, PAIRED, ClassificationSplit, Findings, evaluate
 from components.classify.subgroups import Subgroup
 from components.common.errors import UserError
+from components.common.formats.labels import LABELS
 from components.common.formats.model import DESCRIPTION
-from components.common.formats.predictions import PREDICTIONS, matrix, rows_of
+from components.common.formats.predictions import PREDICTIONS, matrix, rows_of, score_column, target_column
 from components.common.head import CsvTable, HeadOutput
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import has_both
@@ -163,25 +164,25 @@ def _names(table: pa.Table, model: HeadOutput) -> list[str]:
     findings = model.description.get("findings")
     if not isinstance(findings, list) or not findings:
         raise UserError(f"{description}: names no findings; run classify again")
-    wanted = [f"{kind}_{finding}" for finding in findings for kind in ("score", "target")]
+    wanted = [column(finding) for finding in findings for column in (score_column, target_column)]
     if missing := [column for column in wanted if column not in table.column_names]:
         raise UserError(f"{description}: its findings need the column {missing[0]}, which {PREDICTIONS} lacks; run classify again")
     keys = [metric_key(str(finding)) for finding in findings]
     for index, (finding, key) in enumerate(zip(findings, keys, strict=True)):
         if key in keys[:index] or key == "macro":
-            raise UserError(f"finding {finding}: cannot be told from another in metric names; rename its column in labels.csv")
+            raise UserError(f"finding {finding}: cannot be told from another in metric names; rename its column in {LABELS}")
     return [str(finding) for finding in findings]
 
 
 def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> ClassificationSplit:
-    scores = matrix(rows, [f"score_{finding}" for finding in findings])
-    targets = matrix(rows, [f"target_{finding}" for finding in findings])
+    scores = matrix(rows, [score_column(finding) for finding in findings])
+    targets = matrix(rows, [target_column(finding) for finding in findings])
     if not ((scores >= 0) & (scores <= 1)).all():
         raise UserError(f"{source}: the {name} split has scores that are not probabilities; run classify again")
     if not (np.isnan(targets) | np.isin(targets, (0, 1))).all():
         raise UserError(f"{source}: the {name} split has targets other than 1, 0 and unknown; run classify again")
     if name == "test" and np.isnan(targets).all():
-        raise UserError(f"{source}: no patient of the test split has a known label; add labels.csv and run preprocess again")
+        raise UserError(f"{source}: no patient of the test split has a known label; add {LABELS} and run preprocess again")
     return ClassificationSplit(
         targets, scores, patient_indices(rows["patient_id"].to_pylist()), np.array(rows["image_id"].to_pylist(), dtype=np.str_)
     )

@@ -7,7 +7,7 @@ import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from components.common.formats.predictions import findings_of, matrix
+from components.common.formats.predictions import findings_of, matrix, score_column, target_column
 from components.common.head import CONFIDENCE, Candidate, Champion, Floor, NotComparable, refuse_other_images
 from components.common.html.markdown import counted, interval, table
 from components.common.runs.params import Register
@@ -47,8 +47,8 @@ def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
     if sorted(names) != sorted(findings_of(theirs)):
         raise NotComparable(f"the champion was trained for other findings ({', '.join(findings_of(theirs))})")
     refuse_other_images(mine["image_id"].to_pylist(), theirs["image_id"].to_pylist())
-    first, second = (matrix(rows, [f"score_{name}" for name in names]) for rows in (mine, theirs))
-    targets, patients = matrix(mine, [f"target_{name}" for name in names]), mine["patient_id"].to_pylist()
+    first, second = (matrix(rows, [score_column(name) for name in names]) for rows in (mine, theirs))
+    targets, patients = matrix(mine, [target_column(name) for name in names]), mine["patient_id"].to_pylist()
     found = paired_auroc_difference(targets, first, second, patients, settings.resamples, settings.seed, new.min_positives, CONFIDENCE)
     if math.isnan(found.estimate):
         raise NotComparable("no finding has enough positives and negatives in the test split to compare with the champion")

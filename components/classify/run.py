@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
@@ -18,8 +17,10 @@ from components.classify.params import Classify
 from components.classify.training import MODES, Classification
 from components.common.errors import UserError
 from components.common.formats.history import HISTORY, metrics_of
+from components.common.formats.labels import LABELS
 from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
-from components.common.formats.predictions import META, common_columns
+from components.common.formats.pages import FIGURES
+from components.common.formats.predictions import META, common_columns, score_column, target_column, write_predictions
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
@@ -50,7 +51,7 @@ def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, back
     """
     opened = open_shards(shards)
     if not opened.findings:
-        raise UserError(f"{', '.join(shards)}: the shards have no findings; put a labels.csv into the raw folder and run preprocess again")
+        raise UserError(f"{', '.join(shards)}: the shards have no findings; put a {LABELS} into the raw folder and run preprocess again")
     classification = MODES[params.mode](params, opened, backbone)
     if classification.batch_size < params.batch_size:
         log.warning("classify: batches of %d images, since there are no more training images", classification.batch_size)
@@ -76,13 +77,13 @@ def finish(classification: Classification, job: StageRun) -> dict[str, float]:
     scale_logits(network.fc, temperature)
     save_file(checkpoints.copy_weights(network), job.folder / WEIGHTS)
     write_json(job.folder / DESCRIPTION, describe(classification, job, temperature))
-    (job.folder / "figures").mkdir(exist_ok=True)
+    (job.folder / FIGURES).mkdir(exist_ok=True)
     test = Reader(shards, "test", META)
     tables = [
         table_of(val, "val", _sigmoid(logits / np.float32(temperature)), shards.findings),
         table_of(test, "test", _sigmoid(classification.predict(network, test)), shards.findings),
     ]
-    pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
+    write_predictions(job.folder, tables)
     divisors = {"val_nll_uncalibrated": 1.0, "val_nll": temperature}
     likelihoods = {name: negative_log_likelihood(targets, logits.astype(np.float64) / value) for name, value in divisors.items()}
     return {"temperature": temperature, **likelihoods}
@@ -113,8 +114,8 @@ def table_of(reader: Reader, split: str, scores: Array, findings: list[str]) -> 
     columns = common_columns(reader.table, split, "classify")
     targets = reader.labels()
     for index, finding in enumerate(findings):
-        columns[f"score_{finding}"] = pa.array(scores[:, index])
-        columns[f"target_{finding}"] = pa.array(targets[:, index])
+        columns[score_column(finding)] = pa.array(scores[:, index])
+        columns[target_column(finding)] = pa.array(targets[:, index])
     return pa.table(columns)
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from components.common.formats.predictions import score_column, target_column
 from components.common.formats.shards import Pixels
 from components.common.training import backbones
 from components.common.training.inference import InputImage, batches, best_device, decoded
@@ -56,7 +57,7 @@ class Classifier(nn.Module):
         found: dict[str, Any] = {}
         for index, name in enumerate(self.labels):
             known = [row[findings.index(name)] if name in findings else float("nan") for row in labels]
-            found |= {f"score_{name}": pa.array(scores[:, index]), f"target_{name}": pa.array(known, pa.float32())}
+            found |= {score_column(name): pa.array(scores[:, index]), target_column(name): pa.array(known, pa.float32())}
         return found
 
     def unlabelled(self, findings: list[str]) -> list[str]:
@@ -65,7 +66,7 @@ class Classifier(nn.Module):
 
     def counts(self, predictions: pa.Table) -> dict[str, float]:
         """Counts the positives of each finding."""
-        return {f"positives_{name}": sum(value == 1 for value in predictions[f"target_{name}"].to_pylist()) for name in self.labels}
+        return {f"positives_{name}": sum(value == 1 for value in predictions[target_column(name)].to_pylist()) for name in self.labels}
 
 
 def exportable(network: Classifier) -> nn.Module:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.common.errors import UserError
+from components.common.formats.labels import BOXES
 from components.common.training.reader import Reader
 
 COLUMNS = ("boxes", "height", "width")
@@ -52,7 +53,7 @@ def choose_classes(reader: Reader, wanted: tuple[str, ...]) -> list[str]:
     """
     found = Counter(box["label"] for boxes in reader.table["boxes"].to_pylist() for box in boxes)
     if not found:
-        raise UserError("the shards have no boxes in the train split; put a boxes.csv into the raw folder and run preprocess again")
+        raise UserError(f"the shards have no boxes in the train split; put a {BOXES} into the raw folder and run preprocess again")
     if missing := [name for name in wanted if name not in found]:
         raise UserError(f"detect.classes: no box of {missing[0]} in the train split; there are {', '.join(sorted(found))}")
     return list(wanted) or sorted(found)
@@ -85,7 +86,7 @@ def _place(row: dict[str, Any], classes: list[str], origin: Rows) -> tuple[Array
     clipped = corners.clip(0, [row["width"], row["height"]] * 2)
     sides = clipped[:, 2:] - clipped[:, :2]
     if not (sides > 0).all():
-        raise UserError(f"image {row['image_id']}: a box is empty or outside the image; correct boxes.csv and run preprocess again")
+        raise UserError(f"image {row['image_id']}: a box is empty or outside the image; correct {BOXES} and run preprocess again")
     return np.concatenate([clipped[:, :2] + origin, sides], axis=1), np.array([classes.index(box["label"]) for box in mine], np.int64)
 
 

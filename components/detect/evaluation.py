@@ -8,8 +8,10 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from components.common.errors import UserError
+from components.common.formats.labels import BOXES, LABELS
 from components.common.formats.model import DESCRIPTION
-from components.common.formats.predictions import PREDICTIONS, rows_of
+from components.common.formats.predictions import DETECTIONS, PREDICTIONS, TARGETS, rows_of
+from components.common.formats.shards import COORDINATES
 from components.common.head import CsvTable, HeadOutput
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import Floats, Integers
@@ -30,7 +32,6 @@ NAMES = {
 }
 FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))
 """Differences whose p-values are corrected together."""
-BOX = ("x", "y", "width", "height")
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Detection":
@@ -43,7 +44,7 @@ def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Detection":
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
     val, test = (_split(rows_of(table, name), classes, model.path(PREDICTIONS)) for name in ("val", "test"))
     if not test.images:
-        raise UserError(f"{model.path(PREDICTIONS)}: no test image has known boxes; add boxes.csv and labels.csv and run preprocess again")
+        raise UserError(f"{model.path(PREDICTIONS)}: no test image has known boxes; add {BOXES} and {LABELS} and run preprocess again")
     return Detection(model, params, evaluate(classes, val, test, params))
 
 
@@ -134,25 +135,25 @@ def _classes(table: pa.Table, model: HeadOutput) -> list[str]:
     classes = model.description.get("classes")
     if not isinstance(classes, list) or not classes:
         raise UserError(f"{description}: names no classes; run detect again")
-    if missing := [name for name in ("boxes", "targets") if name not in table.column_names]:
+    if missing := [name for name in (DETECTIONS, TARGETS) if name not in table.column_names]:
         raise UserError(f"{description}: its classes need the column {missing[0]}, which {PREDICTIONS} lacks; run detect again")
     keys = [metric_key(str(name)) for name in classes]
     for index, (name, key) in enumerate(zip(classes, keys, strict=True)):
         if key in keys[:index]:
-            raise UserError(f"class {name}: cannot be told from another in metric names; rename it in boxes.csv")
+            raise UserError(f"class {name}: cannot be told from another in metric names; rename it in {BOXES}")
     return [str(name) for name in classes]
 
 
 def _split(rows: pa.Table, classes: list[str], source: str) -> DetectionSplit:
-    known = rows.filter(rows["targets"].is_valid())
-    found = [_boxes(boxes, classes, source) for boxes in known["boxes"].to_pylist()]
-    targets = [[box for box in boxes if box["label"] in classes] for boxes in known["targets"].to_pylist()]
+    known = rows.filter(rows[TARGETS].is_valid())
+    found = [_boxes(boxes, classes, source) for boxes in known[DETECTIONS].to_pylist()]
+    targets = [[box for box in boxes if box["label"] in classes] for boxes in known[TARGETS].to_pylist()]
     there = [_boxes(boxes, classes, source) for boxes in targets]
-    scores = [np.array([box["score"] for box in boxes], np.float64) for boxes in known["boxes"].to_pylist()]
+    scores = [np.array([box["score"] for box in boxes], np.float64) for boxes in known[DETECTIONS].to_pylist()]
     if not all(((each >= 0) & (each <= 1)).all() for each in scores):
         raise UserError(f"{source}: a score is not a probability; run detect again")
     images = [ImageBoxes(box, score, label, *other) for (box, label), score, other in zip(found, scores, there, strict=True)]
-    strange = sum(len(boxes) for boxes in known["targets"].to_pylist()) - sum(map(len, targets))
+    strange = sum(len(boxes) for boxes in known[TARGETS].to_pylist()) - sum(map(len, targets))
     return DetectionSplit(
         images, patient_indices(known["patient_id"].to_pylist()), known["image_id"].to_pylist(), len(rows) - len(known), strange
     )
@@ -162,7 +163,7 @@ def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tupl
     """Returns boxes (n, 4) and class numbers (n,)."""
     if strange := [box["label"] for box in boxes if box["label"] not in classes]:
         raise UserError(f"{source}: a box of the class {strange[0]}, which {DESCRIPTION} does not name; run detect again")
-    places = np.array([[box[name] for name in BOX] for box in boxes], np.float64).reshape(-1, 4)
+    places = np.array([[box[name] for name in COORDINATES] for box in boxes], np.float64).reshape(-1, 4)
     if not (np.isfinite(places).all() and (places[:, 2:] > 0).all()):
         raise UserError(f"{source}: a box is empty or not finite; run detect again")
     return places, np.array([classes.index(box["label"]) for box in boxes], np.int64)

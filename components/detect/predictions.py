@@ -6,13 +6,12 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from components.common.formats.predictions import common_columns
-from components.common.formats.shards import BOX
+from components.common.formats.predictions import DETECTIONS, SCORED_BOX, TARGETS, common_columns
+from components.common.formats.shards import BOX, COORDINATES
 from components.common.statistics.detection_matching import ImageBoxes, froc_curve, match, pool
 from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array, Rows
 
-SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
 FALSE_POSITIVES = 0.5
 """False positives per validation image at the threshold above which detections are drawn."""
 
@@ -63,10 +62,10 @@ def box_columns(found: list[Found], known: Annotations, classes: list[str]) -> d
     boxes = [_records(*each, start, classes) for each, start in zip(found, known.origin, strict=True)]
     rows = zip(known.boxes, known.labels, known.origin, known.known, strict=True)
     targets = [_records(box, None, label, start, classes) if sure else None for box, label, start, sure in rows]
-    return {"boxes": pa.array(boxes, pa.list_(SCORED_BOX)), "targets": pa.array(targets, pa.list_(BOX))}
+    return {DETECTIONS: pa.array(boxes, pa.list_(SCORED_BOX)), TARGETS: pa.array(targets, pa.list_(BOX))}
 
 
 def _records(boxes: Array, scores: Array | None, labels: Rows, origin: Array, classes: list[str]) -> list[dict[str, Any]]:
     placed = boxes - [*origin, 0, 0]
-    records = [{"label": classes[label], **dict(zip(BOX.names[1:], box, strict=True))} for label, box in zip(labels, placed, strict=True)]
+    records = [{"label": classes[label], **dict(zip(COORDINATES, box, strict=True))} for label, box in zip(labels, placed, strict=True)]
     return records if scores is None else [{**record, "score": score} for record, score in zip(records, scores, strict=True)]

@@ -9,6 +9,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from components.common.errors import UserError
+from components.common.formats.predictions import TARGETS
 from components.common.head import Candidate, Champion, Floor, NotComparable, differences_to_champion, refuse_other_images
 from components.common.html.markdown import counted, interval, table
 from components.common.runs.params import Register
@@ -105,7 +106,7 @@ def _results(candidate: Candidate) -> str:
 
 def _known(predictions: pa.Table) -> list[str]:
     """Returns the ids of the images in which all classes are known; only these are evaluated."""
-    ids: list[str] = predictions.filter(predictions["targets"].is_valid())["image_id"].to_pylist()
+    ids: list[str] = predictions.filter(predictions[TARGETS].is_valid())["image_id"].to_pylist()
     return ids
 
 

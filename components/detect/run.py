@@ -5,13 +5,12 @@ The best epoch is the one with the highest mAP@50 on the validation split; the t
 
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
 from components.common.formats.history import HISTORY, metrics_of
 from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
-from components.common.formats.predictions import META
+from components.common.formats.pages import FIGURES
+from components.common.formats.predictions import META, write_predictions
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
@@ -45,7 +44,7 @@ def run(*, shards: list[str], out: str, params: Detect, runtime: Runtime, backbo
         finish(detection, job)
         best = metrics_of(history[detection.best["epoch"] - 1])
         job.attach(HISTORY)
-        job.attach("figures")
+        job.attach(FIGURES)
         job.publish({"best_epoch": detection.best["epoch"], **detection.counts(), **best}, drop=(checkpoints.FOLDER,))
 
 
@@ -60,8 +59,8 @@ def finish(detection: Detection, job: StageRun) -> None:
     threshold = operating_threshold(compared(found["val"], known["val"]), len(classes))
     write_json(job.folder / DESCRIPTION, describe(detection, job, threshold))
     tables = [table_of(readers[split], split, found[split], known[split], classes) for split in readers]
-    pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
-    figures.draw(job.folder / "figures", readers["test"], found["test"], known["test"], classes, threshold)
+    write_predictions(job.folder, tables)
+    figures.draw(job.folder / FIGURES, readers["test"], found["test"], known["test"], classes, threshold)
 
 
 def describe(detection: Detection, job: StageRun, threshold: float) -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """ROC curve of all findings pooled (micro average), for pages that show a single curve."""
 
-import io
-
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from components.common.formats.predictions import PREDICTIONS
+from components.common.formats.predictions import PREDICTIONS, findings_of, matrix, parse_predictions, rows_of, score_column, target_column
 from components.common.runs import storage
 from components.common.statistics.arrays import has_both
 from components.common.statistics.curves import MOST_POINTS, roc_curve
@@ -19,12 +15,10 @@ def roc_points(folder: str) -> tuple[list[float], list[float], list[float]]:
         False positive rates, true positive rates and thresholds at no more than MOST_POINTS points, the ends of the curve among
         them; none if only one class is known.
     """
-    table = pq.read_table(io.BytesIO(storage.read(storage.join(folder, PREDICTIONS))))
-    test = table.filter(pc.equal(table["split"], "test"))
-    findings = [name.removeprefix("score_") for name in table.column_names if name.startswith("score_")]
-    scores, targets = (
-        np.concatenate([test[f"{kind}_{name}"].to_numpy().astype(np.float64) for name in findings]) for kind in ("score", "target")
-    )
+    path = storage.join(folder, PREDICTIONS)
+    test = rows_of(parse_predictions(storage.read(path), path), "test")
+    findings = findings_of(test)
+    scores, targets = (matrix(test, [column(name) for name in findings]).T.ravel() for column in (score_column, target_column))
     if not has_both(targets):
         return [], [], []
     curve = roc_curve(targets, scores)

@@ -1,22 +1,19 @@
 """Reads the output folder of a head and checks everything that does not depend on the head."""
 
-import csv
-import io
 import json
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from components.common.errors import UserError
 from components.common.formats.documents import RUN_RECORD
-from components.common.formats.model import FIGURES
-from components.common.formats.predictions import COLUMNS, PREDICTIONS, SPLITS, rows_of
+from components.common.formats.history import HISTORY, parse_history
+from components.common.formats.pages import FIGURES
+from components.common.formats.predictions import PREDICTIONS, SPLITS, parse_predictions, rows_of
 from components.common.head import HeadOutput
 from components.common.runs import storage
 from components.common.runs.inputs import read_model
 from components.heads import ANY_HEAD
 
-HISTORY = "history.csv"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -29,48 +26,24 @@ def read_predictions(folder: str) -> tuple[pa.Table, HeadOutput]:
     description, model_digest = read_model(folder, ANY_HEAD)
     source = storage.join(folder, PREDICTIONS)
     content = storage.read(source)
-    table = _parse(content, source)
+    table = parse_predictions(content, source)
     head = _head_of(table, source)
     _check_rows(table, source)
+    history = storage.join(folder, HISTORY)
     model = HeadOutput(
         folder=folder,
         head=head,
         description=description,
         record=json.loads(storage.read(storage.join(folder, RUN_RECORD))),
-        history=read_history(storage.join(folder, HISTORY)),
+        history=_columns(parse_history(storage.read(history), history)),
         figures=_figures(folder),
         digests={"predictions": storage.digest(content), "model": model_digest},
     )
     return table, model
 
 
-def read_history(source: str) -> dict[str, list[float]]:
-    """Returns the columns of a history.csv; an empty cell is NaN.
-
-    Raises:
-        UserError: it cannot be read, or holds something else than numbers below a header.
-    """
-    rows = csv.DictReader(io.StringIO(storage.read(source).decode("utf-8", "replace")))
-    try:
-        columns = {name: [] for name in rows.fieldnames or []}  # type: dict[str, list[float]]
-        for row in rows:
-            for name, values in columns.items():
-                values.append(float(row[name] or "nan"))
-    except ValueError as error:
-        raise UserError(f"{source}: line {rows.line_num} is not numbers ({error}); run the stage that wrote it again") from None
-    return columns
-
-
-def _parse(content: bytes, source: str) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(content))
-    except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source}: not a Parquet file ({reason}); run the stage that wrote it again") from None
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
-        columns = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        raise UserError(f"{source}: lacks the {columns}; run the stage that wrote it again")
-    return table
+def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
 def _head_of(table: pa.Table, source: str) -> str:

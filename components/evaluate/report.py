@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from components.common.formats.history import VOLATILE
+from components.common.formats.history import EPOCH, metrics_of
 from components.common.head import Evaluation, HeadOutput
 from components.common.html import page
 from components.common.html.charts import Chart, Line, nice_axis, whole_axis
@@ -68,14 +68,14 @@ def _headlines(entries: Sequence[Entry]) -> dict[str, list[Interval | None]]:
 def _history(model: HeadOutput) -> list[tuple[str, dict[str, list[float]], Chart]]:
     """The quantities of history.csv: name, columns and chart; training and validation share a chart."""
     quantities: dict[str, dict[str, list[float]]] = {}
-    for name, values in model.history.items():
-        if name != "epoch" and name not in VOLATILE and any(map(math.isfinite, values)):
+    for name, values in metrics_of(model.history).items():
+        if any(map(math.isfinite, values)):
             quantities.setdefault(name.removeprefix("val_").removeprefix("train_"), {})[name] = values
     return [(quantity, columns, _history_chart(model, columns)) for quantity, columns in quantities.items()]
 
 
 def _history_chart(model: HeadOutput, columns: dict[str, list[float]]) -> Chart:
-    epochs = model.history.get("epoch") or list(range(1, 1 + len(next(iter(columns.values())))))
+    epochs = model.history.get(EPOCH) or list(range(1, 1 + len(next(iter(columns.values())))))
     y = nice_axis([value for column in columns.values() for value in column if math.isfinite(value)])
     best = model.description.get("best_epoch")
     lines = [Line([(best, y.low), (best, y.high)], "chance")] if best else []

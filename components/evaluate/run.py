@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.common.errors import UserError
+from components.common.formats.pages import REPORT, STUDY, STUDY_TEXT
 from components.common.formats.predictions import PREDICTIONS
 from components.common.head import CsvTable, Evaluation
 from components.common.runs import storage
@@ -22,9 +23,6 @@ from components.evaluate.predictions import read_predictions
 from components.evaluate.report import Entry, render
 from components.evaluate.study import answers_of, find_cells
 from components.heads import HEADS
-
-REPORT = "report.html"
-STUDY, STUDY_TEXT = "study.html", "study.md"
 
 log = logging.getLogger(__name__)
 

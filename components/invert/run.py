@@ -8,14 +8,14 @@ import logging
 import shutil
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from components.common.formats.history import HISTORY, metrics_of
 from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
+from components.common.formats.pages import FIGURES
+from components.common.formats.predictions import write_predictions
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards, open_shards
@@ -40,7 +40,7 @@ from components.invert.predictions import Measured, measure, table_of
 GAN = "gan"
 """Folder of the first phase in the work folder: checkpoints, history, and in the end the generator."""
 GENERATOR = "generator.safetensors"
-GAN_HISTORY = "gan_history.csv"
+GAN_HISTORY = f"gan_{HISTORY}"
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run(
         metrics = metrics_of(history[-1])
         metrics = {"train_images": len(inputs.train), **metrics, **finish(training, inputs, job)}
         job.attach(HISTORY)
-        job.attach("figures")
+        job.attach(FIGURES)
         job.publish(metrics, drop=(GAN, checkpoints.FOLDER))
 
 
@@ -115,9 +115,9 @@ def finish(training: EncoderTraining, inputs: Inputs, job: StageRun) -> dict[str
     readers = {"val": inputs.val, "test": inputs.test}
     measured = {split: measure(trained, reader, batch_size) for split, reader in readers.items()}
     tables = [table_of(readers[split], split, found) for split, found in measured.items()]
-    pq.write_table(pa.concat_tables(tables), job.folder / "predictions.parquet")
+    write_predictions(job.folder, tables)
     distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)
-    figures.draw(job.folder / "figures", measured["test"].shown, training.generator, params.seed)
+    figures.draw(job.folder / FIGURES, measured["test"].shown, training.generator, params.seed)
     write_model(trained, inputs.shards, distances, job)
     if (job.folder / GAN / HISTORY).exists():
         shutil.copyfile(job.folder / GAN / HISTORY, job.folder / GAN_HISTORY)

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import torch
 
 from components.common.formats.documents import RUN_RECORD
+from components.common.formats.history import HISTORY, write_history
 from components.common.formats.manifest import MANIFEST
 from components.common.formats.model import DESCRIPTION
-from components.common.formats.predictions import META, PREDICTIONS, common_columns
+from components.common.formats.predictions import META, common_columns, write_predictions
 from components.common.formats.quarantine import QUARANTINE
+from components.common.formats.shards import PACKED
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.provenance import threads
@@ -25,7 +27,6 @@ from components.common.runs.registered_models import SCHEMES
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
-from components.common.training.inference import PIXELS
 from components.predict import source
 from components.predict.source import Source
 from components.preprocess import run as preprocess
@@ -38,7 +39,6 @@ SHARDS = "shards"
 """Folder in the work folder with the output of preprocess, of which only the manifest and the quarantine are kept."""
 ROWS = 256
 """Rows read at a time."""
-HISTORY = "history.csv"
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime)
         shards = _preprocess(raw, job, params, runtime)
         job.upstream |= shards.upstream
         table = predict(loaded, shards)
-        pq.write_table(table, job.folder / PREDICTIONS)
+        write_predictions(job.folder, [table])
         write_json(job.folder / DESCRIPTION, _described(loaded))
-        (job.folder / HISTORY).write_text("epoch\n")  # nothing was trained here
+        write_history(job.folder / HISTORY, [])  # nothing was trained here
         for name in (MANIFEST, QUARANTINE):
             shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
         metrics = _metrics(shards.manifests[0]["counts"], table, loaded)
@@ -85,7 +85,7 @@ def predict(loaded: Source, shards: Shards) -> pa.Table:
 
 
 def _batches(shards: Shards) -> Iterator[pa.Table]:
-    columns = [*PIXELS, "patient_id", "labels", "boxes", *META]
+    columns = [*PACKED, "patient_id", "labels", "boxes", *META]
     for part in shards.parts():
         with pq.ParquetFile(part.open()) as file:
             yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(ROWS, columns=columns))

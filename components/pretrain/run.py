@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 
 from components.common.formats.history import HISTORY, metrics_of, write_history
+from components.common.formats.pages import FIGURES
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
@@ -11,7 +12,7 @@ from components.pretrain import figures, initial_weights
 from components.pretrain.params import Pretrain
 from components.pretrain.training import Pretraining
 
-VIEWS = "figures/views.png"
+VIEWS = f"{FIGURES}/views.png"
 
 
 def run(*, shards: list[str], out: str, params: Pretrain, runtime: Runtime, start: str | None = None) -> None:
@@ -46,7 +47,7 @@ def _open(pretraining: Pretraining, out: str, stack: ExitStack) -> StageRun:
     ranks = {"ranks": processes.world_size()}
     job = stack.enter_context(stage_run("pretrain", out, pretraining.params, inputs, runtime=runtime, depends=ranks, upstream=upstream))
     figures.write_pairs(job.folder / VIEWS, *pretraining.examples(figures.PAIRS))
-    job.attach(VIEWS, "figures")
+    job.attach(VIEWS, FIGURES)
     return job
 
 

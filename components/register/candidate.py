@@ -3,13 +3,10 @@
 import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from components.common.errors import UserError
 from components.common.formats.documents import METRICS, RUN_RECORD
 from components.common.formats.model import DESCRIPTION, WEIGHTS
-from components.common.formats.predictions import PREDICTIONS, rows_of
+from components.common.formats.predictions import PREDICTIONS, parse_predictions, rows_of
 from components.common.head import Candidate
 from components.common.runs import storage
 from components.common.runs.inputs import read_document, read_model, upstream_run_ids
@@ -33,10 +30,10 @@ def read_candidate(model: str, evaluation: str) -> Candidate:
         path = storage.join(evaluation, METRICS)
         raise UserError(f"{path}: has no {metric}; give --evaluation an output folder of evaluate that had {model} among its --predictions")
     evaluated, trained = (json.loads(storage.read(storage.join(folder, RUN_RECORD))) for folder in (evaluation, model))
-    predictions = storage.read(storage.join(model, PREDICTIONS))
+    path = storage.join(model, PREDICTIONS)
+    predictions = storage.read(path)
     digest = storage.digest(predictions)
     if not _is_evaluated(digest, evaluated["inputs"], any(name.startswith(f"{head}_2_") for name in metrics)):
-        path = storage.join(model, PREDICTIONS)
         raise UserError(f"{evaluation}: evaluates other predictions than {path}; run evaluate with {model} as the first of --predictions")
     training = storage.join(model, METRICS)
     return Candidate(
@@ -48,7 +45,7 @@ def read_candidate(model: str, evaluation: str) -> Candidate:
         record=trained,
         training=json.loads(storage.read(training)) if storage.exists(training) else {},
         min_positives=evaluated["params"]["min_positives"],
-        test_predictions=rows_of(pq.read_table(pa.BufferReader(predictions)), "test"),
+        test_predictions=rows_of(parse_predictions(predictions, path), "test"),
         inputs={"model": model_digest, "predictions": digest, "evaluation": metrics_digest},
         upstream=upstream_run_ids({"model": model, "evaluation": evaluation}),
     )

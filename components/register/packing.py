@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from components.common.errors import UserError
-from components.common.formats.model import DESCRIPTION
+from components.common.formats.model import DESCRIPTION, WEIGHTS
 from components.common.formats.shards import Pixels
 from components.common.runs.storage import write_json
 from components.heads import HEADS
@@ -103,4 +103,4 @@ def _try_out(folder: Path, content: dict[str, Any]) -> None:
     task = content["task"]
     answer = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"]))
     if not HEADS[task].registration.is_plausible(answer):
-        raise UserError(f"model.safetensors: gives implausible numbers; run {task} again")
+        raise UserError(f"{WEIGHTS}: gives implausible numbers; run {task} again")

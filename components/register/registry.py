@@ -14,13 +14,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME, Model
 
 from components.common.errors import UserError
-from components.common.formats.model import parse_description
+from components.common.formats.model import DESCRIPTION, parse_description
+from components.common.formats.predictions import PREDICTIONS
 from components.common.runs import tracking
 from components.common.runs.registered_models import download
 from components.register.packing import CARD, ENTRY, MODEL_URI
 
-PREDICTIONS = "test_predictions.parquet"
-DESCRIPTION = "artifacts/model.json"
+TEST_PREDICTIONS = f"test_{PREDICTIONS}"
+ARTIFACT = f"artifacts/{DESCRIPTION}"
 """Path of model.json among the files of a version."""
 PREVIOUS = "champion.previous"
 """Tag of a champion with the previous champion."""
@@ -146,14 +147,14 @@ class Registry:
         if not run_id:
             return None
         with tracking.reachable():
-            if PREDICTIONS not in [item.path for item in self._client.list_artifacts(run_id)]:
+            if TEST_PREDICTIONS not in [item.path for item in self._client.list_artifacts(run_id)]:
                 return None
-            return Path(self._client.download_artifacts(run_id, PREDICTIONS, str(folder)))
+            return Path(self._client.download_artifacts(run_id, TEST_PREDICTIONS, str(folder)))
 
     def description(self, version: str, folder: Path) -> dict[str, Any]:
         """Downloads model.json of a version into a folder and returns its content."""
-        download(f"{Version(self.name, version).uri}/{DESCRIPTION}", folder)
-        return parse_description((folder / DESCRIPTION).read_bytes(), DESCRIPTION, "register")
+        download(f"{Version(self.name, version).uri}/{ARTIFACT}", folder)
+        return parse_description((folder / ARTIFACT).read_bytes(), ARTIFACT, "register")
 
     def _version(self, version: str) -> ModelVersion:
         with tracking.reachable():

@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from components.common.formats.pages import REPORT
+from components.common.formats.registration import REGISTRATION, Registration
 from components.common.head import Candidate, Champion, NotComparable
 from components.common.runs import storage
 from components.common.runs.lineage import tags as lineage
@@ -17,10 +19,8 @@ from components.heads import HEADS
 from components.register import card, gate
 from components.register.candidate import copy_weights, read_candidate, registry_tags
 from components.register.packing import pack
-from components.register.registry import PREDICTIONS, WITHDRAWN, Registry, Version
+from components.register.registry import TEST_PREDICTIONS, WITHDRAWN, Registry, Version
 
-REPORT = "report.html"
-REGISTRATION = "registration.json"
 EXPORT = "model"
 """Folder in the output with the packed model, as in the registry."""
 
@@ -91,8 +91,15 @@ def _record(out: str | None, settings: Register, version: Version, alias: str, c
     """Writes an output for what was done by hand."""
     if out:
         with stage_run("register", out, settings, {}, depends={"version": version, "alias": alias}, connect=False) as job:
-            content = {"name": version.name, "version": version.number, "model_uri": version.uri, "alias": alias}
-            write_json(job.folder / REGISTRATION, content | {"reason": "by hand", "champion_before": champion_before})
+            content: Registration = {
+                "name": version.name,
+                "version": version.number,
+                "model_uri": version.uri,
+                "alias": alias,
+                "reason": "by hand",
+                "champion_before": champion_before,
+            }
+            write_json(job.folder / REGISTRATION, content)
             job.publish({"version": float(version.number), "champion": float(alias == "champion")})
 
 
@@ -108,9 +115,9 @@ def _add(registry: Registry, candidate: Candidate, job: StageRun) -> Version:
         task = HEADS[candidate.head].registration
         text = card.render(candidate, registry.name, job.params["licence"], registry.history(task.METRIC))
         pack(copy_weights(candidate, folder), candidate.description, text, folder / "packed")
-        pq.write_table(candidate.test_predictions, folder / PREDICTIONS)
+        pq.write_table(candidate.test_predictions, folder / TEST_PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
-        job.tracker.attach(folder / PREDICTIONS)
+        job.tracker.attach(folder / TEST_PREDICTIONS)
         job.tracker.attach(folder / REPORT)
         job.tracker.flush()
         tags = lineage(job) | registry_tags(candidate, task.METRIC)
@@ -153,7 +160,7 @@ def _decide(registry: Registry, candidate: Candidate, version: Version, champion
     with tempfile.TemporaryDirectory() as folder:
         path = registry.predictions(champion, Path(folder))
         if path is None:
-            return gate.Decision("challenger", f"champion version {champion} has no {PREDICTIONS} in MLflow to be compared with")
+            return gate.Decision("challenger", f"champion version {champion} has no {TEST_PREDICTIONS} in MLflow to be compared with")
         theirs = Champion(pq.read_table(path), registry.description(champion, Path(folder)))
     try:
         difference = task.compare(candidate, theirs, settings)

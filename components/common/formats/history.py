@@ -4,8 +4,11 @@ import csv
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import TypeVar
 
 from components.common.errors import UserError
+
+T = TypeVar("T")
 
 HISTORY = "history.csv"
 EPOCH = "epoch"
@@ -41,6 +44,6 @@ def parse_history(content: bytes, path: str) -> list[dict[str, float]]:
         raise UserError(f"{path}: line {rows.line_num} is not numbers ({error}); run the stage that wrote it again") from None
 
 
-def metrics_of(row: Mapping[str, float]) -> dict[str, float]:
-    """Returns the numbers of an epoch that depend on the inputs only."""
+def metrics_of(row: Mapping[str, T]) -> dict[str, T]:
+    """Returns the columns that depend on the inputs only, of one epoch or of all."""
     return {name: value for name, value in row.items() if name not in (EPOCH, *VOLATILE)}

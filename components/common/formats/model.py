@@ -13,8 +13,6 @@ from components.common.formats.documents import parse_json
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
-FIGURES = "figures"
-"""Folder with PNG images for the report."""
 SCHEMA_VERSION = 2
 
 

@@ -1,4 +1,7 @@
-"""Names of the HTML pages that stages write for people."""
+"""Names of the pages and pictures that stages write for people."""
 
 REPORT = "report.html"
 STUDY = "study.html"
+STUDY_TEXT = "study.md"
+FIGURES = "figures"
+"""Folder of PNG files; those of a head are embedded in the report of evaluate."""

@@ -1,11 +1,16 @@
 """predictions.parquet: one row per image of the validation and test splits, with common columns and those of the head."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components.common.errors import UserError
+from components.common.formats.shards import BOX
 
 PREDICTIONS = "predictions.parquet"
 COLUMNS = ("image_id", "patient_id", "split", "task")
@@ -13,6 +18,12 @@ COLUMNS = ("image_id", "patient_id", "split", "task")
 META = ("view", "sex", "age", "manufacturer")
 """Columns of the shards that define subgroups."""
 SPLITS = ("val", "test")
+
+DETECTIONS = "boxes"
+"""Column of the head `detect`: a list of SCORED_BOX."""
+TARGETS = "targets"
+"""Column of the head `detect`: a list of boxes as in the shards; null if not known."""
+SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
 
 
 def common_columns(rows: pa.Table, split: str, head: str) -> dict[str, Any]:
@@ -32,14 +43,51 @@ def common_columns(rows: pa.Table, split: str, head: str) -> dict[str, Any]:
     }
 
 
+def write_predictions(folder: Path, tables: list[pa.Table]) -> None:
+    """Writes the rows of all tables."""
+    pq.write_table(pa.concat_tables(tables), folder / PREDICTIONS)
+
+
+def parse_predictions(content: bytes, path: str) -> pa.Table:
+    """Parses predictions and checks that they have the common columns.
+
+    Args:
+        content: the content of the file.
+        path: its name, for the message.
+
+    Raises:
+        UserError: it is not a Parquet file, or lacks columns.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a Parquet file ({reason}); run the stage that wrote it again") from None
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        columns = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        raise UserError(f"{path}: lacks the {columns}; run the stage that wrote it again")
+    return table
+
+
 def rows_of(table: pa.Table, split: str) -> pa.Table:
     """Returns the rows of one split."""
     return table.filter(pc.equal(table["split"], split))
 
 
+def score_column(finding: str) -> str:
+    """Returns the column of the head `classify` with the probability of a finding."""
+    return f"score_{finding}"
+
+
+def target_column(finding: str) -> str:
+    """Returns the column of the head `classify` with the label of a finding: 1, 0, or NaN if not known."""
+    return f"target_{finding}"
+
+
 def findings_of(table: pa.Table) -> list[str]:
     """Returns the findings that a table of the head `classify` has scores for."""
-    return [name.removeprefix("score_") for name in table.column_names if name.startswith("score_")]
+    prefix = score_column("")
+    return [name.removeprefix(prefix) for name in table.column_names if name.startswith(prefix)]
 
 
 def matrix(rows: pa.Table, columns: list[str]) -> npt.NDArray[np.float64]:

@@ -24,7 +24,8 @@ CODEC = "delta-bitshuffle-zstd"
 PACKED = ("image_id", "pixels", "codec", "height", "width", "bits")
 """Columns that `decode` reads."""
 
-BOX = pa.struct([("label", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("width", pa.float32()), ("height", pa.float32())])
+COORDINATES = ("x", "y", "width", "height")
+BOX = pa.struct([("label", pa.string()), *((name, pa.float32()) for name in COORDINATES)])
 """A box in pixels of the row's image, origin top left."""
 SCHEMA = pa.schema([
     pa.field("image_id", pa.string(), nullable=False),

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from components.common.errors import UserError
-from components.common.formats.shards import Pixels, decode, square
+from components.common.formats.model import DESCRIPTION
+from components.common.formats.shards import PACKED, Pixels, decode, square
 
 T = TypeVar("T")
 
 BATCH = 32
-PIXELS = ("image_id", "pixels", "codec", "height", "width", "bits")
 
 
 class InputImage(NamedTuple):
@@ -33,7 +33,7 @@ class InputImage(NamedTuple):
 
 def decoded(rows: pa.Table) -> list[Pixels]:
     """Decodes the images of rows of shards."""
-    return [decode(row) for row in rows.select(PIXELS).to_pylist()]
+    return [decode(row) for row in rows.select(PACKED).to_pylist()]
 
 
 def batches(images: Sequence[Pixels], size: int, bits: int, device: torch.device) -> Iterator[Tensor]:
@@ -63,4 +63,4 @@ def restore(weights: Path, rebuild: Callable[[dict[str, Tensor]], T]) -> T:
     except SafetensorError as error:
         raise UserError(f"{weights}: not safetensors ({error}); train the model again") from None
     except RuntimeError as error:
-        raise UserError(f"{weights}: does not fit model.json ({' '.join(str(error).split())[:200]}); train the model again") from None
+        raise UserError(f"{weights}: does not fit {DESCRIPTION} ({' '.join(str(error).split())[:200]}); train the model again") from None
