@@ -244,7 +244,7 @@ def two_tasks(columns: Table) -> None:
         (logits, r"predictions\.parquet: .* scores that are not probabilities"),
         (halves, r"predictions\.parquet: .* targets other than"),
         (train_rows, r"predictions\.parquet: holds the split train"),
-        (detection, r"predictions\.parquet: .* task segment"),
+        (detection, r"predictions\.parquet: written by segment, which is not a head"),
         (two_tasks, r"predictions\.parquet: holds several tasks"),
     ],
 )
