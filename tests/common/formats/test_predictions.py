@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from components.common.errors import UserError
+from components.common.formats import predictions
+
+
+def rows(split: str, **columns: list[float]) -> pa.Table:
+    return pa.table({"image_id": ["a"], "patient_id": ["p"], "split": [split], "task": ["classify"], **columns})
+
+
+def test_written_is_parsed(tmp_path: Path) -> None:
+    tables = [rows("val", score_Mass=[0.5], target_Mass=[1.0]), rows("test", score_Mass=[0.25], target_Mass=[float("nan")])]
+    predictions.write_predictions(tmp_path, tables)
+    table = predictions.parse_predictions((tmp_path / predictions.PREDICTIONS).read_bytes(), "p")
+    assert table.equals(pa.concat_tables(tables))
+    assert predictions.findings_of(table) == ["Mass"]
+    test = predictions.rows_of(table, "test")
+    np.testing.assert_equal(predictions.matrix(test, ["score_Mass", "target_Mass"]), [[0.25, np.nan]])
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="p: not a Parquet file"):
+        predictions.parse_predictions(b"text", "p")
+    predictions.write_predictions(tmp_path, [rows("val").drop_columns(["split", "task"])])
+    with pytest.raises(UserError, match="p: lacks the columns split, task; run"):
+        predictions.parse_predictions((tmp_path / predictions.PREDICTIONS).read_bytes(), "p")
