@@ -1,4 +1,4 @@
-"""The tests mirror the tree; tests/README.md says which command runs which."""
+"""Tests, in folders that mirror the code; tests/README.md lists the commands that run them."""
 
 from pathlib import Path
 

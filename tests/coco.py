@@ -1,4 +1,4 @@
-"""COCO's average precision as pycocotools computes it: the oracle for components.common.statistics.detection_matching."""
+"""COCO average precision by pycocotools: the reference for components.common.statistics.detection_matching."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from components.common.statistics.detection_matching import IOUS, ImageBoxes
 
 
 def coco_average_precision(images: Sequence[ImageBoxes], classes: int) -> Floats:
-    """Average precision (T, classes) at the thresholds IOUS; NaN for a class without boxes."""
+    """Returns the average precision (T, classes) at the thresholds IOUS; NaN for a class without boxes."""
     if not any(len(image.targets) for image in images):
         return np.full((len(IOUS), classes), np.nan)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -22,7 +22,7 @@ def coco_average_precision(images: Sequence[ImageBoxes], classes: int) -> Floats
         found = _dataset([(image.boxes, image.labels, image.scores) for image in images], classes)
         evaluation = COCOeval(truth, found, "bbox")
         most = max(1, *(len(image.boxes) for image in images))
-        evaluation.params.maxDets = [1, 10, max(10, most)]  # no detection is left out
+        evaluation.params.maxDets = [1, 10, max(10, most)]  # keep all detections
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (T, recalls, classes), all sizes
@@ -30,7 +30,7 @@ def coco_average_precision(images: Sequence[ImageBoxes], classes: int) -> Floats
 
 
 def _dataset(images: list[tuple[Floats, Any, Floats | None]], classes: int) -> COCO:
-    """Annotations, or detections if there are scores. Ids start at 1: pycocotools takes 0 for no match."""
+    """Builds annotations, or detections if there are scores. Ids start at 1, since pycocotools reads 0 as "no match"."""
     annotations: list[dict[str, Any]] = []
     for number, (boxes, labels, scores) in enumerate(images, start=1):
         for index, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""Shards for tests of what reads them: written by hand, without preprocess, so that each stage is tested alone."""
+"""Shared fixtures. Shards are written without preprocess, so that each stage is tested on its own."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -25,34 +25,34 @@ MakeShards = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def _own_tracking(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> None:
-    """No test writes into the repository's MLflow database."""
+    """Keeps tests from writing into the repository's MLflow database."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
 
 
 @pytest.fixture(autouse=True)
 def _no_request_to_stop() -> Iterator[None]:
-    """A test that asks for a stop does not stop those after it."""
+    """Clears a requested stop, so that it does not affect later tests."""
     yield
     signals._stop.clear()
 
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for all tests: creating its tables takes seconds."""
+    """A database shared by all tests, since creating its tables takes seconds."""
     return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
 def heads(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> "Heads":
-    """A detector and an inversion with their evaluation: training them takes seconds."""
-    from tests.heads import make  # with all stages, which few tests need
+    """A detector and an inversion with their evaluation, trained once per session since it takes seconds."""
+    from tests.heads import make  # imports all stages, which few tests need
 
     return make(tmp_path_factory.mktemp("heads"), mlflow_database)
 
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """Writes shards whose findings are bright spots: `Left` and `Right`. An image is 32 by 24 pixels."""
+    """Returns a function that writes shards of 32 x 24 px (H x W) images whose findings `Left` and `Right` are bright spots."""
 
     def make(name: str = "shards", images: int = 60, parts: int = 2, group: int = 7, seed: int = 0, bits: int = 8) -> str:
         rng = np.random.default_rng(seed)
@@ -102,7 +102,7 @@ def _row(rng: np.random.Generator, index: int, bits: int) -> dict[str, object]:
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> str:
-    """An output folder of pretrain, with random weights."""
+    """An output folder of pretrain with random weights."""
     folder = tmp_path / "backbone"
     folder.mkdir()
     torch.manual_seed(5)
@@ -113,7 +113,7 @@ def pretrained(tmp_path: Path) -> str:
 
 @pytest.fixture
 def tiny() -> Params:
-    """Parameters for a few seconds of training on the shards above."""
+    """Parameters for a few seconds of training on the shards of `make_shards`."""
     return Params.model_validate(
         {
             "pretrain": {

@@ -1,4 +1,4 @@
-"""A proxy on loopback that passes requests on to a server, and lets some of them fail as networks and servers do."""
+"""A proxy on the loopback interface that forwards requests to a server and injects network and server failures."""
 
 import http.client
 import threading
@@ -17,7 +17,7 @@ _HOP_BY_HOP = ("connection", "expect", "keep-alive", "transfer-encoding")
 
 
 class Proxy(ThreadingHTTPServer):
-    """Every `period`-th request fails, in the next of the ways."""
+    """Fails every `period`-th request, cycling through KINDS."""
 
     daemon_threads = True
 
@@ -33,7 +33,7 @@ class Proxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def next_fault(self) -> str:
-        """How the request that just came in fails; empty: not at all."""
+        """The kind of fault for the request that just arrived; empty if it is passed on."""
         with self._lock:
             self._requests += 1
             if self._requests % self._period:
@@ -43,7 +43,7 @@ class Proxy(ThreadingHTTPServer):
             return kind
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are no error here."""
+        """Ignores clients that hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes, cut: bool) -> None:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():  # the signature is over the Host that the client named
+        for name, value in self.headers.items():  # keep Host: the client's signature covers it
             if name.lower() not in (*_HOP_BY_HOP, "content-length"):
                 connection.putheader(name, value)
         connection.putheader("Content-Length", str(len(body)))
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = cut
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 @contextmanager

@@ -29,7 +29,7 @@ PARAMS = Params.model_validate(
 
 
 class Heads(NamedTuple):
-    """Folders."""
+    """Folders of the raw files and of the outputs of the stages."""
 
     raw: Path
     shards: Path
@@ -38,21 +38,21 @@ class Heads(NamedTuple):
     evaluation: Path
 
     def model(self, task: str) -> Path:
-        """The output folder of a task."""
+        """Returns the output folder of the head `task`."""
         return Path(getattr(self, task))
 
     def files(self) -> dict[str, Path]:
-        """DICOM file by image_id; preprocess takes files in the order of a hash of their path."""
+        """Returns the DICOM files by image_id. Preprocess orders files by a hash of their path."""
         files = sorted(self.raw.rglob("*.dcm"), key=lambda path: path_hash(path.relative_to(self.raw).as_posix()))
         ids = pd.read_parquet(self.shards / "part-00000.parquet", columns=["image_id"])["image_id"]
         return dict(zip(ids, files, strict=True))
 
     def rows(self) -> pd.DataFrame:
-        """The shards, by image_id."""
+        """Returns the rows of the shards, indexed by image_id."""
         return pd.read_parquet(self.shards / "part-00000.parquet").set_index("image_id")
 
     def predictions(self, task: str) -> pd.DataFrame:
-        """Of the test split, by image_id."""
+        """Returns the predictions for the test split, indexed by image_id."""
         table = pd.read_parquet(self.model(task) / "predictions.parquet")
         return table[table["split"] == "test"].set_index("image_id")
 

@@ -1,4 +1,4 @@
-"""Waiting for servers that tests start."""
+"""Waits for servers that tests start."""
 
 import subprocess
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def wait_until_healthy(server: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
-    """Until the server answers at the address; the end of its log is shown if it ends before, or never does."""
+    """Waits until the server answers at `address`; fails with the end of its log if it exits or never answers."""
     for _ in range(600):
         assert server.poll() is None, log.read_text()[-2000:]
         try:

@@ -1,4 +1,4 @@
-"""A real MLflow server for tests, on a free port of the loopback address: it can be killed and started again on its database."""
+"""A real MLflow server for tests, on a free port of the loopback interface. It can be killed and restarted on its database."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.health import wait_until_healthy
 
 
 class Server:
-    """`mlflow server` over a database and a store of artifacts, which outlive the process."""
+    """An `mlflow server` process whose database and artifact store outlive it."""
 
     def __init__(self, folder: Path, options: list[str], environment: Mapping[str, str]):
         with socket.socket() as free:
@@ -23,7 +23,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts the server and waits until it answers."""
         port = self.address.rpartition(":")[2]
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1", *self._options]
         environment = {**os.environ, **self.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -33,9 +33,9 @@ class Server:
         wait_until_healthy(self._process, f"{self.address}/health", self._folder / "server.log")
 
     def kill(self) -> None:
-        """Ends it, with its workers, at once."""
+        """Kills the server and its workers."""
         if self._process:
-            with suppress(ProcessLookupError):  # it ended by itself
+            with suppress(ProcessLookupError):  # it has already exited
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
@@ -43,7 +43,7 @@ class Server:
 
 @contextmanager
 def serve(folder: Path, database: str = "", artifacts: str = "", environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A running server, by default over SQLite and a folder."""
+    """Runs a server, by default on SQLite and a local folder."""
     folder.mkdir(parents=True, exist_ok=True)
     database, artifacts = database or f"sqlite:///{folder / 'server.db'}", artifacts or str(folder / "artifacts")
     server = Server(folder, ["--backend-store-uri", database, "--artifacts-destination", artifacts], environment or {})

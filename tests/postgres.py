@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, Debian's, on a free port of the loopback address."""
+"""A real PostgreSQL server (Debian's package) for tests, on a free port of the loopback interface."""
 
 import os
 import pwd
@@ -20,7 +20,7 @@ USER = "postgres"
 
 @contextmanager
 def serve(database: str) -> Iterator[str]:
-    """Runs the server with an empty database; yields its address as SQLAlchemy takes it."""
+    """Runs the server with an empty database; yields its URL for SQLAlchemy."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
@@ -28,7 +28,7 @@ def serve(database: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's folders are closed to other users
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # other users cannot read pytest's folders
     try:
         if root:
             os.chown(folder, pwd.getpwnam(USER).pw_uid, -1)
@@ -59,7 +59,7 @@ def serve(database: str) -> Iterator[str]:
 
 
 def _create(database: str, port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Makes the database as soon as the server answers."""
+    """Creates the database as soon as the server answers."""
     for _ in range(150):
         assert server.poll() is None, log.read_text()[-2000:]
         try:

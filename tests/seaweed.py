@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS from PyPI, on free ports of the loopback address."""
+"""A real S3 server for tests: SeaweedFS from PyPI, on free ports of the loopback interface."""
 
 import json
 import os
@@ -19,7 +19,7 @@ KEY, SECRET = "testkey", "testsecret"
 
 @contextmanager
 def serve(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs the server with its data in `folder` and an empty bucket; yields the environment that boto3 reads."""
+    """Runs the server with its data in `folder` and an empty bucket; yields the environment variables for boto3."""
     identity = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     options = ["-volume.max=200", "-master.volumeSizeLimitMB=64", "-s3", f"-s3.config={folder / 's3.json'}"]
@@ -31,7 +31,7 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def run(folder: Path, options: list[str], keys: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Runs `weed server` with these options, on free ports; yields the keys with the server's address."""
+    """Runs `weed server` with the given options on free ports; yields `keys` and the server's address."""
     data = folder / "data"
     data.mkdir()
     master, volume, filer, s3 = _free_ports(4)
@@ -58,7 +58,7 @@ def _weed() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Free ports whose number plus 10000, which SeaweedFS takes for gRPC, is a port as well."""
+    """Returns free ports below 55000: SeaweedFS uses the number plus 10000 for gRPC."""
     ports: list[int] = []
     with ExitStack() as held:
         while len(ports) < count:
@@ -70,7 +70,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _make_bucket(environment: dict[str, str], log: Path) -> None:
-    """Waits until the server can make a bucket."""
+    """Creates the bucket as soon as the server is ready."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -13,7 +13,7 @@ from components.params import Params
 from components.register.imports import ROOT, imported, modules
 
 FLOORS = (
-    ("components.common.errors",),  # the exceptions that everyone raises
+    ("components.common.errors",),  # exceptions that every module may raise
     ("components.common.formats",),  # files that one stage leaves for another
     ("components.common.dicom", "components.common.statistics", "components.common.html", "components.common.runs"),
     ("components.common.training",),  # loop, reader, processes, checkpoints, backbones
@@ -30,7 +30,7 @@ FLOORS = (
     ("components.__main__",),
     ("pipelines",),
 )
-"""From the ground up. A module imports from lower floors and from its own room, never from above or from the room next door."""
+"""Listed from the bottom up. A module may import from lower floors and from its own room only."""
 
 MOST_LINES = {"file": 350, "room": 4000, "all": 20_000}
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -42,7 +42,7 @@ MLFLOW = tuple(f"components.common.runs.{name}" for name in ("tracking", "delive
 
 
 def room_of(module: str) -> tuple[int, str]:
-    """Number of the floor and name of the room."""
+    """Returns the number of the floor and the name of the room of a module."""
     found = [(floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms if f"{module}.".startswith(f"{room}.")]
     assert found, f"{module} stands on no floor"
     return max(found, key=lambda each: len(each[1]))
@@ -53,7 +53,7 @@ def dotted(path: str) -> str:
 
 
 def ours(path: Path) -> set[str]:
-    """Our modules that a file imports, at its top or within functions."""
+    """Returns the project's modules that a file imports, at its top or within functions."""
     names = imported(path, everywhere=True)
     return {name for name in map(dotted, SOURCES) if name in names and name not in ("components", "components.common", "pipelines")}
 

@@ -1,4 +1,4 @@
-"""The tracking server of docker/compose.yaml: its commands and environment with real programs, but without containers."""
+"""The tracking server of docker/compose.yaml: its commands and environment, run by real programs without containers."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def test_the_example_has_every_variable() -> None:
 
 @pytest.mark.parametrize("credentials", [None, ("admin", "password1234"), ("stranger", FILLED_IN["MLFLOW_AUTH_ADMIN_PASSWORD"])])
 def test_reading_needs_an_account(server: Server, credentials: tuple[str, str] | None) -> None:
-    """Neither no password nor the default password of MLflow is accepted."""
+    """Requests without a password or with MLflow's default password are refused."""
     answer = requests.post(f"{server.address}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, auth=credentials, timeout=60)
     assert answer.status_code == 401
 

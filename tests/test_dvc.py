@@ -1,4 +1,4 @@
-"""dvc.yaml in a fresh clone: what `dvc repro`, `dvc exp run` and `dvc metrics diff` do there, at a tiny scale."""
+"""`dvc repro`, `dvc exp run` and `dvc metrics diff` in a fresh clone, on a tiny cohort."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A clone with a tiny cohort in data/ and parameters to match; MLflow's database is the clone's own."""
+    """A clone with a tiny cohort in data/, matching parameters and an MLflow database of its own."""
     folder = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     subprocess.run(["git", "config", "user.email", "test@localhost"], cwd=folder, check=True)
@@ -34,7 +34,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def call(folder: Path, *command: str) -> str:
-    """Runs a command as in an activated environment; returns what it printed."""
+    """Runs a command as in an activated environment; returns its output."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "PYTHONPATH")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Phantom DICOM files to a registered model, through the command line, as `make demo` does."""
+"""From phantom DICOM files to a registered model through the command line, as `make demo` does."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def line() -> None:
-    """All stages, each of which must end with 0."""
+    """Runs all stages, each of which must exit with 0."""
     assert main(["simulate", "--out", "data"]) == 0
     assert main(["preprocess", "--raw", "data", "--out", "a/shards"]) == 0
     assert main(["pretrain", "--shards", "a/shards", "--out", "a/backbone"]) == 0
@@ -66,7 +66,7 @@ def test_the_whole_line(workplace: Path) -> None:
 
 
 def assert_nothing_identifies(workplace: Path) -> None:
-    """No identifier of any header is found in any output, packed or not."""
+    """Checks that no output contains an identifier from a header, compressed columns included."""
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in (workplace / "data").rglob("*.dcm")]
     secrets = {str(header.get(name)).encode() for header in headers for name in IDENTIFIERS if header.get(name)}
     assert len(secrets) > 4 * len(headers)

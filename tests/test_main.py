@@ -18,7 +18,7 @@ def params(tmp_path: Path) -> str:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a command with a mistake prints."""
+    """Runs a command that must be refused; returns its error message, which must be one line."""
     try:
         code = main(list(arguments))
     except SystemExit as stop:
@@ -82,7 +82,7 @@ def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_defect_of_ours_is_not_the_users_mistake(params: str, tmp_path: Path) -> None:
-    """Anything that is no UserError keeps its traceback and exits with 1."""
+    """Exceptions other than UserError keep their traceback and exit with 1."""
     code = "import sys; from components import __main__ as m; m._run = None; sys.exit(m.main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, *register(params)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
@@ -109,6 +109,6 @@ def test_a_signal_while_importing_exits_with_75(number: signal.Signals, params: 
 
 
 def _handles_sigterm(process: int) -> bool:
-    """Whether a process has its own handler for SIGTERM, which is installed after the one for SIGINT; from SigCgt of proc(5)."""
+    """Returns whether a process handles SIGTERM, whose handler is installed last; read from SigCgt, see proc(5)."""
     caught = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

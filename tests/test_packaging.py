@@ -1,4 +1,4 @@
-"""The distribution: what the wheel holds, the console script, and the locks."""
+"""The distribution: contents of the wheel, the console script, and the lock files."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ LOCKS = ("requirements.lock", "docker/cpu.lock", "docker/gpu.lock", "benchmarks/
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built in a copy of it."""
+    """The wheel, built in a copy of this checkout."""
     folder = tmp_path_factory.mktemp("packaging")
     for name in ("components", "pipelines", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""No secret of the environment reaches a log, an output folder, MLflow or the image."""
+"""Secrets from the environment never reach a log, an output folder, MLflow or an image."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SUSPICIOUS = re.compile(r"(?i)\b(ENV|ARG)\b.*(key|secret|token|password)\s*[= ]\
 
 
 def test_no_secret_is_written_down(tmp_path: Path) -> None:
-    """Not by stages that use the key, succeed, and fail, with the log at its most talkative."""
+    """Runs stages that use the key, succeed and fail, with all log levels enabled."""
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     database = tmp_path / "mlflow.db"
     environment = {**os.environ, **SECRETS, "MLFLOW_TRACKING_URI": f"sqlite:///{database}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -51,7 +51,7 @@ def test_no_secret_is_written_down(tmp_path: Path) -> None:
 
 
 def test_images_and_settings_hold_none() -> None:
-    """Builds set no secret, and only code and locks are sent to the builder; clusters name secrets, never their content."""
+    """Builds set no secret and send only code and lock files to the builder; cluster settings refer to secrets by name."""
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     assert [line for line in dockerfile.splitlines() if SUSPICIOUS.search(line)] == []
     allowed = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]

@@ -1,4 +1,4 @@
-"""The stages against real servers: MLflow on PostgreSQL with its artifacts in an S3 store, two writers, and a restart in the middle."""
+"""Stages against real servers: MLflow on PostgreSQL with artifacts on S3, two concurrent writers, and a restart."""
 
 import json
 import os
@@ -21,7 +21,7 @@ EPOCHS = 5
 
 
 def command(folder: Path, server: Server, *arguments: str) -> "subprocess.Popen[str]":
-    """Starts a stage in a folder, against the server."""
+    """Starts a stage in a folder that logs to the server."""
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server.address, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "components", *arguments], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
@@ -51,7 +51,7 @@ def test_two_writers_and_a_restart_lose_nothing(tmp_path: Path) -> None:
         server.kill()
         server.start()
         finish(*writers)
-        # classify also sends what the writers could not, should the server have been back too late for them.
+        # classify also sends what the writers could not send if the server came back too late for them.
         finish(command(tmp_path, server, "classify", "--shards", "shards", "--backbone", "backbone0", "--out", "classify"))
         for seed in (0, 1):
             check_complete(server, tmp_path / f"backbone{seed}")
@@ -62,7 +62,7 @@ def test_two_writers_and_a_restart_lose_nothing(tmp_path: Path) -> None:
 
 
 def _check(folder: Path, client: MlflowClient) -> None:
-    """The report is in the store, and the registered model scores the test images as classify did."""
+    """Checks that the report is in the store and that the registered model reproduces the test scores of classify."""
     run_id = json.loads((folder / "evaluation" / "run.json").read_text())["mlflow_run_id"]
     assert "report.html" in [item.path for item in client.list_artifacts(run_id)]
     trained, scored = (pd.read_parquet(folder / name / "predictions.parquet").set_index("image_id") for name in ("classify", "predicted"))

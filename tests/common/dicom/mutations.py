@@ -1,4 +1,4 @@
-"""Damaged DICOM files: whole ones of every kind, and ways to spoil them."""
+"""Damaged DICOM files: intact files of every kind, and mutations of them."""
 
 import struct
 import zlib
@@ -16,7 +16,7 @@ BOMB_SIDE = 7_000
 
 
 def whole_files() -> list[bytes]:
-    """A file of every transfer syntax, 8 and 12 bits, with a window or a VOI LUT; and one without preamble and file meta."""
+    """Returns files of every transfer syntax, 8 and 12 bits, with a window or a VOI LUT; the last has no preamble and file meta."""
     files = []
     for syntax in SYNTAXES:
         for bits in (LOSSY[syntax],) if syntax in LOSSY else (8, 12):
@@ -30,7 +30,7 @@ def whole_files() -> list[bytes]:
 
 
 def mutated(files: list[bytes], number: int) -> bytes:
-    """The `number`-th damaged file: which file and what happens to it follow from the number alone."""
+    """Returns the `number`-th damaged file; the number alone determines the file and its mutations."""
     rng = np.random.default_rng([7, number])
     content = files[rng.integers(len(files))]
     for _ in range(rng.integers(1, 4)):
@@ -39,7 +39,7 @@ def mutated(files: list[bytes], number: int) -> bytes:
 
 
 def flip_bits(content: bytes, rng: np.random.Generator) -> bytes:
-    """A few bits, anywhere."""
+    """Flips a few bits anywhere in the file."""
     spoilt = np.frombuffer(content, np.uint8).copy()
     for at in rng.integers(spoilt.size, size=2 ** rng.integers(7)) if spoilt.size else ():
         spoilt[at] ^= 1 << rng.integers(8)
@@ -47,23 +47,23 @@ def flip_bits(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def flip_early_bits(content: bytes, rng: np.random.Generator) -> bytes:
-    """A few bits of the header."""
+    """Flips a few bits of the header."""
     return flip_bits(content[:1500], rng) + content[1500:]
 
 
 def flip_frame_header(content: bytes, rng: np.random.Generator) -> bytes:
-    """A few bits where the codestream begins."""
+    """Flips a few bits at the beginning of the codestream."""
     at = content.rfind(b"\xe0\x7f\x10\x00")
     return content[:at] + flip_bits(content[at : at + 150], rng) + content[at + 150 :] if at > 0 else content
 
 
 def truncate(content: bytes, rng: np.random.Generator) -> bytes:
-    """What a broken transfer leaves."""
+    """Truncates the file, like an interrupted transfer."""
     return content[: rng.integers(len(content) + 1)]
 
 
 def swap_lengths(content: bytes, rng: np.random.Generator) -> bytes:
-    """The lengths of two elements with a two-letter VR."""
+    """Swaps the lengths of two elements with an explicit VR."""
     places = [at + 6 for at in range(132, min(len(content), 2000) - 8) if content[at + 4 : at + 6].isalpha()]
     if len(places) < 2:
         return content
@@ -74,14 +74,14 @@ def swap_lengths(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def absurd_number(content: bytes, rng: np.random.Generator) -> bytes:
-    """Four bytes that ask for as much as they can, somewhere in the header or the beginning of the codestream."""
+    """Writes an extreme 32-bit number somewhere in the header or the beginning of the codestream."""
     at = int(rng.integers(128, max(129, min(len(content), 2500))))
     value = rng.choice([0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFF, 0])
     return content[:at] + struct.pack("<I", value) + content[at + 4 :]
 
 
 def absurd_size(content: bytes, rng: np.random.Generator) -> bytes:
-    """Rows, Columns, Bits Allocated and their kind set to something else."""
+    """Changes two of Rows, Columns, Bits Allocated and similar elements."""
     spoilt = bytearray(content)
     for element in rng.choice([0x02, 0x08, 0x10, 0x11, 0x100, 0x101, 0x102, 0x103], 2):
         at = content.find(struct.pack("<HH", 0x28, element))
@@ -92,7 +92,7 @@ def absurd_size(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def splice(content: bytes, rng: np.random.Generator) -> bytes:
-    """A stretch of the file written over another."""
+    """Overwrites a stretch of the file by another one."""
     if len(content) < 300:
         return content
     length = int(rng.integers(1, 200))
@@ -106,7 +106,7 @@ MUTATIONS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
 
 
 def bombs() -> dict[str, bytes]:
-    """Small files that ask for a lot of memory, by name."""
+    """Returns small files that expand to a lot of memory, by name."""
     flat = np.zeros((BOMB_SIDE, BOMB_SIDE), np.uint8)
     encoded = {
         JPEG2000Lossless: imagecodecs.jpeg2k_encode(flat, level=0, codecformat="j2k"),
@@ -132,7 +132,7 @@ def _wrap(stream: bytes, syntax: UID, side: int) -> bytes:
 
 
 def _deflated_zeros(size: int) -> bytes:
-    """A file of a megabyte that inflates to `size` bytes."""
+    """Returns a deflated file of about a megabyte that inflates to `size` bytes."""
     whole = to_bytes(dataset(picture(), syntax=DeflatedExplicitVRLittleEndian))
     start = 144 + int(struct.unpack_from("<I", whole, 140)[0])
     compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)

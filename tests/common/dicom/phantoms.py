@@ -1,4 +1,4 @@
-"""Small DICOM files, made with pydicom alone."""
+"""Small DICOM files written with pydicom alone."""
 
 import io
 from collections.abc import Callable
@@ -64,7 +64,7 @@ ENCODERS: dict[UID, Callable[[Array, int], bytes]] = {
 
 
 def picture(height: int = 60, width: int = 48, bits: int = 8, seed: int = 0) -> Array:
-    """A smooth picture with some noise that uses the whole range of `bits`."""
+    """Returns a smooth picture with some noise that spans the full range of `bits`."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     smooth = np.sin(y / 9 + seed) + np.cos(x / 7) + rng.normal(0, 0.2, (height, width))
@@ -73,7 +73,7 @@ def picture(height: int = 60, width: int = 48, bits: int = 8, seed: int = 0) -> 
 
 
 def dataset(pixels: Array, bits: int | None = None, syntax: UID = ExplicitVRLittleEndian, **elements: Any) -> FileDataset:
-    """A chest radiograph; `elements` replace or add attributes by keyword, None removes one."""
+    """Returns a chest radiograph. `elements` replaces or adds attributes by keyword; None removes one."""
     made = FileDataset(
         "", Dataset(), b"\0" * 128, FileMetaDataset(), is_implicit_VR=syntax.is_implicit_VR, is_little_endian=syntax.is_little_endian
     )
@@ -131,14 +131,13 @@ def _set_pixels(made: FileDataset, pixels: Array, syntax: UID) -> None:
 
 
 def to_bytes(made: FileDataset) -> bytes:
-    """The file's content."""
     buffer = io.BytesIO()
     made.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
 def without_meta(made: FileDataset) -> bytes:
-    """Implicit little endian, without preamble and file meta, as some archives export."""
+    """Encodes the file in implicit little endian without preamble and file meta, as some archives export it."""
     buffer = io.BytesIO()
     plain = Dataset({element.tag: element for element in made})
     plain.save_as(buffer, implicit_vr=True, little_endian=True)
@@ -146,7 +145,7 @@ def without_meta(made: FileDataset) -> bytes:
 
 
 def write(path: Path, pixels: Array | None = None, **options: Any) -> FileDataset:
-    """Writes a file and returns what is in it."""
+    """Writes a file and returns its data set."""
     made = dataset(picture() if pixels is None else pixels, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(to_bytes(made))
@@ -154,7 +153,7 @@ def write(path: Path, pixels: Array | None = None, **options: Any) -> FileDatase
 
 
 def lookup_table(first: int, entries: Array, bits: int) -> Dataset:
-    """An item of a modality or VOI LUT sequence."""
+    """Returns an item of a modality or VOI LUT sequence."""
     item = Dataset()
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries) % 65536, first, bits])
     item.add_new("LUTData", "OW", np.asarray(entries, "<u2").tobytes())

@@ -22,7 +22,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chest(seed: int = 0, size: int = 512) -> Image:
-    """Two dark lungs with ribs in a bright trunk, before a dark ground with noise."""
+    """Returns an image of two dark lungs with ribs in a bright trunk on a dark, noisy background."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:size, 0:size] / size
     trunk = np.exp(-(((x - 0.5) / 0.38) ** 6)) * (0.55 + 0.35 * y)
@@ -33,7 +33,7 @@ def chest(seed: int = 0, size: int = 512) -> Image:
 
 
 def written(image: Image, text: str, place: tuple[float, float], height: int = 10, value: int = 255) -> Image:
-    """With text whose capitals are `height` pixels high; its lower left corner lies at `place`, in shares of the size."""
+    """Draws text with capitals of `height` pixels; `place` is its lower left corner (x, y) as fractions of the image size."""
     scale = cv2.getFontScaleFromHeight(cv2.FONT_HERSHEY_SIMPLEX, height)
     at = round(place[0] * image.shape[1]), round(place[1] * image.shape[0])
     return np.asarray(cv2.putText(image.copy(), text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, value, 1, cv2.LINE_AA), np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures beside those of an independent renderer: dcmtk's dcm2pnm, dcmj2pnm and dcml2pnm."""
+"""Comparison with an independent renderer: dcmtk's dcm2pnm, dcmj2pnm and dcml2pnm."""
 
 import shutil
 import subprocess
@@ -29,14 +29,14 @@ def ours(content: bytes, size: int) -> Array:
 
 
 def theirs(content: bytes, folder: Path, *options: str, syntax: uid.UID = uid.ExplicitVRLittleEndian) -> Array:
-    """dcmtk's picture in 16 bits, then the paper's clip to [0, 99th percentile]."""
+    """Renders with dcmtk in 16 bits, then clips to [0, 99th percentile] as in the paper."""
     shown = dcmtk(content, folder, *options, syntax=syntax).astype(float)
     upper = np.percentile(shown, 99)
     return np.round(np.clip(shown, 0, upper) / upper * 255)
 
 
 def dcmtk(content: bytes, folder: Path, *options: str, syntax: uid.UID = uid.ExplicitVRLittleEndian) -> Array:
-    """(H, W), uint16: what dcmtk would put on a screen."""
+    """Renders the file for display with dcmtk: (H, W), uint16."""
     program = "dcmj2pnm" if syntax in JPEG else "dcml2pnm" if syntax == uid.JPEGLSLossless else "dcm2pnm"
     source, target = folder / "image.dcm", folder / "image.png"
     source.write_bytes(content)
@@ -52,7 +52,7 @@ def assert_alike(image: Array, expected: Array, levels: int = 1) -> None:
 
 
 def compressed(content: bytes, folder: Path, *command: str) -> bytes:
-    """The file as dcmtk compresses it."""
+    """Compresses the file with one of dcmtk's commands."""
     (folder / "plain.dcm").write_bytes(content)
     subprocess.run([*command, str(folder / "plain.dcm"), str(folder / "packed.dcm")], check=True, capture_output=True)
     return (folder / "packed.dcm").read_bytes()
@@ -62,7 +62,7 @@ NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVR
 
 
 def windowed(bits: int, signed: bool, syntax: uid.UID = uid.ExplicitVRLittleEndian) -> FileDataset:
-    """A picture and a window that shows most of it."""
+    """Returns a data set with a window that covers 80 % of the range."""
     low = -(2 ** (bits - 1)) if signed else 0
     pixels = picture(bits=bits).astype(int) + low
     stored = pixels.astype(("i" if signed else "u") + ("1" if bits == 8 else "2"))
@@ -188,7 +188,7 @@ def test_modality_lut(then: str, photometric: str, tmp_path: Path) -> None:
 
 
 def test_padding_changes_nothing_where_there_is_an_image(tmp_path: Path) -> None:
-    """dcmtk shows padding like any other value: we mask it, and the rest must look the same up to the clip."""
+    """dcmtk shows padding like any other value, we mask it: all other pixels must agree up to the clip."""
     pixels = picture(bits=12)
     pixels[:, :9] = 4000
     made = dataset(pixels, 12, WindowCenter="1500", WindowWidth="2000")
@@ -200,7 +200,7 @@ def test_padding_changes_nothing_where_there_is_an_image(tmp_path: Path) -> None
 
 
 def test_a_reduced_picture(tmp_path: Path) -> None:
-    """The clip is found before the reduction, so that dcmtk's picture is reduced after it."""
+    """The clip is computed before downsampling, so dcmtk's image is downsampled after its clip."""
     pixels = cv2.GaussianBlur(picture(120, 96, 12), (0, 0), 2)
     content = to_bytes(dataset(pixels, 12, WindowCenter="2000", WindowWidth="3000"))
     halves = theirs(content, tmp_path, *WINDOW).reshape(60, 2, 48, 2).mean((1, 3))

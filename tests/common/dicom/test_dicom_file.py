@@ -30,7 +30,7 @@ def render(made: FileDataset, size: int = SOURCE_SIZE, bits: int = 8, percentile
 
 
 def clipped(brightness: Array, full: int = 255) -> Array:
-    """The paper's preprocessing, written out."""
+    """Clips and scales as in the paper, written out."""
     upper = np.percentile(brightness, 99)
     return np.round(np.clip(brightness, 0, upper) / upper * full)
 

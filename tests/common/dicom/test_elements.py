@@ -1,4 +1,4 @@
-"""What is cut out of a data set is what pydicom reads there, or nothing."""
+"""Elements cut out of a data set are those that pydicom reads, or none."""
 
 from io import BytesIO
 from typing import Any
@@ -17,7 +17,7 @@ from tests.common.dicom.phantoms import dataset, picture, to_bytes
 
 
 def body_of(content: bytes) -> tuple[int, bool]:
-    """Where the data set of a written file begins, and whether its VRs are implicit."""
+    """Returns the offset of the data set in a file, and whether its VRs are implicit."""
     syntax = dcmread(BytesIO(content), stop_before_pixels=True).file_meta.TransferSyntaxUID
     return 144 + int.from_bytes(content[140:144], "little"), syntax == ImplicitVRLittleEndian
 
@@ -29,13 +29,13 @@ def parsed(content: bytes, start: int, implicit: bool) -> Dataset:
 
 
 def raw_elements(made: Dataset) -> dict[int, tuple[str | None, bytes]]:
-    found = {tag: made.get_item(tag) for tag in made.keys()}  # noqa: SIM118 - iterating would convert them
+    found = {tag: made.get_item(tag) for tag in made.keys()}  # noqa: SIM118 - iterating over elements would convert them
     assert all(isinstance(element, RawDataElement) for element in found.values())
     return {int(tag): (element.VR, element.value or b"") for tag, element in found.items()}
 
 
 def plain_files() -> list[bytes]:
-    """Those of `whole_files` that lie in little endian, as they are, with file meta and without sequences."""
+    """Returns the files of `whole_files` in plain little endian with file meta and without sequences."""
     whole = [content for content in whole_files() if content[128:132] == b"DICM" and b"VOILUT" not in content]
     skipped = (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
     return [content for content in whole if not any(uid.encode() + b"\0" in content[:400] for uid in skipped)]

@@ -1,4 +1,4 @@
-"""Damaged files end as a row or in quarantine, quickly and in bounded memory, whatever is in them."""
+"""Every damaged file becomes a row or is quarantined, quickly and in bounded memory."""
 
 import faulthandler
 import json
@@ -28,7 +28,7 @@ SECONDS_A_FILE = 60
 
 
 def process(files: Iterable[bytes], folder: Path) -> Counter[str]:
-    """How the files ended, by reason; the rows are written, and read again."""
+    """Counts the files by quarantine reason, "" for rows; writes the rows and reads them again."""
     context = Context("", folder, Preprocess(size=64), Pseudonyms(b"a key of sixteen"), Table(), Index())
     ends: Counter[str] = Counter()
 
@@ -74,7 +74,7 @@ def test_bombs_do_not_go_off() -> None:
 
 
 def in_a_process(what: str, count: int) -> dict[str, int]:
-    """Runs `main` on its own, since a crash or a hang must fail the test and not end it."""
+    """Runs `main` in a subprocess, so that a crash or a hang fails the test instead of ending pytest."""
     command = [sys.executable, "-m", "tests.common.dicom.test_fuzz", what, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_A_FILE + count, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -83,7 +83,7 @@ def in_a_process(what: str, count: int) -> dict[str, int]:
 
 
 def main(what: str, count: int, folder: Path) -> None:
-    """Prints the number of files and rows and the peak of resident memory, in bytes; a file that takes a minute ends the process."""
+    """Prints the number of files and rows and the peak resident memory in bytes; exits if a file takes SECONDS_A_FILE."""
     whole = whole_files()
     files = bombs().values() if what == "bombs" else (mutated(whole, number) for number in range(count))
 

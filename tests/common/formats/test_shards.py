@@ -68,7 +68,7 @@ def test_the_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dropped", [[], [0], [99, 100], [*range(90, 230)], [249], [*range(250)]])
 def test_a_copy_without_some_rows_is_as_if_they_had_never_been(dropped: list[int], tmp_path: Path) -> None:
-    """In varied sizes, with and without boxes, beyond a page's limit."""
+    """The rows vary in size, with and without boxes, and exceed the size of a Parquet page."""
 
     def large(number: int) -> dict[str, Any]:
         noise = np.random.default_rng(number).integers(0, 256, (100 + number, 150), "u1")

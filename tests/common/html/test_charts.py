@@ -23,7 +23,7 @@ def test_chart_puts_points_where_they_belong() -> None:
     unit = Axis(0, 1, (0, 1))
     chart = Chart([Line([(0, 0), (float("nan"), 1), (1, 1)], "first")], unit, unit, width=148, height=142)
     picture = draw("chart", chart, "a <line>")
-    # The frame is 100 by 100 pixels: 40 from the left, 8 from the top.
+    # The plot area is 100 x 100 px with its corner at (40, 8).
     assert 'points="40.0,108.0 140.0,8.0"' in picture
     assert 'aria-label="a &lt;line&gt;"' in picture
 

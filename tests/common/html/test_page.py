@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[3] / "components"
 
 @pytest.fixture
 def template(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A file that ENVIRONMENT finds as test.html."""
+    """Path of a template that ENVIRONMENT loads as test.html."""
     monkeypatch.setattr(ENVIRONMENT.loader, "searchpath", [*ENVIRONMENT.loader.searchpath, str(tmp_path)])
     monkeypatch.setattr(ENVIRONMENT, "cache", None)
     return tmp_path / "test.html"

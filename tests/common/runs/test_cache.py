@@ -16,7 +16,7 @@ from tests.conftest import MakeShards
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for a bucket; `reads` in it counts how often it was read."""
+    """A folder that stands in for a bucket; its file `reads` logs every read."""
     folder = tmp_path / "bucket"
     folder.mkdir()
     monkeypatch.setenv("CXR_CACHE_DIR", str(tmp_path / "cache"))
@@ -38,7 +38,7 @@ def put(bucket: Path, name: str, size: int = 1000) -> str:
 
 
 def get(bucket: Path, name: str, sha256: str) -> bool:
-    """Reads an object; whether the bucket was asked for it."""
+    """Reads an object; returns whether it was fetched from the bucket."""
     log = bucket / "reads"
     log.touch()
     before = len(log.read_text().split())
@@ -50,10 +50,10 @@ def get(bucket: Path, name: str, sha256: str) -> bool:
 def test_the_least_recently_used_goes_first(bucket: Path, tmp_path: Path) -> None:
     a, b, c, d = (put(bucket, name) for name in "abcd")
     assert [get(bucket, name, digest) for name, digest in zip("abc", (a, b, c), strict=True)] == [True, True, True]
-    for age, digest in enumerate((c, b, a)):  # file systems' clocks are coarse
+    for age, digest in enumerate((c, b, a)):  # file system timestamps are coarse
         os.utime(tmp_path / "cache" / digest, ns=(0, age))
     assert not get(bucket, "c", c)
-    assert get(bucket, "d", d)  # b goes
+    assert get(bucket, "d", d)  # evicts b
     assert not get(bucket, "a", a)
     assert not get(bucket, "c", c)
     assert get(bucket, "b", b)
@@ -119,7 +119,7 @@ def test_several_processes_fetch_once_and_stay_within_the_bound(bucket: Path, tm
     (tmp_path / "cache").mkdir()
     killed = tmp_path / "cache" / f".{digests['a']}.partial"
     killed.write_bytes(b"half")
-    context = multiprocessing.get_context("fork")  # with the stand-in for the bucket
+    context = multiprocessing.get_context("fork")  # inherits the stand-in for the bucket
     processes = [context.Process(target=lambda: [get(bucket, name, digests[name]) for name in "abcabc"]) for _ in range(4)]
     (bucket / "reads").touch()
     for process in processes:
@@ -149,7 +149,7 @@ def test_shards_on_s3_are_fetched_once(
 
     local, remote = (Reader(open_shards(place), "train") for place in (folder, uri))
     for part in Path(folder).glob("*.parquet"):
-        storage.delete(f"{uri}/{part.name}")  # from here on the disk must do
+        storage.delete(f"{uri}/{part.name}")  # from here on only the cache has it
     for ours, theirs in zip(remote.shuffled(6, 0, 0), local.shuffled(6, 0, 0), strict=True):
         np.testing.assert_array_equal(ours.images, theirs.images)
     assert len([path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")]) == 2

@@ -12,7 +12,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Server:
-    """Takes what it is sent while it is up."""
+    """Accepts items while it is up."""
 
     def __init__(self) -> None:
         self.up = threading.Event()

@@ -13,7 +13,7 @@ def refused(tmp_path: Path) -> "Refused":
 
 
 class Refused:
-    """What `load` says about a text."""
+    """Loads a text that must be refused; returns the error message."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -31,7 +31,7 @@ def test_missing_keys_take_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("pretrain: {epochs: 3, lr: 3e-4}\nregister: {min_auroc: 0.9}\n")
     params = load(path)
-    assert (params.pretrain.epochs, params.pretrain.lr) == (3, 0.0003)  # YAML 1.1 reads 3e-4 as text
+    assert (params.pretrain.epochs, params.pretrain.lr) == (3, 0.0003)  # YAML 1.1 parses 3e-4 as a string
     assert params.register_.min_auroc == 0.9
     assert params.pretrain.arch == Params().pretrain.arch
     path.write_text("")

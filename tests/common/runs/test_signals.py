@@ -11,7 +11,7 @@ from components.common.runs import signals
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """Installs the handlers, and puts back what was there."""
+    """Installs the handlers and restores the previous ones afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signals._stop.clear()
     signals.install()
@@ -29,7 +29,7 @@ def test_a_signal_raises(number: signal.Signals) -> None:
 
 def test_deferred_waits_for_check() -> None:
     with signals.deferred():
-        signals.check()  # nothing yet
+        signals.check()  # no signal yet
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.requested()
         with pytest.raises(signals.Interrupted):

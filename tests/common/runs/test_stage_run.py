@@ -23,7 +23,7 @@ INPUTS = {"shards": "abc"}
 
 
 def begin(out: Path | str, params: Evaluate = PARAMS, inputs: dict[str, str] = INPUTS, **options: Any) -> work.Work:
-    """Work in progress whose lock nobody holds."""
+    """Opens a run and releases its lock; returns its work in progress."""
     with open(out, params, inputs, **options) as begun:
         return begun
 
@@ -81,7 +81,7 @@ def test_another_fingerprint_starts_afresh(change: dict[str, Any], named: str, t
     assert not other.resumed
     assert caplog.messages == [f"evaluate: starts afresh; unfinished work in {first.folder} differs in {named}"]
     other.finish({})
-    assert first.folder.is_dir()  # it can still be continued
+    assert first.folder.is_dir()  # it can still be resumed
 
 
 def test_threads_are_part_of_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_one_process_an_output(tmp_path: Path) -> None:
 
 
 def test_a_signal_does_not_cut_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint is dropped and the output not there yet: stopping here would lose hours."""
+    """A stop between deleting the checkpoint and publishing the output would lose hours of work."""
     before = signal.getsignal(signal.SIGTERM)
     signals.install()
 
@@ -227,7 +227,7 @@ def test_output_on_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (begun.folder / "checkpoint").mkdir()
     (begun.folder / "checkpoint" / "x").write_text("")
 
-    with monkeypatch.context() as broken:  # the credentials run out when all is computed
+    with monkeypatch.context() as broken:  # the credentials expire after the computation
         broken.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         storage._client_of.cache_clear()
         with pytest.raises(UserError, match="credentials"):
@@ -246,8 +246,8 @@ def test_output_on_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_work_for_an_output_on_s3_lies_on_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pod that is tried again on another node has nothing else in common with the first."""
-    monkeypatch.setattr(work, "_refuse_foreign", lambda stage, out: None)  # which would ask the server
+    """A pod retried on another node shares only the volume with the first one."""
+    monkeypatch.setattr(work, "_refuse_foreign", lambda stage, out: None)  # it would query the server
     monkeypatch.setenv(work.WORK_VARIABLE, str(tmp_path / "volume"))
     for pod, resumed in (("first", False), ("second", True)):
         (tmp_path / pod).mkdir()

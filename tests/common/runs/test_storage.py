@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """An environment whose AWS variables can be set; the client is made anew from them."""
+    """Clears the AWS variables and configuration; the client is rebuilt from what tests set."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
@@ -35,7 +35,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.services)])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, environment: pytest.MonkeyPatch) -> str:
-    """An empty folder: a local one, and a prefix of a real server."""
+    """An empty folder: local, or a prefix on a real server."""
     if request.param == "local":
         return str(tmp_path / "folder")
     for name, value in request.getfixturevalue("server").items():
@@ -52,7 +52,7 @@ def test_written_is_read(folder: str) -> None:
     assert storage.read(uri) == b"two"
     storage.delete(uri)
     assert not storage.exists(uri)
-    storage.delete(uri)  # again: no error
+    storage.delete(uri)  # deleting again is no error
 
 
 def test_a_prefix_of_a_name_is_not_the_file(folder: str) -> None:
@@ -130,7 +130,7 @@ def test_an_s3_uri_needs_a_bucket() -> None:
 def test_unusable_servers(settings: dict[str, str], part: str, environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in settings.items():
         environment.setenv(name, value)
-    environment.setattr("time.sleep", lambda seconds: None)  # between botocore's attempts
+    environment.setattr("time.sleep", lambda seconds: None)  # skip the delays between botocore's attempts
     (tmp_path / "run.json").write_text("{}")
     for call in (
         lambda: storage.read("s3://bucket/key"),
@@ -171,7 +171,7 @@ def prefix(server: dict[str, str], environment: pytest.MonkeyPatch, request: pyt
 
 @pytest.mark.services
 def test_upload_of_a_folder(prefix: str, tmp_path: Path) -> None:
-    large = os.urandom(20_000_000)  # above boto3's threshold for multipart
+    large = os.urandom(20_000_000)  # above boto3's multipart threshold
     for name, content in {"run.json": b"{}", "a/large.bin": large, "z.txt": b"z", "checkpoint/x.pt": b"no", "note": b"no"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -189,10 +189,10 @@ def test_what_is_uploaded_already_is_not_uploaded_again(prefix: str, tmp_path: P
     for name in ("a", "b", "run.json"):
         (tmp_path / name).write_text("same length")
     storage.upload_folder(tmp_path, prefix, last="run.json")
-    storage._client().put_object(Bucket=seaweed.BUCKET, Key=f"{prefix.split('/')[-1]}/a", Body=b"same_length")  # by somebody else
+    storage._client().put_object(Bucket=seaweed.BUCKET, Key=f"{prefix.split('/')[-1]}/a", Body=b"same_length")  # by another client
     (tmp_path / "b").write_text("SAME LENGTH")
     before = {item["Key"]: item["LastModified"] for item in _objects(prefix)}
-    time.sleep(1.1)  # the server's times are in seconds
+    time.sleep(1.1)  # the server's timestamps have a resolution of one second
     storage.upload_folder(tmp_path, prefix, last="run.json")
     after = {item["Key"]: item["LastModified"] for item in _objects(prefix)}
     assert {key.split("/")[-1] for key in after if after[key] != before[key]} == {"a", "b"}

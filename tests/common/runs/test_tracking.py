@@ -23,14 +23,14 @@ PARAMS = Register(min_auroc=0.6, licence="none")
 
 
 def opened(stage: str, out: str, inputs: dict[str, str], **options: Any) -> Work:
-    """Work in progress whose lock nobody holds."""
+    """Opens a run and releases its lock; returns its work in progress."""
     with open_work(Work, stage, out, PARAMS, inputs, **options) as work:
         return work
 
 
 @pytest.fixture
 def job(tmp_path: Path, request: pytest.FixtureRequest) -> Work:
-    """A job whose stage, and so whose experiment, is this test's own."""
+    """Work in progress whose stage, and hence whose experiment, is named after the test."""
     return opened(request.node.name, str(tmp_path / "out"), {"model": "abc"}, upstream={"model": "run0"})
 
 
@@ -72,7 +72,7 @@ def points(client: MlflowClient, run_id: str, name: str = "loss") -> list[tuple[
 
 @pytest.fixture
 def switch(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Takes the server away, after it has done what it was last asked for but cannot answer, and brings it back."""
+    """Returns a function that takes the server down or up. While down, it carries out requests but fails to answer."""
     original = MlflowClient.log_batch
 
     def turn(there: bool) -> None:
@@ -134,7 +134,7 @@ def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Work, clien
     with pytest.raises(Interrupted), tracking.begin(job) as tracker:
         tracker.log({"loss": 3.0, "images_per_second": 10.0}, 1)
         raise Interrupted
-    (job.folder / HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # 2 was lost with the process
+    (job.folder / HISTORY).write_text("epoch,loss,images_per_second\n1,3.0,10.0\n2,2.0,11.0\n")  # epoch 2 was lost with the process
 
     with tracking.begin(opened(job.stage, job.out, job.inputs)) as tracker:
         tracker.log({"loss": 2.0, "images_per_second": 12.0}, 2)  # repeated from an older checkpoint
@@ -168,7 +168,7 @@ def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Work, client: Mlfl
 
 
 def test_artifacts_lie_beside_the_database(job: Work, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where MLflow would put them
+    monkeypatch.chdir(tmp_path)  # where MLflow would put them by default
     (tmp_path / "report.html").write_text("report")
     with tracking.begin(job) as tracker:
         tracker.attach(tmp_path / "report.html")
@@ -178,7 +178,7 @@ def test_artifacts_lie_beside_the_database(job: Work, tmp_path: Path, mlflow_dat
 
 def test_the_default_is_mlflow_db_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    for name in ("one", "two"):  # MLflow keeps its connections by address, so that a relative one would go to `one` twice
+    for name in ("one", "two"):  # MLflow caches connections by URI: a relative one would lead to `one` twice
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         assert tracking.uri() == f"sqlite:///{tmp_path / name / 'mlflow.db'}"
@@ -227,7 +227,7 @@ def test_an_experiment_that_another_process_makes_at_the_same_time(
 ) -> None:
     def slow(self: MlflowClient, name: str, artifact_location: str | None = None) -> str:
         original(client, name, artifact_location)
-        return original(self, name, artifact_location)  # the second one fails
+        return original(self, name, artifact_location)  # the second call fails
 
     original = MlflowClient.create_experiment
     monkeypatch.setattr(MlflowClient, "create_experiment", slow)
@@ -237,7 +237,7 @@ def test_an_experiment_that_another_process_makes_at_the_same_time(
 
 
 def test_an_input_that_another_run_logs_at_the_same_time(job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL refuses the second of two equal datasets; tests/test_servers.py has two such writers."""
+    """PostgreSQL refuses the second of two equal datasets; tests/test_servers.py tests it with two real writers."""
     refusals = [MlflowException("duplicate key value violates unique constraint", error_code=BAD_REQUEST)]
 
     def slow(self: MlflowClient, run_id: str, datasets: list[DatasetInput]) -> None:

@@ -1,4 +1,4 @@
-"""A sample with several images per patient, and the bootstrap written out."""
+"""A sample with several images per patient, and an explicit bootstrap."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ Sample = tuple[Floats, Floats, Integers]
 
 @pytest.fixture(params=["continuous", "ties", "all tied", "with unknowns"])
 def sample(request: pytest.FixtureRequest) -> Sample:
-    """Targets, scores and patients; finding 2 is so rare that many resamples lack it."""
+    """Targets, scores and patients. Finding 2 is so rare that many resamples lack it."""
     rng = np.random.default_rng(3)
     targets = (rng.random((N, F)) < [0.5, 0.2, 0]).astype(float)
     targets[:2, 2] = 1
@@ -33,7 +33,7 @@ def known(targets: Floats, scores: Floats) -> tuple[Floats, Floats]:
 
 
 def duplicated_rows(patients: Integers, resamples: int, seed: int) -> list[Integers]:
-    """The bootstrap written out: for each resample, the rows of every draw of a patient."""
+    """Returns the row indices of each bootstrap resample of patients, computed with plain loops."""
     generator = np.random.default_rng(seed)
     count = len(set(patients.tolist()))
     rows = []

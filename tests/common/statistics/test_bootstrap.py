@@ -16,7 +16,7 @@ def test_bootstrap_mean_equals_the_mean_of_duplicated_rows() -> None:
 
 
 def test_interval_covers_at_its_level() -> None:
-    """Of intervals for the mean of patients with several equal images, about 95 % hold the truth; by image it would be far fewer."""
+    """About 95 % of the intervals cover the true mean of patients with several equal images; resampling images would cover far fewer."""
     rng = np.random.default_rng(4)
     hits = 0
     for seed in range(200):

@@ -9,7 +9,7 @@ from components.common.statistics.calibration import BINS, fit_temperature, nega
 
 
 def overconfident(scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits `scale` times those that the targets were drawn from; a tenth of the targets is unknown."""
+    """Returns targets and logits that are `scale` times the true ones; 10 % of the targets are unknown."""
     rng = np.random.default_rng(0)
     logits = rng.normal(-1, 1.5, (4000, 3))
     targets = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)
@@ -38,7 +38,7 @@ def test_likelihood_is_torchs() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_likelihood_never_gets_worse(seed: int) -> None:
-    """Whatever the logits are: few, contradicting the targets, or separating them perfectly."""
+    """The logits are few, contradict the targets, or separate them perfectly."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, 2, (8, 1)).astype(float)
     logits = rng.normal(0, 3, (8, 1)) + rng.choice([-9, 0, 9]) * (targets - 0.5)
@@ -63,7 +63,7 @@ def test_reliability_curve_is_scikit_learns() -> None:
 
 
 def test_expected_calibration_error_written_out() -> None:
-    """Bins [0, 0.1) with scores 0.02 and 0.04 and no positive; [0.7, 0.8) with 0.7, 0.7, 0.76 and two; [0.9, 1] with 1 and one."""
+    """Bins: [0, 0.1) has 2 scores and no positive, [0.7, 0.8) has 3 scores and 2 positives, [0.9, 1] has 1 score and 1 positive."""
     targets = np.array([0, 0, 1, 1, 0, 1, np.nan])
     scores = np.array([0.02, 0.04, 0.7, 0.7, 0.76, 1.0, 0.5])
     found = reliability(targets, scores)

@@ -31,7 +31,7 @@ def test_youden_threshold_by_trying_all_scores() -> None:
 
 
 def test_youden_threshold_takes_the_highest_of_equals_and_is_a_score_even_below_chance() -> None:
-    # Youden's index is 0.5 at 0.8 and at 0.2.
+    # Youden's index is 0.5 at both 0.8 and 0.2.
     assert youden_threshold(np.array([1, 0, 1, 0.0]), np.array([0.8, 0.5, 0.2, 0.1])) == 0.8
     assert youden_threshold(np.array([0, 1.0]), np.array([0.9, 0.1])) == 0.1
     assert np.isnan(youden_threshold(np.ones(4), np.linspace(0, 1, 4)))

@@ -1,4 +1,4 @@
-"""Average precision against pycocotools and scikit-learn, FROC against a version written out."""
+"""Average precision against pycocotools and scikit-learn, FROC against a brute-force implementation."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ CLASSES = 3
 
 
 def scenes(seed: int, images: int = 30, skill: float = 0.7) -> list[ImageBoxes]:
-    """Boxes of three classes; some found, roughly; some found twice; and false alarms. Scores have ties, boxes whole pixels."""
+    """Returns images with boxes of three classes: hits, duplicates, misses, false alarms. Scores have ties; boxes are whole pixels."""
     rng = np.random.default_rng(seed)
     return [_scene(rng, skill) for _ in range(images)]
 
@@ -64,7 +64,7 @@ def test_average_precision_is_pycocotools(seed: int) -> None:
 
 def test_weights_are_repeated_images() -> None:
     rng = np.random.default_rng(1)
-    # Of equal scores COCO takes the image that comes first, which for a repeated image is no longer the same one.
+    # Scores without ties: COCO breaks ties by the order of images, which repeating images changes.
     images = [image._replace(scores=rng.random(len(image.scores))) for image in scenes(7, 12)]
     weights = rng.integers(0, 4, (12, 6)).astype(np.int32)
     mine = np.stack([average_precision(match(images, label), weights) for label in range(CLASSES)], axis=1)
@@ -88,20 +88,20 @@ def test_resamples_in_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_average_precision_reads_scikit_learns_curve_at_101_recalls() -> None:
-    """Every box is found once, so that detections are samples and hits are labels."""
+    """Every box is found once, so detections correspond to samples and hits to labels."""
     rng = np.random.default_rng(2)
     hit = rng.random(400) < 0.3
     scores = rng.permutation(400) / 400
     order = np.argsort(-scores)
     marks = MatchedDetections(scores[order], np.zeros(400, int), np.repeat(hit[order][:, None], len(IOUS), axis=1), np.array([hit.sum()]))
     precision, recall, _ = precision_recall_curve(hit, scores)
-    precision, recall = precision[:-1], recall[:-1]  # the last point is put there, not measured
+    precision, recall = precision[:-1], recall[:-1]  # scikit-learn appends the last point by convention
     expected = np.mean([precision[recall >= level].max() for level in np.linspace(0, 1, 101)])
     assert average_precision(marks, whole(1))[0, 0] == pytest.approx(expected, abs=1e-12)
 
 
 def brute_force_froc(images: list[ImageBoxes], rate: float) -> float:
-    """Tries every threshold, and matches from the start each time."""
+    """Computes the sensitivity at `rate` false positives per image by matching anew at every threshold."""
     best = 0.0
     for threshold in {score for image in images for score in image.scores}:
         false = true = 0

@@ -32,14 +32,14 @@ def test_p_is_uniform_when_there_is_no_difference() -> None:
 
 
 def test_holm_step_by_step() -> None:
-    """0.01 * 4, then 0.02 * 3 = 0.06, then 0.03 * 2 = 0.06 as well, then 0.04, which is not below the one before."""
+    """Sorted: 0.01 * 4 = 0.04, 0.02 * 3 = 0.06, 0.03 * 2 = 0.06, and 0.04 * 1, raised to 0.06 to keep the order."""
     np.testing.assert_allclose(holm(np.array([0.04, 0.01, np.nan, 0.03, 0.02])), [0.06, 0.04, np.nan, 0.06, 0.06])
     np.testing.assert_allclose(holm(np.array([0.6, 0.9])), [1, 1])
     assert holm(np.array([])).size == 0
 
 
 def test_holm_rejects_exactly_what_its_definition_rejects() -> None:
-    """Holm 1979: go through the sorted p-values, stop at the first above alpha / (m - k)."""
+    """Step-down procedure of Holm (1979): go through the sorted p-values, stop at the first above alpha / (m - k)."""
     rng = np.random.default_rng(3)
     for _ in range(50):
         p = rng.random(6) ** 3

@@ -34,7 +34,7 @@ def test_bootstrap_equals_the_metric_on_duplicated_rows(sample: Sample) -> None:
                 one_class += 1
                 assert np.isnan(samples.auroc[b, f]) and np.isnan(samples.average_precision[b, f])
                 continue
-            if b % 5:  # scikit-learn takes a millisecond each
+            if b % 5:  # scikit-learn takes a millisecond per resample
                 continue
             assert samples.auroc[b, f] == pytest.approx(metrics.roc_auc_score(t, s), abs=1e-14)
             assert samples.average_precision[b, f] == pytest.approx(metrics.average_precision_score(t, s), abs=1e-14)
@@ -58,7 +58,7 @@ def test_paired_difference_equals_the_naive_loop(sample: Sample) -> None:
     differences = []
     for rows in [np.arange(N), *duplicated_rows(patients, 100, seed=6)]:
         macro = [
-            np.mean([metrics.roc_auc_score(*known(targets[rows, f], each[rows, f])) for f in (0, 1)])  # 2 has two positives
+            np.mean([metrics.roc_auc_score(*known(targets[rows, f], each[rows, f])) for f in (0, 1)])  # finding 2 has only two positives
             for each in (scores, other)
         ]
         differences.append(macro[0] - macro[1])

@@ -1,4 +1,4 @@
-"""Checks that two processes run together; started by test_processes.py through torchrun."""
+"""Checks that run in two processes; started by test_processes.py through torchrun."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from components.common.training import processes
 
 
 def check_permute() -> None:
-    """Against plain indexing of the global batch."""
+    """Compares `permute` with indexing of the global batch."""
     shape, order = (8, 3, 2, 5), torch.randperm(8, generator=torch.Generator().manual_seed(1))
     batch = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     mine = slice(4 * processes.rank(), 4 * processes.rank() + 4)
@@ -26,7 +26,7 @@ def check_permute() -> None:
 
 
 def check_average() -> None:
-    """Gradients against DistributedDataParallel's."""
+    """Compares averaged gradients with those of DistributedDataParallel."""
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).to(memory_format=torch.channels_last)
     theirs = DistributedDataParallel(nn.Sequential(*ours).requires_grad_())
@@ -41,7 +41,7 @@ def check_average() -> None:
 
 
 def check_exchange() -> None:
-    """Gather, sum, flags and bytes."""
+    """Checks gather, sum, flags and broadcasts."""
     rank = processes.rank()
     assert processes.gather(torch.full((2, 1), rank)).tolist() == [[0], [0], [1], [1]]
     assert processes.sum_over_ranks(torch.tensor([rank, 1.0])).tolist() == [1.0, 2.0]
@@ -54,7 +54,7 @@ def check_exchange() -> None:
 
 
 def check_errors() -> None:
-    """One process's mistake is everyone's."""
+    """Checks that an error of one process is raised in all."""
     with pytest.raises(SharedError, match=r"part-1\.parquet: gone"), processes.shared_errors():
         if processes.rank() == 1:
             raise UserError("part-1.parquet: gone")
@@ -71,7 +71,7 @@ def broken() -> Iterator[int]:
 
 
 def check_momentum_contrast() -> None:
-    """Steps of pretraining: all state is the same in all processes."""
+    """Runs steps of pretraining; all state must be identical in both processes."""
     from components.common.runs.shards import open_shards
     from components.params import Params
     from components.pretrain.training import Pretraining
@@ -80,7 +80,7 @@ def check_momentum_contrast() -> None:
     params = given.pretrain
     training = Pretraining(params, given.runtime, open_shards(os.environ["SHARDS"]))
     with torch.no_grad():
-        training.model.query.head[0].bias.add_(processes.rank())  # as if the processors differed
+        training.model.query.head[0].bias.add_(processes.rank())  # as if the hardware differed
     training.start()
     before = training.model.queue.clone()
     for step, batch in enumerate(training.batches(0, 0)):

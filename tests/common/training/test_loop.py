@@ -18,7 +18,7 @@ RUNTIME = Runtime(checkpoint_minutes=60)
 
 
 class Counting(loop.Trainable):
-    """Adds up row numbers: what it has seen is its state."""
+    """Records the row numbers that it sees; they are its state."""
 
     batch_size, steps_per_epoch = 2, 5
 
@@ -45,7 +45,6 @@ class Counting(loop.Trainable):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A work folder."""
     return tmp_path
 
 
@@ -93,7 +92,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Failing(Counting):
-    """Fails at some step: its weights are not finite, though its loss is, or it looks unhealthy."""
+    """Has infinite weights but a finite loss from some step on, or fails the health check from some loss on."""
 
     def __init__(self, infinite_from: int = 99, unhealthy_from: int = 99, patience: int = 2):
         super().__init__()
@@ -124,7 +123,7 @@ def test_weights_are_looked_at_in_the_end_too(folder: Path) -> None:
 
 
 def test_unhealthy_epochs_stop_the_run_and_keep_the_last_healthy_checkpoint(folder: Path) -> None:
-    # Losses are 0 to 4, then 10 to 14, then 20 to 24: the second epoch and the third are unhealthy.
+    # Losses are 0 to 4, 10 to 14 and 20 to 24: the second and third epochs are unhealthy.
     with pytest.raises(UserError, match=r"it has collapsed; the last healthy checkpoint is .*000000005\.pt"):
         loop.Trainer(Failing(unhealthy_from=10), "pretrain", folder, 9, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
     assert checkpoints(folder) == ["000000005.pt", *(f"0000000{step}.doubtful.pt" for step in (12, 13, 14))]
@@ -161,7 +160,7 @@ def test_a_disk_without_room_is_named(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_rates_and_waits_are_in_the_history(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(10_000))  # a second passes whenever somebody looks
+    clock = iter(range(10_000))  # every call advances the clock by one second
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     row = loop.Trainer(Counting(), "pretrain", folder, 1, Runtime(checkpoint_minutes=60)).run()[0]
     assert 0 < row["data_wait"] < 1

@@ -45,7 +45,7 @@ def test_order_depends_on_seed_and_epoch(make_shards: MakeShards) -> None:
 
 @pytest.mark.parametrize("start", [1, 3, 5, 6])
 def test_an_epoch_can_be_entered_anywhere(make_shards: MakeShards, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.common.training.reader.WINDOW", 2)  # several windows, so that whole ones are passed over
+    monkeypatch.setattr("components.common.training.reader.WINDOW", 2)  # several windows, so that whole windows are skipped
     reader = Reader(open_shards(make_shards()), "train")
     assert sequence(reader, start=start) == sequence(reader)[6 * start :]
 

@@ -8,7 +8,7 @@ PREVALENCE = np.array([0.4, 0.1, 0.02])
 
 
 def cohort(patients: int = 800) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and labels of images, one to three a patient; a patient's images agree, and some labels are unknown."""
+    """Returns patient ids and labels of images, one to three per patient. A patient's images share labels; some are unknown."""
     rng = np.random.default_rng(0)
     who = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
     targets = (rng.random((patients, 3)) < PREVALENCE).astype(float)[who]
@@ -37,7 +37,7 @@ def test_fractions_are_nested_whole_patients_of_the_right_number() -> None:
 
 @pytest.mark.parametrize("fraction", FRACTIONS[:-1])
 def test_every_finding_keeps_its_prevalence(fraction: float) -> None:
-    """Within a few patients; of 200 drawn at random the most frequent finding would have 7 too many or too few, give or take."""
+    """Counts may differ by 3 patients; for 200 patients drawn at random, the most frequent finding would have a deviation of about 7."""
     ids, targets = cohort()
     labelled = ~np.isnan(targets).all(axis=1)
     whole = positives_by_patient(ids[labelled], targets[labelled])
@@ -48,7 +48,7 @@ def test_every_finding_keeps_its_prevalence(fraction: float) -> None:
 
 
 def test_every_patient_has_the_same_chance() -> None:
-    """Also those with a rare finding, and those with several."""
+    """This includes patients with a rare finding and those with several findings."""
     rng = np.random.default_rng(1)
     sick = rng.random((120, 1)) < 0.4
     traits = (rng.random((120, 5)) < np.where(sick, 0.5, 0.05) * [1, 1, 0.6, 0.3, 0.1]).astype(float)
