@@ -1,4 +1,4 @@
-"""Predictions as classify writes them."""
+"""Shared fixtures: predictions in the format of classify."""
 
 from tests.evaluate.conftest import make_predictions
 

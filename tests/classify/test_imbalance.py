@@ -23,7 +23,7 @@ def test_the_rate_is_reached_and_the_other_finding_left_alone(rate: float) -> No
     np.testing.assert_array_equal(subsampled[:, 1], targets[:, 1])
     kept = ~np.isnan(subsampled[:, 0])
     np.testing.assert_array_equal(subsampled[kept], targets[kept])
-    # One class is subsampled, the other is whole.
+    # One class is subsampled, the other is left as it is.
     assert (subsampled[:, 0] == float(rate < 0.3)).sum() < (targets[:, 0] == float(rate < 0.3)).sum()
     assert (subsampled[:, 0] == float(rate > 0.3)).sum() == (targets[:, 0] == float(rate > 0.3)).sum()
 
@@ -36,7 +36,7 @@ def test_lower_rates_are_nested_and_by_patient() -> None:
     assert positives[0] < positives[1] < positives[2]
     lost = np.flatnonzero(targets[:, 1] == 1)
     lost = np.setdiff1d(lost, list(positives[1]))
-    # All of a patient's positives stay or go; the rate may cut one patient in two.
+    # A patient's positives are kept or dropped together, except for one patient who may be split to match the rate.
     assert len(set(patients[lost]) & set(patients[list(positives[1])])) <= 1
 
 

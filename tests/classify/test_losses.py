@@ -36,7 +36,7 @@ def test_prior_is_the_log_odds_of_known_labels() -> None:
 
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
-    """Logits and targets of three findings, the last of which is rare; a tenth is unknown."""
+    """Logits and targets of three findings. The last finding is rare; 10 % of the targets are unknown."""
     generator = torch.Generator().manual_seed(0)
     targets = (torch.rand(400, 3, generator=generator) < torch.tensor([0.5, 0.2, 0.02])).float()
     targets[torch.rand(400, 3, generator=generator) < 0.1] = NAN
@@ -66,11 +66,11 @@ def test_weighted_bce_gives_both_classes_of_a_finding_the_same_weight(batch: tup
     assert logits.grad is not None
     for finding in range(3):
         pull = [-float(logits.grad[targets[:, finding] == value, finding].sum()) for value in (1, 0)]
-        assert pull[0] == pytest.approx(-pull[1], rel=0.15)  # the imagined positive and negative of the prior
+        assert pull[0] == pytest.approx(-pull[1], rel=0.15)  # not exactly: pseudo-counts shift the prior
 
 
 def test_logit_adjustment_is_its_formula(batch: tuple[Tensor, Tensor]) -> None:
-    """log(1 + exp(-y (f + tau log(pi_1 / pi_0)))), y = +-1: Menon et al. 2021 for two classes."""
+    """Menon et al. 2021 for two classes: log(1 + exp(-y (f + tau log(pi_1 / pi_0)))) with y = +-1."""
     logits, targets = batch
     prior = prior_logits(targets)
     loss, _ = make(Classify(loss="logit_adjustment", adjustment=1.5), prior)
@@ -85,7 +85,7 @@ def test_logit_adjustment_is_its_formula(batch: tuple[Tensor, Tensor]) -> None:
 
 @pytest.mark.parametrize("name", ["bce", "weighted_bce", "focal", "logit_adjustment"])
 def test_every_loss_starts_near_its_best_constant_scores(name: str, batch: tuple[Tensor, Tensor]) -> None:
-    """The mean logit has no slope to speak of, but for the imagined positive and negative; focal is balanced another way."""
+    """The gradient at the initial logits is almost zero; pseudo-counts shift the prior a little."""
     _, targets = batch
     loss, start = make(Classify(loss=name, focal_gamma=0), prior_logits(targets))
     logits = start.clone().requires_grad_()

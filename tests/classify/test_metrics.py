@@ -1,4 +1,4 @@
-"""What is measured at thresholds and of probabilities, and in subgroups, beside scikit-learn's numbers."""
+"""Metrics at thresholds, calibration metrics and subgroup metrics against scikit-learn."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ KEYS = {"Effusion": "Effusion", "Nodule <small>": "Nodule _small_"}
 
 
 def attributes(columns: Table) -> None:
-    """Three makers, two sexes with few unknown, ages from child to old."""
+    """Adds three manufacturers, two sexes with one unknown, and ages from 5 to 89."""
     count = len(columns["split"])
     rng = np.random.default_rng(5)
     columns["sex"] = [None if index == 40 else "FM"[index % 2] for index in range(count)]
@@ -29,7 +29,7 @@ def attributes(columns: Table) -> None:
 
 
 def evaluated(folder: str, out: Path, **params: object) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
-    """metrics.json, and the rows of val and test."""
+    """Evaluates a folder; returns metrics.json and the rows of the validation and test splits."""
     run(predictions=[folder], out=str(out), **Params.model_validate({"evaluate": {"resamples": 200, **params}}).arguments("evaluate"))
     table = pq.read_table(Path(folder, "predictions.parquet")).to_pandas()
     return json.loads((out / "metrics.json").read_text()), table.query("split == 'val'"), table.query("split == 'test'")
@@ -71,7 +71,7 @@ def test_subgroups_are_what_scikit_learn_finds_in_them(make_predictions: MakePre
     found, _, test = evaluated(make_predictions(change=attributes), tmp_path / "out")
     with (tmp_path / "out" / "subgroups.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["attribute"] for row in rows} == {"sex", "age", "manufacturer"}  # all have the same view
+    assert {row["attribute"] for row in rows} == {"sex", "age", "manufacturer"}  # no view: it is the same for all images
     for attribute, value in (("sex", "F"), ("sex", "M"), ("manufacturer", "A & B")):
         aurocs = []
         for finding, key in KEYS.items():
@@ -95,7 +95,7 @@ def test_a_group_without_enough_positives_is_marked_and_warned_of(
     found, _, _ = evaluated(make_predictions(change=attributes), tmp_path / "out")
     assert "by sex, fewer than 5 positives or negatives in F: Rare and Absent; M: Rare and Absent; unknown: " in caplog.text
     assert found["classify_test_auroc_macro_sex_F"] is not None
-    assert found["classify_test_auroc_macro_sex_unknown"] is None  # one image, which keeps nobody from comparing the others
+    assert found["classify_test_auroc_macro_sex_unknown"] is None  # a single image does not prevent comparing the others
     html = (tmp_path / "out" / "report.html").read_text()
     assert "Warnings" in html and re.search(r"By sex: F 0\.\d+, M 0\.\d+ \(macro AUROC of 2 findings\)", html)
     assert "A &amp; B" in html

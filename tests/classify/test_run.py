@@ -47,7 +47,7 @@ def test_scores_are_the_saved_models(make_shards: MakeShards, tiny: Params, tmp_
 
     described = json.loads((tmp_path / "out" / "model.json").read_text())
     assert described["findings"] == FINDINGS
-    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # the backbone's, not the shards'
+    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # that of the backbone, not of the shards
     network = backbones.build("resnet18")
     network.fc = torch.nn.Linear(512, 2)
     network.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
@@ -88,11 +88,11 @@ def test_a_stopped_run_continues_to_the_same_model(
 ) -> None:
     shards, params = make_shards(), changed(tiny, **MODES[mode])
     if mode == "finetune with patience":
-        monkeypatch.setattr(training, "macro_auroc", lambda targets, scores: 0.6)  # the first epoch stays the best
+        monkeypatch.setattr(training, "macro_auroc", lambda targets, scores: 0.6)  # the first epoch remains the best
     classify.run(shards=[shards], out=str(tmp_path / "whole"), **params.arguments("classify"), backbone=pretrained)
     epochs = len((tmp_path / "whole" / "history.csv").read_text().splitlines()) - 1
     assert (epochs < params.classify.epochs) is ("patience" in mode)
-    steps, stops = 0, {2, 6, 8}  # within epochs, and after the last step of one
+    steps, stops = 0, {2, 6, 8}  # within epochs and after the last step of an epoch
     train_step = training.Classification.train_step
 
     def counted(self: training.Classification, *arguments: object) -> dict[str, float]:
@@ -124,12 +124,12 @@ def test_early_stopping_waits_for_its_patience(make_shards: MakeShards, tiny: Pa
     )
     aurocs = pd.read_csv(tmp_path / "out" / "history.csv")["val_auroc_macro"].to_numpy()
     best = json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"]
-    assert best == 1 + aurocs.argmax()  # the first of equals
+    assert best == 1 + aurocs.argmax()  # the first one wins ties
     assert len(aurocs) == best + 3 < 40
 
 
 def test_linear_probe_leaves_the_backbone_alone(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
-    """Its weights and its batch statistics are, bit for bit, what they were."""
+    """Its weights and batch norm statistics are unchanged bit by bit."""
     params = changed(tiny, mode="linear", epochs=20, lr=0.02)
     classify.run(shards=[make_shards(images=200)], out=str(tmp_path / "out"), **params.arguments("classify"), backbone=pretrained)
     before, after = load_file(Path(pretrained, "backbone.safetensors")), load_file(tmp_path / "out" / "model.safetensors")
@@ -140,7 +140,7 @@ def test_linear_probe_leaves_the_backbone_alone(make_shards: MakeShards, tiny: P
 
 
 def test_linear_probe_is_the_saved_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
-    """What was trained on standardised features of the cache is what the whole network gives for an image."""
+    """The head trained on cached, standardised features and the exported network give the same logits."""
     params = changed(tiny, mode="linear", epochs=5, lr=0.05)
     task = training.LinearProbe(params.classify, open_shards([make_shards()]), pretrained)
     for batch in task.batches(0, 0):
@@ -160,7 +160,7 @@ def test_mirror_images_count_half(make_shards: MakeShards, tiny: Params, tmp_pat
 
 
 def test_scores_are_calibrated_on_val(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """By hand: the saved head times T gives the logits before; no temperature near T has a lower likelihood on val."""
+    """No temperature close to the fitted one gives a higher likelihood on the validation split."""
     classify.run(shards=[make_shards()], out=str(tmp_path / "out"), **tiny.arguments("classify"))
     temperature = json.loads((tmp_path / "out" / "model.json").read_text())["temperature"]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -178,7 +178,7 @@ def test_scores_are_calibrated_on_val(make_shards: MakeShards, tiny: Params, tmp
 
 
 def poison(shards: str) -> None:
-    """Turns every label of the test split round."""
+    """Inverts every label of the test split."""
     for path in Path(shards).glob("part-*.parquet"):
         table = pq.read_table(path)
         labels = [[1 - v for v in row["labels"]] if row["split"] == "test" else row["labels"] for row in table.to_pylist()]
@@ -189,7 +189,7 @@ def poison(shards: str) -> None:
 
 @pytest.mark.parametrize("mode", ["finetune", "linear"])
 def test_poisoned_test_labels_change_nothing_that_is_chosen(mode: str, make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """Weights, best epoch, temperature, scores and thresholds are the same to the bit; only what is measured on test turns round."""
+    """Weights, best epoch, temperature, scores and thresholds are identical; only the metrics on the test split change."""
     clean, poisoned = make_shards("clean"), make_shards("poisoned")
     poison(poisoned)
     params = changed(tiny, mode=mode, epochs=3, patience=2, label_fraction=0.5, positive_rate={"Left": 0.4}, loss="weighted_bce")
@@ -210,7 +210,7 @@ def test_poisoned_test_labels_change_nothing_that_is_chosen(mode: str, make_shar
 
 def test_few_labels_make_smaller_batches(make_shards: MakeShards, tiny: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     classify.run(shards=[make_shards()], out=str(tmp_path / "out"), **changed(tiny, label_fraction=0.1).arguments("classify"))
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train_images"] == 4  # two patients of eighteen
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train_images"] == 4  # two of eighteen patients
     assert "batches of 4 images" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Shards with boxes: around the bright spots of tests/conftest.py."""
+"""Shared fixtures: shards with boxes around the bright spots of tests/conftest.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def box(label: str, x: float, y: float, width: float, height: float) -> dict[str
 
 @pytest.fixture
 def make_boxed(make_shards: MakeShards) -> Callable[..., str]:
-    """Writes shards with a box for each positive label; `change` may edit each row afterwards."""
+    """Returns a function that writes shards with a box for each positive label; `change` may edit each row."""
 
     def make(name: str = "boxed", change: Change | None = None, **options: Any) -> str:
         folder = make_shards(name, **options)
@@ -42,6 +42,6 @@ def make_boxed(make_shards: MakeShards) -> Callable[..., str]:
 
 @pytest.fixture
 def small() -> Params:
-    """Parameters for a few seconds of training on the shards above."""
+    """Parameters for a few seconds of training on the shards of `make_boxed`."""
     section = {"arch": "resnet18", "channels": 64, "epochs": 2, "batch_size": 8, "lr": 0.002}
     return Params.model_validate({"detect": section})

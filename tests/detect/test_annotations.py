@@ -23,7 +23,7 @@ def annotations_of(folder: str, classes: list[str] = FINDINGS, findings: list[st
 def test_boxes_move_with_the_image_onto_the_square(make_boxed: Callable[..., str]) -> None:
     reader = reader_of(make_boxed())
     known = annotate(reader, FINDINGS, FINDINGS)
-    assert known.origin.tolist() == [[4.0, 0.0]] * len(reader)  # an image of 24 by 32 in the middle of 32 by 32
+    assert known.origin.tolist() == [[4.0, 0.0]] * len(reader)  # 24 px wide, centred in a square of 32 px
     row = next(row for row, labels in enumerate(known.labels) if labels.tolist() == [0, 1])
     assert known.boxes[row].tolist() == [[6, 8, 7, 12], [18, 8, 7, 12]]
 
@@ -59,11 +59,11 @@ def test_shards_without_boxes_are_refused(make_boxed: Callable[..., str]) -> Non
 @pytest.mark.parametrize(
     ("labels", "boxed", "known"),
     [
-        ([0, 0], [], True),  # a negative
+        ([0, 0], [], True),  # negative
         ([1, 0], ["Left"], True),
-        ([float("nan"), 0], ["Left"], True),  # a box says more than no label
-        ([float("nan"), 0], [], False),  # nobody looked
-        ([1, 0], [], False),  # seen and not boxed
+        ([float("nan"), 0], ["Left"], True),  # a box overrides a missing label
+        ([float("nan"), 0], [], False),  # not labelled
+        ([1, 0], [], False),  # positive without a box
         ([1, 1], ["Left"], False),
         ([1, 1], ["Left", "Right"], True),
     ],

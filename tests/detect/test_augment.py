@@ -8,12 +8,12 @@ ROWS = np.arange(6)
 
 
 def test_boxes_follow_the_pixels() -> None:
-    """A bright rectangle, warped, lies where its box does."""
+    """A warped bright rectangle and its warped box coincide."""
     corners = np.array([[20.0, 24.0, 44.0, 36.0]])
     image = torch.zeros(len(ROWS), 1, SIZE, SIZE)
     image[:, :, 24:36, 20:44] = 1
     drawn = augment.draw(ROWS, seed=3, epoch=1)
-    assert np.abs(drawn[:, 0] - 1).max() > 0.03 and np.abs(drawn[:, 1:]).max() > 0.02  # otherwise nothing is tested
+    assert np.abs(drawn[:, 0] - 1).max() > 0.03 and np.abs(drawn[:, 1:]).max() > 0.02  # the warps are large enough to test anything
     for warped, one in zip(augment.warp_images(image, drawn), drawn, strict=True):
         rows, columns = np.nonzero(warped[0].numpy() > 0.5)
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

@@ -1,4 +1,4 @@
-"""Folders as detect writes them, evaluated."""
+"""Evaluation of output folders of detect."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ MakeDetections = Callable[..., str]
 
 @pytest.fixture
 def make_detections(tmp_path: Path) -> MakeDetections:
-    """Writes an output folder of detect; `change` may edit the rows of predictions.parquet beforehand."""
+    """Returns a function that writes an output folder of detect; `change` may edit the rows of predictions.parquet."""
 
     def make(name: str = "detect", change: Callable[[Rows], object] | None = None, skill: float = 0.7, seed: int = 0) -> str:
         folder = tmp_path / name
@@ -49,7 +49,7 @@ def make_detections(tmp_path: Path) -> MakeDetections:
 
 
 def _rows(skill: float, seed: int) -> Rows:
-    """One to three images a patient, up to three boxes an image; `Rare` is in the validation split alone."""
+    """Returns one to three images per patient with up to three boxes per image; `Rare` occurs in the validation split only."""
     truth, guess = np.random.default_rng(0), np.random.default_rng([1, seed])
     rows = []
     for patient in range(40):
@@ -84,7 +84,7 @@ def rows_of_test(folder: str) -> Rows:
 
 
 def coco_precision(rows: Rows) -> Floats:
-    """pycocotools' average precision, (T, classes)."""
+    """Returns the average precision by pycocotools, (T, classes)."""
     images = [
         ImageBoxes(
             np.array([[box[name] for name in BOX.names[1:]] for box in row["boxes"]], float).reshape(-1, 4),

@@ -28,7 +28,7 @@ def test_figures_of_hits_misses_and_false_positives(make_boxed: Callable[..., st
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["false_positive_1.png", "hit_1.png", "miss_1.png", "miss_2.png"]
     picture = cv2.imread(str(tmp_path / "figures" / "false_positive_1.png"))
-    assert picture.shape == (480, 360, 3)  # 32 by 24 pixels, 15 times as large, without the square around
+    assert picture.shape == (480, 360, 3)  # 32 x 24 px, enlarged 15 times, without the padding to a square
     drawn = (picture == figures.FALSE_POSITIVE).all(axis=2)
     columns = np.flatnonzero(drawn[4 * 15 + 60 : 14 * 15 - 3].any(axis=0))
     assert abs(columns.min() - (6 - 4) * 15) <= 2 and abs(columns.max() - (16 - 4) * 15) <= 2

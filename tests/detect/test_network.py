@@ -18,9 +18,9 @@ def detector(size: int = 64, **update: object) -> network.Detector:
 
 @pytest.mark.parametrize(("name", "reference"), [("retinanet", retinanet_resnet50_fpn_v2), ("fasterrcnn", fasterrcnn_resnet50_fpn_v2)])
 def test_the_layers_are_torchvisions_second_version(name: str, reference: object) -> None:
-    """Names and shapes of all weights are torchvision's, but for one channel at the entrance."""
+    """Names and shapes of all weights are those of torchvision, except for the single input channel."""
     params = Detect.model_validate({"detector": name})
-    classes = 90 if name == "fasterrcnn" else 91  # torchvision's 91 classes hold a background, which RetinaNet does not use
+    classes = 90 if name == "fasterrcnn" else 91  # torchvision's 91 classes include a background, which RetinaNet does not use
     mine = network.build(backbones.build("resnet50"), params, classes, size=800, mean=0.4, std=0.2).model.state_dict()
     theirs = reference(weights=None, weights_backbone=None).state_dict()  # type: ignore[operator]
     expected = {key: value.shape for key, value in theirs.items()}

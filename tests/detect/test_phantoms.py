@@ -1,4 +1,4 @@
-"""The detector learns the phantoms' findings at the demo's scale, from raw files to a metric."""
+"""From raw phantoms to metrics: the detector learns the findings at the scale of the demo."""
 
 import json
 from pathlib import Path

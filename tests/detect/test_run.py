@@ -58,7 +58,7 @@ def test_predictions_are_the_saved_models(make_boxed: Callable[..., str], small:
 
     described = json.loads((out / "model.json").read_text())
     assert described["task"] == "detect" and described["detector"] == "retinanet" and described["classes"] == ["Left", "Right"]
-    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # the backbone's, not the shards'
+    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # that of the backbone, not of the shards
     built = network.build(backbones.build("resnet18"), small.detect, 2, 32, 0.25, 0.5)
     built.model.load_state_dict(load_file(out / "model.safetensors"))
     built.eval()
@@ -67,7 +67,7 @@ def test_predictions_are_the_saved_models(make_boxed: Callable[..., str], small:
     image = torch.from_numpy(square(decode(row), 32).astype(np.float32) / 255)
     with torch.no_grad():
         expected = built(image[None, None])[0]
-    # In pixels of the image, which is 24 wide and lies 4 from the left of the square.
+    # Boxes are in pixels of the image, which is 24 px wide and starts at x = 4 in the square.
     inside = (expected["boxes"] - torch.tensor([4.0, 0, 4, 0])).clip(torch.zeros(4), torch.tensor([24.0, 32, 24, 32]))
     torch.testing.assert_close(corners(predicted["boxes"]), inside, atol=1e-3, rtol=0)
     assert [each["score"] for each in predicted["boxes"]] == pytest.approx(expected["scores"].tolist(), abs=1e-5)
@@ -110,7 +110,7 @@ def test_a_stopped_run_continues_to_the_same_model(
 
 
 def test_test_boxes_change_nothing_but_the_targets(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
-    """Poisoned test labels and boxes leave the model, its threshold and every detection as they are."""
+    """Poisoned test labels and boxes do not change the model, its threshold or any detection."""
 
     def poison(row: dict[str, Any]) -> None:
         if row["split"] == "test":
@@ -161,7 +161,7 @@ def test_without_boxes_in_val_the_last_epoch_is_taken(make_boxed: Callable[..., 
 def test_parameters_that_cannot_work_are_refused(
     make_boxed: Callable[..., str], small: Params, tmp_path: Path, update: dict[str, object], message: str
 ) -> None:
-    # One image a patient is labelled, so that the smallest share is a single image.
+    # One image per patient is labelled, so that the smallest subset is a single image.
     def change(row: dict[str, Any]) -> None:
         if int(row["image_id"].removeprefix("image")) % 2:
             row.update(boxes=[], labels=[float("nan"), 0.0])

@@ -1,4 +1,4 @@
-"""Folders as classify writes them, with made-up scores."""
+"""Shared fixtures: output folders of classify with made-up scores."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MakePredictions = Callable[..., str]
 
 @pytest.fixture
 def make_predictions(tmp_path: Path) -> MakePredictions:
-    """Writes an output folder of classify; `change` may edit the columns of predictions.parquet beforehand."""
+    """Returns a function that writes an output folder of classify; `change` may edit the columns of predictions.parquet."""
 
     def make(name: str = "classify", change: Callable[[Table], object] | None = None, skill: float = 1.0, seed: int = 0) -> str:
         folder = tmp_path / name
@@ -46,7 +46,7 @@ def make_predictions(tmp_path: Path) -> MakePredictions:
 
 
 def _columns(skill: float, seed: int) -> Table:
-    """One to three images a patient; every third patient is in val; `Rare` has three positives in test, `Absent` none."""
+    """Returns one to three images per patient, every third patient in val; in test, `Rare` has three positives and `Absent` none."""
     rng = np.random.default_rng(0)
     who = np.repeat(np.arange(60), rng.integers(1, 4, 60))
     test = who % 3 != 0
@@ -56,7 +56,7 @@ def _columns(skill: float, seed: int) -> Table:
     targets[test, 3] = 0
     targets[::9, 0] = np.nan
     noise = np.random.default_rng(seed).normal(size=targets.shape)
-    scores = np.round(1 / (1 + np.exp(-(skill * (np.nan_to_num(targets) - 0.5) * 2 + noise))), 2).astype(np.float32)  # rounded: some ties
+    scores = np.round(1 / (1 + np.exp(-(skill * (np.nan_to_num(targets) - 0.5) * 2 + noise))), 2).astype(np.float32)  # rounded to give ties
     columns: Table = {
         "image_id": [f"{index:032x}" for index in range(len(who))],
         "patient_id": [f"{index + 10**6:032x}" for index in who],

@@ -1,4 +1,4 @@
-"""Models beside a baseline: differences, their intervals and p-values, and what cannot be compared."""
+"""Comparison with a baseline: differences, their intervals and p-values, and what cannot be compared."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def found(make_predictions: MakePredictions, tmp_path: Path) -> dict[str, float]
 
 
 def test_difference_is_the_paired_one(found: dict[str, float], tmp_path: Path) -> None:
-    """As the registry's gate computes it, from the two tables; rows come in another order."""
+    """The registration gate computes the same difference from the two tables, whatever the order of their rows."""
     tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pandas().query("split == 'test'") for name in ("good", "poor")]
     good, poor = (table.sample(frac=1, random_state=0).sort_values("image_id") for table in tables)
     targets = good[[f"target_{name}" for name in FINDINGS]].to_numpy(float)
@@ -42,12 +42,12 @@ def test_difference_is_the_paired_one(found: dict[str, float], tmp_path: Path) -
 
 
 def test_p_values_agree_with_intervals_and_are_adjusted_over_findings(found: dict[str, float]) -> None:
-    keys = ["Effusion", "Nodule _small_"]  # the two that count
+    keys = ["Effusion", "Nodule _small_"]  # findings with enough positives
     for metric in ("auroc", "ap"):
         p = np.array([found[f"classify_difference_{metric}_{key}_p"] for key in keys])
         adjusted = [found[f"classify_difference_{metric}_{key}_p_holm"] for key in keys]
-        assert max(adjusted) == pytest.approx(max(2 * p.min(), p.max()))  # Holm of two
-        assert all(adjusted >= false_discovery_control(p) - 1e-12)  # which controls less
+        assert max(adjusted) == pytest.approx(max(2 * p.min(), p.max()))  # Holm's adjustment of two p-values
+        assert all(adjusted >= false_discovery_control(p) - 1e-12)  # the false discovery rate is the weaker criterion
         assert f"classify_difference_{metric}_Rare_p" not in found
         assert found[f"classify_difference_{metric}_macro_p"] == found[f"classify_difference_{metric}_macro_p_holm"]
         for key in keys:

@@ -1,4 +1,4 @@
-"""The report in a real browser: chromium, headless, without a network."""
+"""The report in headless Chromium without network access."""
 
 import html
 import re
@@ -29,7 +29,7 @@ FLAGS = [
     "--hide-scrollbars",
     "--virtual-time-budget=5000",
 ]
-# Clicks heads of one table and reports the order of its rows, then a few properties of the page.
+# Clicks column headers of one table, then reports the order of its rows and a few properties of the page.
 PROBE = """
 <script>
 const table = document.querySelectorAll("table:has(thead)")[WHICH];
@@ -75,7 +75,7 @@ def page(make_predictions: MakePredictions, tmp_path: Path) -> Path:
 
 
 def test_tables_sort_by_a_click(page: Path, tmp_path: Path) -> None:
-    """Sorts the table of findings by AUROC: Absent has none and stays below the others, the macro average stays last."""
+    """Sorted by AUROC, findings without a value come after the others and the macro average stays last."""
     found = told(page, tmp_path / "profile", 1, [2, 2, 0], 1280)
     assert "Absent" in found["before"][0]
     first, second, by_name = (names.split(";") for names in found["then"])
@@ -97,5 +97,5 @@ def test_screenshot_shows_something(page: Path, tmp_path: Path) -> None:
     content = picture.read_bytes()
     assert struct.unpack(">II", content[16:24]) == (1280, 2400)
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
-    # Text and curves on a light page: neither blank nor a black error page.
+    # Text and curves on a light page, neither a blank page nor a black error page.
     assert pixels.mean() > 200 and (pixels < 100).mean() > 0.005

@@ -22,7 +22,7 @@ VOID = {"meta", "img", "circle", "line", "polyline", "br"}
 
 
 class Page(HTMLParser):
-    """What the tests look for in a report; fails on tags that are not closed in order."""
+    """Parses a report into tags and text; fails on tags that are not closed in order."""
 
     def __init__(self, html: str):
         super().__init__()

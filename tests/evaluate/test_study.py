@@ -25,7 +25,7 @@ def params() -> Params:
 
 @pytest.fixture
 def cells(make_predictions: MakePredictions, tmp_path: Path) -> str:
-    """Two conditions and two seeds of four arms; `aligned` is as good as the reference but for its noise."""
+    """Two conditions and two seeds of four arms. `aligned` equals the reference apart from noise."""
     for condition in ("1.0", "0.05"):
         for number, (arm, skill) in enumerate(ARMS.items()):
             for seed in (0, 1):
@@ -65,7 +65,7 @@ def test_numbers_are_means_over_seeds(cells: str, tmp_path: Path, params: Params
 
 
 def macro_auroc(folder: Path) -> float:
-    """Of the two findings with five positives and negatives."""
+    """Returns the macro AUROC of the two findings with at least five positives and negatives."""
     rows = pq.read_table(folder / "predictions.parquet").to_pandas()
     rows = rows[rows["split"] == "test"]
     values = []

@@ -22,7 +22,7 @@ ERRORS = ("psnr", "ssim", "ms_ssim", "mse", "feature_distance")
 
 @pytest.fixture
 def make_inverted(tmp_path: Path) -> MakeInverted:
-    """Writes an output folder of invert with made-up errors; `better` is added to every PSNR, `change` edits the columns."""
+    """Returns a function that writes an output folder of invert; `better` is added to every PSNR, `change` edits the columns."""
 
     def make(name: str = "invert", better: float = 0.0, change: Callable[[Table], object] | None = None, **described: object) -> str:
         folder = tmp_path / name
@@ -50,7 +50,7 @@ def make_inverted(tmp_path: Path) -> MakeInverted:
 
 
 def _columns(better: float) -> Table:
-    """One to three images a patient; every third patient is in val."""
+    """Returns one to three images per patient; every third patient is in val."""
     rng = np.random.default_rng(0)
     who = np.repeat(np.arange(60), rng.integers(1, 4, 60))
     count = len(who)
@@ -93,7 +93,7 @@ def test_means_and_intervals_are_those_of_a_bootstrap_over_patients(make_inverte
 
 
 def by_patient(test: Any) -> list[float]:
-    """Mean PSNR of patients drawn with replacement, a resample at a time."""
+    """Computes the mean PSNR of 2000 bootstrap resamples of patients, one resample at a time."""
     rng = np.random.default_rng(1)
     groups = [group["psnr"].to_numpy() for _, group in test.groupby("patient_id")]
     return [float(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))]).mean()) for _ in range(2000)]
@@ -101,7 +101,7 @@ def by_patient(test: Any) -> list[float]:
 
 def test_a_baseline_is_compared_image_by_image(make_inverted: MakeInverted, tmp_path: Path) -> None:
     found = evaluate(make_inverted(better=0.2), out=tmp_path / "out", baseline=[make_inverted("plain")])
-    # The same images with 0.2 dB more: nothing is left to chance, however wide the intervals of the models themselves.
+    # Every image gains 0.2 dB, so the paired difference has no variance, however wide the intervals of the two models.
     assert found["invert_test_psnr_high"] - found["invert_test_psnr_low"] > 0.3
     for suffix in ("", "_low", "_high"):
         assert found[f"invert_difference_psnr{suffix}"] == pytest.approx(0.2)

@@ -38,7 +38,7 @@ def test_maps_have_unit_length_and_the_network_stays_as_it_is(train: Reader) -> 
     distance.sum().backward()
     assert image.grad is not None
     assert image.grad.abs().sum() > 0
-    # Neither statistics of batch norm nor what comes out depend on what else is in a batch.
+    # Neither the batch norm statistics nor the output depend on the other images of a batch.
     assert float(space.distance(image[:1], other[:1]).detach()) == pytest.approx(float(distance[0].detach()), rel=1e-4)
     assert space.distance(other, other).tolist() == [0, 0]
 
@@ -56,7 +56,7 @@ def test_random_features_are_the_same_for_a_seed_and_leave_torchs_generator_alon
 
 
 def test_random_features_tell_images_apart(train: Reader) -> None:
-    """Without calibrated statistics the features of different images are nearly parallel."""
+    """Without calibrated batch norm statistics, the features of different images are nearly parallel."""
     space = random_space(SMALL, 0, train, (0.4, 0.2), CPU)
     images = torch.stack([torch.rand(1, 32, 32), torch.zeros(1, 32, 32)])
     bare = FeatureSpace("bare", backbones.build("resnet18"), (0.4, 0.2), CPU)

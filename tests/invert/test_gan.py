@@ -49,7 +49,7 @@ def test_r1_of_a_linear_discriminator_is_its_squared_weight() -> None:
 
 
 def test_path_lengths_are_those_of_the_jacobian() -> None:
-    """For a linear map from w to pixels, J is its matrix: |J^T y| without any autograd."""
+    """For a linear map from w to pixels, the Jacobian J is its matrix, so |J^T y| needs no autograd."""
     torch.manual_seed(0)
     matrix = torch.randn(16, 2 * 3)
     w = torch.randn(5, 2, 3, requires_grad=True)

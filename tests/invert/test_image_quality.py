@@ -12,7 +12,7 @@ OPTIONS = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sampl
 
 @pytest.fixture(params=[0.02, 0.3])
 def pair(request: pytest.FixtureRequest) -> Pair:
-    """Smooth images and noisy ones of the same, in double precision."""
+    """Smooth images and noisy copies of them, in double precision."""
     rng = np.random.default_rng(0)
     smooth = F.interpolate(torch.from_numpy(rng.random((3, 1, 7, 7))), (64, 64), mode="bicubic").clamp(0, 1)
     noisy = smooth + request.param * torch.from_numpy(rng.normal(size=(3, 1, 64, 64)))
@@ -31,7 +31,7 @@ def test_structural_similarity_is_scikit_images(pair: Pair) -> None:
 
 
 def test_multi_scale_similarity_follows_the_formula(pair: Pair) -> None:
-    """Three scales of 64 pixels: contrast and structure of the finer two, everything of the coarsest, from scikit-image's maps."""
+    """Three scales of a 64 px image by scikit-image: contrast and structure at the finer two, full SSIM at the coarsest."""
     weights = np.array([0.0448, 0.2856, 0.3001]) / (0.0448 + 0.2856 + 0.3001)
     for index, (a, b) in enumerate(zip(*(image[:, 0].numpy() for image in pair), strict=True)):
         value = 1.0
@@ -43,7 +43,7 @@ def test_multi_scale_similarity_follows_the_formula(pair: Pair) -> None:
 
 
 def contrast_structure(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over the image: with K1 so large that luminance is 1 everywhere, SSIM is contrast times structure."""
+    """Returns the mean of contrast times structure: SSIM with K1 so large that the luminance term is 1."""
     return float(structural_similarity(a, b, K1=1e6, **OPTIONS))
 
 

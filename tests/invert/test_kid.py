@@ -8,7 +8,7 @@ from components.invert.kid import kid
 
 
 def by_loops(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased estimate of Binkowski et al. 2018, equation 4, a pair at a time."""
+    """Computes the unbiased estimate of Binkowski et al. 2018, equation 4, with loops over pairs."""
 
     def kernel(a: np.ndarray, b: np.ndarray) -> float:
         return float((sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3)
@@ -41,11 +41,11 @@ def test_it_grows_with_the_distance() -> None:
 def test_a_set_is_at_no_distance_from_itself_when_paired() -> None:
     x = features(30)
     assert kid(x, x, paired=True) == pytest.approx(0, abs=1e-9)
-    assert kid(x, x) < -0.1  # unpaired, an image's likeness to itself looks like likeness of the sets
+    assert kid(x, x) < -0.1  # unpaired, the similarity of each image to itself biases the estimate
 
 
 def test_paired_estimate_is_unbiased_for_sets_that_depend_on_each_other() -> None:
-    """y is x, shifted: the estimate must not see that they belong together."""
+    """Shifted copies of x must give the same estimate as independent samples."""
     paired = [kid(x := features(20, seed=i), x + 0.5, paired=True) for i in range(300)]
     independent = [kid(features(20, seed=i), features(20, 0.5, seed=1000 + i)) for i in range(300)]
     spread = np.hypot(np.std(paired), np.std(independent)) / np.sqrt(300)

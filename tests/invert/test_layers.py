@@ -13,7 +13,7 @@ TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
 
 def explicit_weights(weight_OIKK: Tensor, style_I: Tensor, demodulate: bool) -> Tensor:
-    """Equations 1 and 3 of StyleGAN2, one number after the other."""
+    """Computes equations 1 and 3 of StyleGAN2 element by element."""
     outputs, inputs, kernel, _ = weight_OIKK.shape
     made = torch.zeros_like(weight_OIKK)
     for o in range(outputs):
@@ -36,7 +36,7 @@ def test_modulation_is_a_convolution_with_weights_of_each_samples_own(demodulate
 
 
 def test_upsampling_convolution_filters_the_sparse_result() -> None:
-    """Zeros between the pixels, the convolution, then the filter (StyleGAN2's order), written out in numpy."""
+    """Reference in NumPy, in the order of StyleGAN2: insert zeros between pixels, convolve, then filter."""
     torch.manual_seed(0)
     x, weight, style = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 3, 3), torch.randn(1, 2)
     weights = explicit_weights(weight, style[0], True)[0].numpy()

@@ -54,13 +54,13 @@ def make_backbone(folder: Path, seed: int = 5, method: str = "ifa") -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Filled by the first test: the shards and the output of a run, for those that come after it."""
+    """Folders of one run, filled by the first test that needs them."""
     return {}
 
 
 @pytest.fixture
 def finished(trained: dict[str, Path], make_shards: MakeShards, tmp_path: Path) -> dict[str, Path]:
-    """Shards, a backbone, and the output of a whole run with it as the perceptual backbone, too."""
+    """Folders of shards, a backbone, and a run that uses the backbone for the encoder and the perceptual loss."""
     if not trained:
         folder = make_backbone(tmp_path / "backbone")
         trained |= {"shards": Path(make_shards()), "backbone": Path(folder), "out": tmp_path / "out"}
@@ -84,7 +84,7 @@ def test_every_val_and_test_image_gets_its_errors(finished: dict[str, Path]) -> 
 
 
 def test_errors_are_those_of_the_saved_model(finished: dict[str, Path]) -> None:
-    """Encoder and generator are rebuilt from the files, and images compared by scikit-image."""
+    """Rebuilds encoder and generator from the files and compares images with scikit-image."""
     encoder, generator = rebuilt(finished["out"])
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(finished["shards"].glob("part-*.parquet"))).to_pylist()
     mean_image = np.mean([shrunk(decode(row)) for row in rows if row["split"] == "train"], axis=0)
@@ -122,7 +122,7 @@ def test_the_output_says_what_it_is(finished: dict[str, Path]) -> None:
     out = finished["out"]
     described = json.loads((out / "model.json").read_text())
     assert described["task"] == "invert"
-    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # the backbone's, not the shards'
+    assert described["normalisation"] == {"mean": 0.25, "std": 0.5}  # that of the backbone, not of the shards
     assert "pretrained by ifa" in described["perceptual"]
     assert "random weights" in described["judge"]
     assert sorted(described["inputs"]) == ["backbone", "perceptual", "shards"]
@@ -140,7 +140,7 @@ def test_the_output_says_what_it_is(finished: dict[str, Path]) -> None:
 
 
 def test_a_generator_can_be_given_and_is_not_changed(finished: dict[str, Path], tmp_path: Path) -> None:
-    """The study's arms share one, and differ in the perceptual loss alone."""
+    """The arms of the study share a generator and differ only in the perceptual loss."""
     shards, earlier = str(finished["shards"]), finished["out"]
     other = make_backbone(tmp_path / "other", seed=6, method="moco")
     run.run(
@@ -197,7 +197,7 @@ def test_a_stopped_run_continues_to_the_same_model(
     def stopping(self: object, *arguments: object) -> dict[str, float]:
         nonlocal done
         done += 1
-        if done == 6:  # in the second epoch of four steps
+        if done == 6:  # in the second epoch; an epoch has four steps
             signals._stop.set()
         return original(self, *arguments)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""A cohort from elsewhere, scored by a detector and an inversion: here it is the cohort that they were trained on."""
+"""Prediction on an external cohort by a detector and an inversion; here it is the cohort that they were trained on."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ERRORS = ["mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr
 @pytest.fixture(scope="module")
 def predicted(heads: Heads, tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
     folder = tmp_path_factory.mktemp("predicted")
-    other = PARAMS.model_copy(update={"preprocess": PARAMS.preprocess.model_copy(update={"size": 96})})  # not the models' size
+    other = PARAMS.model_copy(update={"preprocess": PARAMS.preprocess.model_copy(update={"size": 96})})  # differs from the models' size
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
         for task in ("detect", "invert"):
@@ -55,7 +55,7 @@ def test_the_predictions_can_be_evaluated(heads: Heads, predicted: Path) -> None
     assert metrics["detect_test_boxes"] == sum(boxes) == sum(value for name, value in counts.items() if name.startswith("boxes_"))
     assert metrics["detect_test_images_unknown"] == counts["images_unknown"]
     assert metrics["invert_test_images"] == len(heads.rows())
-    assert metrics["invert_test_kid_samples"] is None  # the training's own would be of other images
+    assert metrics["invert_test_kid_samples"] is None  # KID samples from training would belong to other images
     assert "Kernel inception distance" in (predicted / "evaluation" / "report.html").read_text()
 
 

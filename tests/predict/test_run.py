@@ -26,7 +26,7 @@ def params() -> Params:
     content: dict[str, Any] = {
         "runtime": {"workers": 1},
         "simulate": {"patients": 12, "size": 80},
-        "preprocess": {"size": 96, "parts": 2},  # not the model's size
+        "preprocess": {"size": 96, "parts": 2},  # differs from the size of the model
         "evaluate": {"resamples": 100, "min_positives": 1},
         "register": {"name": NAME, "min_auroc": 0},
     }
@@ -35,7 +35,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
-    """Phantoms, some files that are none, and labels of one of the model's two findings."""
+    """A folder with phantoms, a text file, and labels for one of the two findings of the model."""
     folder = tmp_path_factory.mktemp("raw") / "cohort"
     simulate.run(out=str(folder), **params.arguments("simulate"))
     (folder / "notes.txt").write_text("no radiograph")
