@@ -180,7 +180,7 @@ def test_the_card_says_what_it_must_and_its_lines_load_the_export(task: str, hea
     card = (export / "README.md").read_text()
     metrics = json.loads((heads.evaluation / "metrics.json").read_text())
     shown = {"detect": ["RetinaNet on resnet18", "| Cardiomegaly |", "mAP@50"], "invert": ["| PSNR |", "random weights of seed 2"]}
-    for part in ("Not a medical device", name, *shown[task]):
+    for part in ("not a medical device", name, *shown[task]):
         assert part in card, part
     number = metrics["detect_test_map_50_high" if task == "detect" else "invert_test_psnr"]
     assert f"{number:.3f}" in card

@@ -158,7 +158,7 @@ def test_the_card_says_what_it_must_and_its_lines_load_the_export(registered: Re
     card = (export / "README.md").read_text()
     for part in (
         "Effusion, Nodule",
-        "Not a medical device",
+        "not a medical device",
         "| Effusion |",
         "sex_F | 0.700 (0.600 to 0.800)",
         "lr 0.001",
