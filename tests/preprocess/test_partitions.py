@@ -1,4 +1,4 @@
-"""Partitions and their merge, against a single run; and files that crash or hang their decoder."""
+"""Partitions and their merge against a single run; files that crash or hang the decoder."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Duplicates across parts, refused files, and labels that name images by path and by id."""
+    """A cohort with duplicates across parts, refused files, and labels by path and by SOPInstanceUID."""
     folder = tmp_path / "raw"
     write_cohort(folder)
     for number in range(6):
@@ -150,7 +150,7 @@ child_process.MAX_SECONDS, pool._GRACE_SECONDS = {seconds}, 2
     [("crash", "crashes the decoder", 120), pytest.param("hang", "takes the decoder too long", 12, marks=pytest.mark.slow)],
 )
 def test_files_that_crash_or_hang_their_decoder_are_quarantined(tmp_path: Path, word: str, detail: str, seconds: int) -> None:
-    """Python runs sitecustomize at the start of every process, whose start on a busy machine must not count as hanging."""
+    """Every Python process imports sitecustomize at its start; a slow start on a busy machine must not count as hanging."""
     raw = tmp_path / "raw"
     for number in range(12):
         write(raw / f"{number}.dcm", picture(seed=number))

@@ -1,4 +1,4 @@
-"""What no output may hold, whatever a header says; and that docs/privacy.md tells the same as the code."""
+"""No output holds identifying values from a header, and docs/privacy.md agrees with the code."""
 
 import io
 import sys
@@ -33,7 +33,7 @@ BY_VR: dict[str, Any] = {
     **{"AE": NAME, "CS": NAME, "PN": f"{NAME}^Ottilie", "UR": f"http://{NAME}/{NUMBER}", "UI": UID},
     **{"DA": DATE, "DT": f"{DATE}101112", "TM": "101112", "IS": NUMBER, "DS": NUMBER, "UL": int(NUMBER), "SL": int(NUMBER)},
 }
-# What must hold, or the file is quarantined rather than kept. Their own tests are below.
+# Attributes that decide whether a file is quarantined; they have tests of their own below.
 JUDGED = {"Modality", "BodyPartExamined", "ViewPosition", "SOPClassUID", "SOPInstanceUID", "PatientAge", "NumberOfFrames"}
 IMAGE_GROUPS = {0x0000, 0x0002, 0x0028, 0x7FE0}
 
@@ -44,7 +44,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def identifying(**elements: Any) -> FileDataset:
-    """A radiograph with identifying values in every standard attribute that can hold one, and where only viewers look."""
+    """Returns a radiograph with identifying values in every attribute that can hold one, including overlays and private elements."""
     made = dataset(picture(64, 60), **elements)
     for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
         if tag >> 16 not in IMAGE_GROUPS and keyword not in JUDGED and vr in BY_VR:
@@ -66,7 +66,7 @@ def identifying(**elements: Any) -> FileDataset:
 
 
 def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of an output, Parquet also decompressed."""
+    """Yields the content of every file of an output, Parquet files also decompressed."""
     for path in folder.rglob("*"):
         if path.is_file():
             yield path.name, path.read_bytes()

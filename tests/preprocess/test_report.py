@@ -26,7 +26,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Page(HTMLParser):
-    """The parts of a page that a browser would load and show."""
+    """Collects what a browser would load and show of a page."""
 
     def __init__(self, content: str):
         super().__init__()
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 
 def write_cohort(raw: Path, patients: int = 30) -> None:
-    """Writes images of rising contrast, two per patient, with labels; and two files that are refused."""
+    """Writes labelled images of increasing contrast, two per patient, and two files that are refused."""
     lines = ["image,Mass <b>,Nodule"]
     for index in range(patients):
         pixels = (picture(40 + index, 40, seed=index) / 255 * (3 * index + 40) + 60).astype("u1")
@@ -131,7 +131,7 @@ def test_the_report_does_not_depend_on_processes(tmp_path: Path) -> None:
 
 
 def warned(manifest: dict[str, Any]) -> list[str]:
-    """The warnings of a report on this manifest."""
+    """Returns the warnings in the report on a manifest."""
     content = render(manifest, ReportStatistics(), {}).split('<section class="note">')
     return re.findall(r"<li>(.*?)</li>", content[1].split("</section>")[0], re.DOTALL) if len(content) > 1 else []
 

@@ -57,7 +57,7 @@ def test_a_group_of_empty_files_ends_too() -> None:
 
 
 def test_the_clock_stands_still_while_a_file_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the pool sees it, which ends a process whose clock runs for too long."""
+    """The pool kills a process whose clock runs for too long."""
     running, seen = [False], list[bool]()
 
     def step() -> bool:

@@ -65,7 +65,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def write_cohort(raw: Path, patients: int = 12) -> None:
-    """Two images a patient, and three files that are none."""
+    """Writes two images per patient, and three files that are not radiographs."""
     for patient in range(patients):
         for image in range(2):
             write(raw / f"p{patient}" / f"{image}.dcm", picture(seed=patient), PatientID=f"MRN{patient}")
@@ -185,7 +185,7 @@ def test_the_shards_do_not_depend_on_processes_partial_work_or_file_times(tmp_pa
 
 @pytest.fixture(scope="module")
 def slow_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files that take a while, and the shards that an uninterrupted run makes of them."""
+    """A folder with files that are slow to decode, and the shards of an uninterrupted run on them."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "raw").mkdir()
     content = to_bytes(dataset(picture(1000, 800), syntax=JPEGLSLossless, SOPInstanceUID="2.25.777", PatientID="MRN777"))
@@ -199,7 +199,7 @@ def slow_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for_parts(folder: Path, process: "subprocess.Popen[str]", count: int) -> None:
-    """Until some parts are done, with others still to do."""
+    """Waits until at least `count` parts are done; fails if the process ends before."""
     while sum(1 for _ in folder.glob("shards.partial/*/parts/*.jsonl")) < count:
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.005)
@@ -230,7 +230,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_moments(tmp_path: Path, slow_cohort: Path, kills: int) -> None:
-    """A run that gets through before the next kill is begun again from nothing."""
+    """A run that finishes before the next kill starts again from scratch."""
     (tmp_path / "raw").symlink_to(slow_cohort / "raw")
     command = [sys.executable, "-m", "components", *arguments(tmp_path, "parts=40", "workers=2")]
     draws, hits = random.Random(kills), 0
@@ -250,7 +250,7 @@ def test_kills_at_random_moments(tmp_path: Path, slow_cohort: Path, kills: int) 
 
 
 def _spy(done: dict[Path, int], touched: dict[Path, int]) -> Any:
-    """The real function, which also notes when the parts of the first run were written."""
+    """Wraps `read_ledger` to record when the parts of the first run were written."""
     from components.preprocess.ledger import read_ledger
 
     def read(*arguments: Any) -> Any:

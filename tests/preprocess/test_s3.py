@@ -1,4 +1,4 @@
-"""From S3 and to S3, against a real server, with and without faults on the way."""
+"""Reading from and writing to a real S3 server, with and without injected failures."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 @pytest.fixture
 def prefix(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A prefix of the test's own; its work in progress lies in `tmp_path`."""
+    """A prefix for each test, whose work in progress is kept in `tmp_path`."""
     for name, value in {**server, "CXR_PSEUDONYM_KEY": KEY}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
@@ -43,7 +43,7 @@ def prefix(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @pytest.fixture
 def raw(tmp_path: Path, prefix: str) -> Path:
-    """A cohort, here and on S3."""
+    """A cohort, both local and on S3."""
     folder = tmp_path / "raw"
     write_cohort(folder)
     (folder / "copy.dcm").write_bytes((folder / "p3" / "0.dcm").read_bytes())
@@ -116,7 +116,7 @@ def test_a_foreign_prefix_is_refused(tmp_path: Path, prefix: str, raw: Path, cap
 def test_an_upload_that_another_machine_began_is_replaced(tmp_path: Path, prefix: str, raw: Path) -> None:
     assert main(on_s3(tmp_path, prefix)) == 0
     whole = download(f"{prefix}/out")
-    storage.delete(f"{prefix}/out/run.json")  # as if killed on the way, and its disk lost
+    storage.delete(f"{prefix}/out/run.json")  # as if the run had been killed while uploading, and its disk lost
     storage.write(f"{prefix}/out/run.json.uploading", b'{"stage": "preprocess", "files": ["part-99999.parquet"]}')
     storage.write(f"{prefix}/out/part-99999.parquet", b"")
     assert main(on_s3(tmp_path, prefix)) == 0
@@ -137,7 +137,7 @@ def test_objects_are_read_ahead_within_bounds(prefix: str, monkeypatch: pytest.M
 
     for number, (file, content) in enumerate(prefetch.contents(prefix, listed())):
         assert (file.path, content) == (names[number], names[number].encode() * 100)
-        assert len(asked) <= number + 5  # three held, one more looked at
+        assert len(asked) <= number + 5  # three files ahead, and one being listed
     assert asked == names
 
 

@@ -15,7 +15,7 @@ def test_shares_are_as_asked() -> None:
 
 
 def test_nobody_ever_moves() -> None:
-    """Fixed in writing: another version of this code must not reshuffle a cohort."""
+    """Hard-coded splits: a new version of the code must not reshuffle a cohort."""
     assert [split_of(f"id:MRN{number}", 0.15, 0.2) for number in range(12)] == EXPECTED
 
 

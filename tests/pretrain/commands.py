@@ -1,4 +1,4 @@
-"""The real command line, in one process or in several by torchrun."""
+"""Runs the real command line in one process, or in several by torchrun."""
 
 import csv
 import os
@@ -13,7 +13,7 @@ from components.params import Params
 
 
 def command(shards: str, out: Path, params: Params, ranks: int = 1, *settings: str) -> list[str]:
-    """The command that pretrains; `params` are written beside `out`."""
+    """Returns the command for pretraining; writes `params` next to `out`."""
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
     start = ["-m", "components.torchrun", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
@@ -22,18 +22,18 @@ def command(shards: str, out: Path, params: Params, ranks: int = 1, *settings: s
 
 
 def environment() -> dict[str, str]:
-    """Of a command: one thread, so that as many do not matter."""
+    """Returns the environment of a command, limited to one thread for reproducible results."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def call(arguments: list[str], code: int = 0) -> str:
-    """Runs a command to its end and returns what it said."""
+    """Runs a command to its end and returns its log."""
     done = subprocess.run(arguments, env=environment(), text=True, capture_output=True, timeout=300)
     assert done.returncode == code, done.stderr
     return done.stderr
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """history.csv, but for what differs from run to run."""
+    """Reads history.csv without the columns that differ from run to run."""
     with (folder / "history.csv").open() as file:
         return [{name: float(value) for name, value in row.items() if name not in VOLATILE} for row in csv.DictReader(file)]

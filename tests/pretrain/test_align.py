@@ -16,7 +16,7 @@ def warp(shift: tuple[float, float] = (0, 0), scale: float = 1, degrees: float =
 
 
 def indices(height: int, width: int) -> torch.Tensor:
-    """(1, H, W, 2), x and y of each position."""
+    """Returns x and y of each position: (1, H, W, 2)."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([x, y], dim=-1)[None].float()
 
@@ -37,12 +37,12 @@ def test_identical_warps_move_nothing(stage: str) -> None:
 
 def test_a_shift_by_whole_positions_is_exact() -> None:
     key_map = noise(3, 16)
-    # The key's view lies 3 positions to the right and 1 up of the query's, at 4 pixels each.
+    # The key view is 3 positions to the right of the query view and 1 above it; a position is 4 px.
     geometry = Geometry(warp((0.0, 2 / 16)), warp((3 / 16, 1 / 16)), (64, 64))
     aligned, inside = align(key_map, geometry, "layer1")
     torch.testing.assert_close(aligned[..., 1:, :13], key_map[..., :15, 3:], atol=1e-5, rtol=0)
     assert inside[0, 1:, :13].all()
-    assert int(inside.sum()) == 15 * 13  # and nothing else is compared
+    assert int(inside.sum()) == 15 * 13  # no other position is compared
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -52,7 +52,7 @@ def test_a_quarter_turn_is_exact(turns: int) -> None:
     aligned, inside = resample(key_map, key_positions(Geometry(warp(), turned, (16, 16)), 1))
     torch.testing.assert_close(aligned, torch.rot90(key_map, turns, (2, 3)), atol=1e-5, rtol=0)
     assert inside.all()
-    # And it undoes what the view did.
+    # Resampling undoes the rotation of the view.
     restored, _ = resample(apply_warp(key_map, turned), key_positions(Geometry(warp(), turned, (16, 16)), 1))
     torch.testing.assert_close(restored, key_map, atol=1e-5, rtol=0)
 
@@ -60,7 +60,7 @@ def test_a_quarter_turn_is_exact(turns: int) -> None:
 @pytest.mark.parametrize("degrees", [3.0, -10.0])
 @pytest.mark.parametrize("stride", [1, 4, 32])
 def test_a_rotation_is_the_formula_written_out(degrees: float, stride: int) -> None:
-    """A pixel at distance (x, y) from the middle of the image lies at (x cos - y sin, x sin + y cos) of a view turned by it."""
+    """A pixel at (x, y) from the centre of the image is at (x cos - y sin, x sin + y cos) in the rotated view."""
     size, angle = 128, math.radians(degrees)
     found = key_positions(Geometry(warp(), warp(degrees=degrees), (size, size)), stride)
     middle = (size - 1) / 2
@@ -73,7 +73,7 @@ def test_a_rotation_is_the_formula_written_out(degrees: float, stride: int) -> N
 
 
 def test_warps_of_both_views_compose_in_any_combination() -> None:
-    """What depends linearly on the place in the image is interpolated without error: maps of both views must then agree."""
+    """Features linear in the image coordinates are interpolated without error, so the maps of both views must agree."""
     query, key = warp((0.04, -0.06), 1.15, 8), warp((-0.05, 0.02), 0.9, -10)
     size, stride = (128, 96), 8
 
@@ -86,7 +86,7 @@ def test_warps_of_both_views_compose_in_any_combination() -> None:
     assert 0.5 < inside.float().mean() < 1
     difference = (aligned - features(query)).abs().amax(1)
     assert difference[inside].max() < 1e-5
-    assert (features(key) - features(query)).abs().amax(1)[inside].max() > 0.1  # position by position they do not
+    assert (features(key) - features(query)).abs().amax(1)[inside].max() > 0.1  # without alignment they differ
 
 
 def test_a_warp_is_inverted_also_where_it_distorts() -> None:
@@ -97,16 +97,16 @@ def test_a_warp_is_inverted_also_where_it_distorts() -> None:
 
 
 def test_the_extreme_corner_is_inverted_too() -> None:
-    """The largest shift, the smallest scale and the strongest distortion at once."""
+    """Combines the largest shift, the smallest scale and the strongest distortion."""
     moved = warp((-0.0625, -0.0625), 0.8, 0, -0.05)
     corner = torch.ones(1, 1, 1, 2)
     torch.testing.assert_close(to_view(moved, to_image(moved, *corner.unbind(-1))), corner, atol=1e-4, rtol=0)
 
 
 def test_a_position_of_a_resnets_map_looks_at_its_stride_times_its_index() -> None:
-    """The centre of the gradient of a feature with respect to the pixels, in a network whose weights are all alike."""
+    """Measured as the centre of the gradient of a feature with respect to the pixels, in a network with constant weights."""
     resnet = backbones.build("resnet18").eval()
-    resnet.maxpool = nn.AvgPool2d(3, 2, 1)  # where a maximum lies is up to the image
+    resnet.maxpool = nn.AvgPool2d(3, 2, 1)  # the position of a maximum depends on the image
     for module in resnet.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.constant_(module.weight, 1 / module.weight[0].numel())
@@ -122,7 +122,7 @@ def test_a_position_of_a_resnets_map_looks_at_its_stride_times_its_index() -> No
 
 
 def test_encoders_see_the_same_after_alignment() -> None:
-    """Two views by a real network: shifted against each other, equal features meet once aligned."""
+    """Features of two shifted views from a real network are equal after alignment, and only then."""
     torch.manual_seed(0)
     resnet = backbones.build("resnet18").eval()
     image = torch.rand(1, 1, 128, 128)
@@ -130,7 +130,7 @@ def test_encoders_see_the_same_after_alignment() -> None:
     with torch.no_grad():
         query, key = (backbones.forward_stages(resnet, apply_warp(image, view))[1]["layer1"] for view in geometry[:2])
     aligned, inside = align(key, geometry, "layer1")
-    clear = (slice(None), slice(8, 24), slice(8, 22))  # of the borders, where the views were padded
+    clear = (slice(None), slice(8, 24), slice(8, 22))  # excludes the borders, where the views were padded
     assert inside[clear].all()
     assert similarity_map(query, aligned)[clear].min() > 0.9999
     assert similarity_map(query, key)[clear].mean() < 0.99

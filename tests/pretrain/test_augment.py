@@ -11,7 +11,7 @@ from components.pretrain.augment import Tone, Warp
 
 
 def image(size: int = 33, batch: int = 1) -> torch.Tensor:
-    """Smooth, so that interpolation errs little."""
+    """Returns smooth images, which keep interpolation errors small."""
     y, x = torch.meshgrid(torch.linspace(0, 3, size), torch.linspace(0, 3, size), indexing="ij")
     return (0.5 + 0.25 * (x * 1.3).sin() * (y + 0.4).cos()).expand(batch, 1, size, size).clone()
 
@@ -40,7 +40,7 @@ def test_shift_by_whole_pixels_is_exact() -> None:
 @pytest.mark.parametrize(("scale", "degrees"), [(1.2, 0.0), (0.8, 0.0), (1.0, 10.0), (1.1, -7.0)])
 def test_scale_and_rotation_agree_with_opencv(scale: float, degrees: float) -> None:
     x = image()
-    # OpenCV's positive angle turns the other way, since its y axis points down.
+    # Positive angles rotate in the opposite direction in OpenCV.
     matrix = cv2.getRotationMatrix2D((16, 16), -degrees, scale)
     expected = cv2.warpAffine(x[0, 0].numpy(), matrix, (33, 33), flags=cv2.INTER_LINEAR)
     moved = augment.apply_warp(x, warp(scale=scale, angle=math.radians(degrees)))

@@ -34,6 +34,6 @@ def test_each_column_is_headed_by_its_own_id() -> None:
 
     same = captions(["01234567" + "a" * 24, "01234567" + "b" * 24])
     assert (same[0] < 128).sum() > 20
-    np.testing.assert_array_equal(*same)  # eight digits of it
+    np.testing.assert_array_equal(*same)  # captions show eight digits of the id
     other = captions(["01234567", "f1234567"])
     assert (other[0] != other[1]).any()

@@ -22,12 +22,12 @@ from tests.conftest import MakeShards
 
 @lru_cache
 def resnet(channels: int = 3, seed: int = 0) -> nn.Module:
-    """torchvision's own, as for ImageNet."""
+    """Returns the ResNet of torchvision, as trained on ImageNet."""
     torch.manual_seed(seed)
     network = torchvision.models.resnet18(weights=None)
     if channels != 3:
         network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-    for name, tensor in network.state_dict().items():  # statistics as of a trained one
+    for name, tensor in network.state_dict().items():  # non-trivial statistics, as after training
         if name.endswith("running_mean"):
             tensor.normal_()
     return network
@@ -36,7 +36,7 @@ def resnet(channels: int = 3, seed: int = 0) -> nn.Module:
 def published(
     path: Path, channels: int = 1, queue: bool = True, hidden: int = 512, dim: int = 8, pointer: int = 0
 ) -> dict[str, torch.Tensor]:
-    """A checkpoint as the authors' code writes it."""
+    """Writes a checkpoint in the format of the authors' code."""
     encoders = []
     for seed in (1, 2):
         network = copy.deepcopy(resnet(channels, seed))
@@ -79,7 +79,7 @@ def test_a_moco_checkpoint_is_loaded_whole(model: MoCo, tmp_path: Path, channels
 def test_the_queue_goes_on_where_it_was(model: MoCo, tmp_path: Path) -> None:
     state = published(tmp_path / "moco.pth", pointer=4)
     started(model, tmp_path / "moco.pth")
-    model.enqueue(torch.zeros(2, 8))  # replaces the oldest two, which the pointer shows
+    model.enqueue(torch.zeros(2, 8))  # replaces the two oldest keys, given by the pointer
     kept = {tuple(key.tolist()) for key in model.queue.T if key.abs().sum()}
     assert kept == {tuple(key.tolist()) for key in state["module.queue"].T[:4]}
 
@@ -162,7 +162,7 @@ def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
 
 
 class Code:
-    """Would write a file when unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path):
         self.path = path

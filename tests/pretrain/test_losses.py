@@ -43,7 +43,7 @@ def test_info_nce_moves_the_query_only() -> None:
 
 
 def maps(seed: int) -> torch.Tensor:
-    """Post-ReLU maps, in double precision, with a position where all channels are zero."""
+    """Returns post-ReLU maps in double precision, one position of which is zero in all channels."""
     x = torch.randn(2, 6, 4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).relu()
     x[0, :, 1, 1] = 0
     return x
@@ -85,7 +85,7 @@ def test_identical_maps_are_similar_everywhere() -> None:
     torch.testing.assert_close(similarity_map(x, 5 * x), torch.ones(2, 4, 3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("slab", [1, 20, 100, 10**6])  # a row, some rows, some samples, all
+@pytest.mark.parametrize("slab", [1, 20, 100, 10**6])  # one row, some rows, some samples, all samples
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_similarity_and_its_gradient_agree_with_torch_however_maps_are_divided(
     slab: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch

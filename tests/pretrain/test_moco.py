@@ -57,7 +57,7 @@ def test_maps_have_the_shapes_of_the_stages(moco: MoCo) -> None:
 
 
 def test_keys_come_back_in_the_order_of_the_queries() -> None:
-    moco = MoCo("resnet18", dim=8, queue_size=8, key_momentum=0.9, groups=2).eval()  # fixed statistics: groups do not matter
+    moco = MoCo("resnet18", dim=8, queue_size=8, key_momentum=0.9, groups=2).eval()  # in eval mode, groups have no effect
     image = torch.randn(4, 1, 32, 32)
     views = moco(image, image, torch.tensor([2, 0, 3, 1]))
     torch.testing.assert_close(views.q, views.k)
@@ -71,7 +71,7 @@ def test_groups_have_batch_statistics_of_their_own() -> None:
     with torch.no_grad():
         alone, _ = moco.key(image[[0, 2]], 1)
     torch.testing.assert_close(views.k[[0, 2]], alone)  # the first group after shuffling
-    assert not torch.allclose(views.k[0], views.q[0], atol=1e-3)  # its query was normalised with another neighbour
+    assert not torch.allclose(views.k[0], views.q[0], atol=1e-3)  # query 0 was normalised with a different neighbour
 
 
 def test_parts_of_a_batch_have_the_groups_of_the_whole() -> None:

@@ -19,7 +19,7 @@ def objective(**params: object) -> Objective:
 
 
 def views(seed: int = 0) -> tuple[Encodings, torch.Tensor]:
-    """Two samples of 32 x 32 px, and a queue."""
+    """Returns encodings of two samples of 32 x 32 px, and a queue."""
     torch.manual_seed(seed)
     maps = [{stage: torch.rand(2, channels, side, side) for stage, (channels, side) in SHAPES.items()} for _ in range(2)]
     for stage_map in maps[0].values():
@@ -70,11 +70,11 @@ def test_gradient_reaches_the_maps_of_the_terms_alone() -> None:
     loss, _ = objective(preset="ifa-layer4")(made, queue, STAYS)
     loss.backward()
     assert made.query_maps["layer4"].grad is not None
-    assert made.query_maps["layer1"].grad is None  # watched only
+    assert made.query_maps["layer1"].grad is None  # monitored only
 
 
 def test_stages_without_a_use_are_not_asked_for() -> None:
-    assert objective(preset="moco").stages == ("layer1", "layer4")  # watched
+    assert objective(preset="moco").stages == ("layer1", "layer4")  # monitored
     assert objective(preset="ifa", terms={"layer3": {}}).stages == ("layer1", "layer3", "layer4")
     assert objective(preset="mse").stages == ("layer1", "layer2", "layer3", "layer4")
 

@@ -26,7 +26,7 @@ def test_neighbours_vote_as_in_scikit_learn() -> None:
 
     for finding in range(2):
         known = ~np.isnan(labels[:, finding])
-        # On the sphere, cosine similarity is 1 - d^2 / 2.
+        # On the unit sphere, cosine similarity is 1 - d^2 / 2.
         voters = KNeighborsClassifier(9, weights=lambda d: np.exp((1 - d**2 / 2) / probe.TEMPERATURE))
         voters.fit(bank[known].numpy(), labels[known, finding])
         np.testing.assert_allclose(scores[:, finding], voters.predict_proba(features.numpy())[:, 1], rtol=1e-6)
@@ -39,7 +39,7 @@ def test_a_finding_without_known_labels_has_no_scores() -> None:
 
 
 def halves(batch: Batch) -> torch.Tensor:
-    """Features that show the findings: the brightness of either side."""
+    """Returns features that reveal the findings: the brightness of each side."""
     image = to_unit(batch.images, torch.device("cpu"))
     return torch.stack([image[..., 12:24, 6:13].mean((1, 2, 3)), image[..., 12:24, 18:25].mean((1, 2, 3))], dim=1)
 

@@ -1,4 +1,4 @@
-"""Several processes by torchrun, with the real command line."""
+"""Pretraining in several processes by torchrun, with the real command line."""
 
 import json
 import re
@@ -31,17 +31,17 @@ def test_two_processes_do_what_one_does(make_shards: MakeShards, tiny: Params, t
     one, two = (load_file(tmp_path / name / "backbone.safetensors") for name in ("one", "two"))
     for name, weights in one.items():
         np.testing.assert_allclose(weights, two[name], atol=1e-4, err_msg=name)
-    # One process writes and speaks.
+    # Only one process writes files and logs.
     assert len(re.findall("pretrain: done", said)) == 1
     assert len(re.findall("epoch 1/2", said)) == 1
     assert not (tmp_path / "two.partial").exists()
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
-    assert records[0]["fingerprint"] != records[1]["fingerprint"]  # sums are in another order
+    assert records[0]["fingerprint"] != records[1]["fingerprint"]  # sums are in a different order
 
 
 @pytest.mark.slow
 def test_groups_are_the_same_wherever_they_are_computed(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """Shuffling batch norm, in one process, in two, and in parts: the same groups, so the same losses."""
+    """Shuffling batch norm uses the same groups, hence gives the same losses, in one process, two processes or accumulated parts."""
     shards = make_shards(images=200)
     settings = ("pretrain.batch_size=16", "pretrain.shuffle_groups=2", "pretrain.epochs=1", "pretrain.lr=0.0001")
     call(command(shards, tmp_path / "one", tiny, 1, *settings))
@@ -49,7 +49,7 @@ def test_groups_are_the_same_wherever_they_are_computed(make_shards: MakeShards,
     call(command(shards, tmp_path / "parts", tiny, 1, *settings, "pretrain.accumulate=2"))
 
     assert_alike(tmp_path / "one", tmp_path / "parts", 1e-3)
-    # The running statistics, which the probe sees, are averaged over processes instead of taken one after the other.
+    # The probe differs: running statistics are averaged over processes instead of updated by one group after the other.
     assert_alike(tmp_path / "one", tmp_path / "two", 1e-3, but=("knn_auroc_macro",))
 
 

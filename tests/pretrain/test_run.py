@@ -31,7 +31,7 @@ def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny:
     assert unexpected == []
     described = json.loads((tmp_path / "backbone" / "backbone.json").read_text())
     assert described["arch"] == "resnet18"
-    assert described["images"] == 36  # three of five patients, two images each, of 60
+    assert described["images"] == 36  # three in five of 60 images, two per patient
     assert described["normalisation"] == {"mean": pytest.approx(0.4), "std": pytest.approx(0.2)}
     assert not (tmp_path / "backbone.partial").exists()
     assert sorted(path.name for path in (tmp_path / "backbone").iterdir()) == [
@@ -83,7 +83,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
     signals._stop.clear()
     pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), **tiny.arguments("pretrain"))
 
-    assert steps == 8  # four steps an epoch, none of them twice
+    assert steps == 8  # four steps per epoch, none repeated
     whole = (tmp_path / "whole" / "backbone.safetensors").read_bytes()
     assert (tmp_path / "stopped" / "backbone.safetensors").read_bytes() == whole
     np.testing.assert_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
@@ -96,7 +96,7 @@ def test_the_moco_preset_has_no_ifa(make_shards: MakeShards, tiny: Params, tmp_p
     row = history(tmp_path / "out")[0]
     assert "loss_ifa_layer1" not in row
     assert row["loss"] == pytest.approx(row["loss_nce"])
-    assert row["similarity_layer1"] <= 1  # watched all the same
+    assert row["similarity_layer1"] <= 1  # still monitored
 
 
 def test_too_few_images_are_named(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def with_pretrain(params: Params, **changes: object) -> Params:
 
 
 def test_parts_of_a_batch_add_up_to_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """With statistics that do not depend on the batch, to rounding."""
+    """Accumulation gives the same result up to rounding if batch norm does not depend on the batch."""
     shards, frozen = make_shards(), with_pretrain(tiny, batch_norm="frozen", epochs=1, preset="ifa")
     pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **frozen.arguments("pretrain"))
     pretrain.run(shards=[shards], out=str(tmp_path / "parts"), **with_pretrain(frozen, accumulate=4).arguments("pretrain"))
@@ -153,11 +153,11 @@ def test_a_probe_every_few_epochs_and_at_the_end(make_shards: MakeShards, tiny: 
 
 def test_a_collapse_stops_the_run_and_keeps_the_last_good_checkpoint(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
-    params = with_pretrain(tiny, epochs=9, collapse_std=2.0, collapse_epochs=3)  # what nothing can reach
+    params = with_pretrain(tiny, epochs=9, collapse_std=2.0, collapse_epochs=3)  # no features can reach it
     with pytest.raises(UserError, match=r"collapsed to a point: feature_std is .* below runtime\.collapse_std for 3 epochs"):
         pretrain.run(shards=[shards], out=str(tmp_path / "out"), **params.arguments("pretrain"))
     assert not (tmp_path / "out").exists()
-    # The threshold is no part of the fingerprint: the same run goes on without it.
+    # The threshold is not part of the fingerprint: the run resumes without it.
     pretrain.run(shards=[shards], out=str(tmp_path / "out"), **with_pretrain(params, collapse_std=0).arguments("pretrain"))
     assert len(history(tmp_path / "out")) == 9
 
@@ -195,7 +195,7 @@ def test_on_a_gpu(make_shards: MakeShards, tiny: Params, tmp_path: Path, changes
 
 
 def test_scratch_is_the_starting_point_as_it_is(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """The arm that a study compares with: the weights with which a training of the same seed begins."""
+    """The baseline arm of the study: the initial weights of a training with the same seed."""
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"preset": "scratch", "seed": 3})})
     pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **params.arguments("pretrain"))
     weights = load_file(tmp_path / "out" / "backbone.safetensors")

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere, by a signal that it can answer or one that it cannot, ends as if it had not been."""
+"""A run stopped at any point, by SIGTERM or SIGKILL, resumes to the same result as an uninterrupted run."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from tests.pretrain.commands import call, command, environment, history
 
 
 def stop(arguments: list[str], out: Path, step: int, pause: float, number: signal.Signals) -> int:
-    """Starts a command and sends it a signal some time after a checkpoint of `step` or later is there; returns the exit code."""
+    """Starts a command, sends it a signal `pause` seconds after a checkpoint of `step` or later exists, and returns the exit code."""
     with subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and max(steps(out), default=-1) < step:
             time.sleep(0.02)
@@ -25,7 +25,7 @@ def stop(arguments: list[str], out: Path, step: int, pause: float, number: signa
 
 
 def steps(out: Path) -> list[int]:
-    """Of the checkpoints."""
+    """Returns the steps of the checkpoints."""
     return [int(path.name[:9]) for path in Path(f"{out}.partial").glob("*/checkpoints/*.pt")]
 
 
@@ -36,7 +36,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.fixture
 def params(tiny: Params) -> Params:
-    """A checkpoint after every step."""
+    """Parameters for three epochs, with the probe after each."""
     return tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"epochs": 3, "probe_epochs": 1})})
 
 

@@ -1,4 +1,4 @@
-"""Output folders of classify and evaluate for tiny networks with random weights, whose predictions are computed for real; versions."""
+"""Output folders of classify and evaluate for tiny networks with random weights and their real predictions."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ Scores = npt.NDArray[np.float32]
 
 
 def images(count: int = 60) -> npt.NDArray[np.uint8]:
-    """(N, 48, 36) images that differ in their large structures, as shards hold them."""
+    """Returns images as in shards, (N, 48, 36), that differ in their coarse structure."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, (count, 4, 3))
     return np.kron(coarse, np.ones((12, 12))).astype(np.uint8)
@@ -34,7 +34,7 @@ def network(seed: int) -> nn.Module:
 
 
 def scores(resnet: nn.Module, pixels: npt.NDArray[np.uint8]) -> Scores:
-    """(N, findings) probabilities: images of (N, H, W) are padded by black to a square; a column more goes to the right or below."""
+    """Scores images (N, H, W), padded with black to a square (an odd pixel at the right or bottom): (N, findings) probabilities."""
     (top, bottom), (left, right) = (((SIZE - side) // 2, (SIZE - side + 1) // 2) for side in pixels.shape[1:])
     fractions = torch.nn.functional.pad(torch.from_numpy(pixels).double() / 255, (left, right, top, bottom))
     with torch.no_grad():
@@ -43,14 +43,14 @@ def scores(resnet: nn.Module, pixels: npt.NDArray[np.uint8]) -> Scores:
 
 
 def targets_of(seed: int, flip: float = 0.0) -> Scores:
-    """Targets that the network with this seed ranks perfectly, but for a share that is flipped."""
+    """Returns targets that the network with this seed ranks perfectly, except for a fraction `flip` of flipped ones."""
     values = scores(network(seed), images())
     truth = values > np.median(values, axis=0)
     return np.where(np.random.default_rng(1).random(truth.shape) < flip, ~truth, truth).astype(np.float32)
 
 
 def write_model(folder: Path, seed: int, targets: Scores, first_image: int = 0) -> str:
-    """What classify would leave of the network with this seed; images 0 to 9 are the validation split."""
+    """Writes the output folder of classify for the network with this seed; the first ten images are the validation split."""
     folder.mkdir(parents=True)
     resnet = network(seed)
     save_file(resnet.state_dict(), folder / "model.safetensors")
@@ -73,7 +73,7 @@ def write_model(folder: Path, seed: int, targets: Scores, first_image: int = 0) 
 
 
 def write_evaluation(folder: Path, model: str, **update: float | None) -> str:
-    """What evaluate would leave for a model."""
+    """Writes the output folder of evaluate for a model."""
     folder.mkdir(parents=True)
     test = pd.read_parquet(Path(model, "predictions.parquet")).query("split == 'test'")
     macro = np.mean([roc_auc_score(test[f"target_{finding}"], test[f"score_{finding}"]) for finding in FINDINGS])
@@ -89,7 +89,7 @@ def write_evaluation(folder: Path, model: str, **update: float | None) -> str:
 
 
 def versions(name: str) -> dict[str, list[str]]:
-    """Aliases by version."""
+    """Returns the aliases of a registered model by version."""
     client = tracking.client()
     aliases = client.get_registered_model(name).aliases
     found = client.search_model_versions(f"name = '{name}'")

@@ -81,7 +81,7 @@ def test_too_few_positives_to_compare(targets: np.ndarray) -> None:
 
 
 def test_the_new_targets_count(targets: np.ndarray) -> None:
-    """A label may have been corrected since the champion was registered."""
+    """Labels may have been corrected since the champion was registered."""
     mine = table(noisy(targets, 0.5, 1), targets)
     difference = compare(mine, table(noisy(targets, 0.5, 1), 1 - targets))
     assert difference.estimate == 0

@@ -1,4 +1,4 @@
-"""A detector and an inversion as users get them, from real runs on phantoms: what they answer is what the training predicted."""
+"""A packaged detector and inversion, from real runs on phantoms, reproduce the predictions of training."""
 
 import io
 import json
@@ -31,7 +31,7 @@ from tests.register import folders
 ERRORS = ["mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr"]
 PLACE = ["x", "y", "width", "height", "score"]
 
-# Runs where neither the repository nor its current folder is on the path. All models are loaded into one process.
+# Runs without the repository or the current folder on sys.path. All models are loaded into one process.
 STRANGER = """
 import sys, mlflow.pyfunc
 folder, files = sys.argv[1], sys.argv[2:]
@@ -55,7 +55,7 @@ def packed(heads: Heads, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(heads: Heads, packed: Path) -> dict[str, pd.DataFrame]:
-    """Of a stranger to the DICOM files of the test split, by task."""
+    """Predictions of the packaged models for the DICOM files of the test split, by task."""
     files = [str(heads.files()[image]) for image in heads.predictions("detect").index]
     environment = {"PATH": os.environ["PATH"], "HOME": str(packed), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -67,7 +67,7 @@ def answers(heads: Heads, packed: Path) -> dict[str, pd.DataFrame]:
 
 
 def assert_same_boxes(found: pd.DataFrame, expected: Any) -> None:
-    """In any order: a rounding error may swap two with the same score."""
+    """Compares boxes in any order, since rounding errors may swap boxes with the same score."""
     assert len(found) == len(expected)
     for label in {box["label"] for box in expected} | set(found["label"]):
         mine = found[found["label"] == label][PLACE].to_numpy(float)
@@ -83,7 +83,7 @@ def test_a_stranger_gets_the_boxes_of_the_training_in_pixels_of_the_source(heads
     for number, image in enumerate(expected.index):
         row = rows.loc[image]
         mine = answers["detect"][answers["detect"]["image"] == number].copy()
-        assert row["source_width"] != row["width"]  # the scale means something
+        assert row["source_width"] != row["width"]  # otherwise the scale is not tested
         mine[["x", "width"]] *= row["width"] / row["source_width"]
         mine[["y", "height"]] *= row["height"] / row["source_height"]
         assert_same_boxes(mine, expected.loc[image, "boxes"])
@@ -92,7 +92,7 @@ def test_a_stranger_gets_the_boxes_of_the_training_in_pixels_of_the_source(heads
 def test_a_stranger_gets_the_reconstructions_of_the_training(heads: Heads, answers: dict[str, pd.DataFrame]) -> None:
     expected = heads.predictions("invert")
     np.testing.assert_allclose(answers["invert"][ERRORS], expected[ERRORS], atol=1e-4)
-    assert expected["psnr"].std() > 1e-2  # the tolerance means something
+    assert expected["psnr"].std() > 1e-2  # the spread is far above the tolerance
     assert len(answers["classify"]) == len(expected)
 
 
@@ -116,7 +116,7 @@ def test_reconstructions_are_given_when_asked_for(heads: Heads, packed: Path) ->
 
 
 def test_answers_are_json_for_whoever_serves_the_model(heads: Heads, packed: Path) -> None:
-    """As `mlflow models serve` writes them."""
+    """Serialises predictions as `mlflow models serve` does."""
     stored = [decode(row) for row in heads.rows().iloc[:2].to_dict("records")]
     for task in ("detect", "invert"):
         found, text = mlflow.pyfunc.load_model(str(packed / task)).predict(stored), io.StringIO()
@@ -157,7 +157,7 @@ def test_onnx_gives_the_encoders_latents(heads: Heads, packed: Path) -> None:
 
 
 def test_torch_alone_rebuilds_the_detector(heads: Heads) -> None:
-    """As the card's lines do, which test_registered_heads runs."""
+    """Rebuilds the network as the code of the model card does, which test_registered_heads runs."""
     about = json.loads((heads.detect / "model.json").read_text())
     network = rebuild(about, load_file(heads.detect / "model.safetensors"))
     image = heads.predictions("detect").index[0]

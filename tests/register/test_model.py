@@ -20,7 +20,7 @@ from components.register.packing import example, pack
 from components.simulate import run as simulate
 from tests.register import folders
 
-# Runs where neither the repository nor its current folder is on the path.
+# Runs without the repository or the current folder on sys.path.
 STRANGER = """
 import sys, mlflow.pyfunc, pathlib
 files = sorted(map(str, pathlib.Path(sys.argv[2]).rglob("*.dcm")))
@@ -46,7 +46,7 @@ def model(packed: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
-    """A few phantoms in every encoding, and in `rows` what preprocess makes of them at the model's size, by path."""
+    """A folder with a few phantoms and their shards at the size of the model."""
     folder = tmp_path_factory.mktemp("cohort")
     params = Params.model_validate(
         {"runtime": {"workers": 1}, "simulate": {"patients": 5, "size": 80}, "preprocess": {"size": folders.SIZE, "parts": 1}}
@@ -59,7 +59,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> P
 
 
 def rows(cohort: Path) -> dict[str, np.ndarray]:
-    """Pixels by file, in the order in which preprocess reads them: by a hash of the path."""
+    """Preprocessed pixels by file, in the order in which preprocess reads files: by a hash of the path."""
     from components.preprocess.parts import path_hash
 
     files = sorted((cohort / "raw").rglob("*.dcm"), key=lambda path: path_hash(path.relative_to(cohort / "raw").as_posix()))
@@ -69,7 +69,7 @@ def rows(cohort: Path) -> dict[str, np.ndarray]:
 
 
 def expected_scores(images: dict[str, np.ndarray], paths: list[str]) -> np.ndarray:
-    """By the formula: padded by black on either side, normalised, the sigmoid of the network's output."""
+    """Computes scores directly: pad with black, normalise, apply the network and the sigmoid."""
     network = folders.network(1)
     return np.concatenate([folders.scores(network, images[path][None]) for path in paths])
 
@@ -101,13 +101,13 @@ def test_the_same_image_in_every_form(model: Any, cohort: Path) -> None:
 def test_arrays_score_as_in_predictions_parquet(model: Any, packed: Path) -> None:
     expected = pd.read_parquet(packed.parent / "model" / "predictions.parquet")
     np.testing.assert_allclose(model.predict(folders.images()), expected[[f"score_{name}" for name in folders.FINDINGS]], atol=1e-4)
-    assert expected["score_Effusion"].std() > 1e-2  # the tolerance means something
+    assert expected["score_Effusion"].std() > 1e-2  # the spread is far above the tolerance
 
 
 def test_the_mirror_and_the_views_of_the_training_count(packed: Path, cohort: Path, tmp_path: Path) -> None:
     source = packed.parent / "model"
     content = json.loads((source / "model.json").read_text())
-    content |= {"tta_flip": True, "temperature": 2.5, "preprocessing": {"views": ["LL"]}}  # the weights hold the temperature
+    content |= {"tta_flip": True, "temperature": 2.5, "preprocessing": {"views": ["LL"]}}  # the weights include the temperature
     pack(source / "model.safetensors", content, CARD, tmp_path / "packed")
     model, network, images = mlflow.pyfunc.load_model(str(tmp_path / "packed")), folders.network(1), folders.images(3)
     logits = [
@@ -161,7 +161,7 @@ def test_batches_do_not_matter(model: Any) -> None:
         (np.full((2, 8, 8), 256, np.uint16), "from 0 to 255"),
         (np.zeros((8, 8), np.uint8), "shape"),
         (np.zeros((1, 8, 8), np.float32), "whole numbers"),
-        (np.array(["/etc/passwd"]), "whole numbers"),  # as JSON's `inputs` brings it: not a path
+        (np.array(["/etc/passwd"]), "whole numbers"),  # as parsed from `inputs` in JSON; a path is not opened
         (pd.DataFrame({"path": ["/etc/passwd"]}), "column `dicom`"),
         (pd.DataFrame({"dicom": ["/etc/passwd"]}), "neither bytes nor base64"),
         ([b"something else"], "input 0: not_dicom"),

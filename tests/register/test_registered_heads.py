@@ -1,4 +1,4 @@
-"""Detectors and inversions in the registry: the gate between real evaluations, the card, and what is refused."""
+"""Registration of detectors and inversions: the gate on real evaluations, the model card, and what is refused."""
 
 import json
 import re
@@ -31,7 +31,7 @@ TASKS = pytest.mark.parametrize("task", ["detect", "invert"])
 
 @pytest.fixture(autouse=True)
 def _without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes seconds each time; test_heads has it."""
+    """Skips the export to ONNX, which takes seconds and is tested in test_heads."""
     monkeypatch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
 
 
@@ -41,7 +41,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def found_in(share: int) -> Change:
-    """All boxes are found, in every `share`-th image."""
+    """Returns a change that finds all boxes in every `share`-th image and none in the others."""
 
     def change(row: dict[str, Any]) -> None:
         hit = int(row["image_id"], 16) % share == 0
@@ -51,7 +51,7 @@ def found_in(share: int) -> Change:
 
 
 def closer_by(decibels: float) -> Change:
-    """Reconstructions are closer than the mean image by about so much."""
+    """Returns a change that makes reconstructions better than the mean image by about `decibels` of PSNR."""
 
     def change(row: dict[str, Any]) -> None:
         row["psnr"] = row["mean_image_psnr"] + decibels + (int(row["image_id"], 16) % 10) / 100
@@ -72,7 +72,7 @@ LATER: dict[str, Change] = {"detect": found_in(3), "invert": closer_by(0.6)}
 
 
 def variant(heads: Heads, task: str, folder: Path, change: Change) -> tuple[Path, Path]:
-    """A model whose predictions are other than they were, and their evaluation."""
+    """Copies a model with changed predictions and evaluates it; returns both folders."""
     model, evaluation = folder / "model", folder / "evaluation"
     shutil.copytree(heads.model(task), model)
     table = pq.read_table(model / "predictions.parquet")
@@ -122,7 +122,7 @@ def test_better_ones_move_the_champion_and_worse_ones_do_not(task: str, heads: H
 
 
 def test_the_interval_is_that_of_patients_drawn_anew(heads: Heads, tmp_path: Path, name: str) -> None:
-    """Of differences image by image, whose spread is known in closed form where each patient has as many images."""
+    """The interval agrees with an explicit bootstrap, over patients, of the gain in PSNR."""
     better = np.random.default_rng(0).normal(0.3, 0.2, 1000)
 
     def a_bit(row: dict[str, Any]) -> None:

@@ -30,13 +30,13 @@ Register = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A registered model for each test: they share a database."""
+    """A model name for each test, since tests share a database."""
     return re.sub(r"\W", "-", request.node.name)
 
 
 @pytest.fixture
 def registered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Registers the network with a seed, and returns registration.json. ONNX, which takes seconds each time, is test_model's."""
+    """Returns a function that registers the network with a seed and returns registration.json. ONNX is tested in test_model."""
     monkeypatch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
 
     def run(seed: int, targets: folders.Scores, min_auroc: float = 0.5, first_image: int = 0) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def test_rollback_restores_the_champion_and_demote_leaves_none(registered: Regis
     assert main(["register", "--rollback", "--params", str(params)]) == 0
     assert versions(name) == {"1": ["champion"], "2": ["challenger"]}
     assert "version 2 was rolled back" in tracking.client().get_model_version(name, "1").tags["champion.reason"]
-    again = registered(2, targets)  # better than version 1 still, but a person has decided
+    again = registered(2, targets)  # still better than version 1, but a person has decided otherwise
     assert (again["alias"], again["reason"].split(";")[1]) == ("challenger", " only by hand does it become champion again")
 
     assert main(["register", "--params", str(params), "--demote", "--out", str(tmp_path / "demoted")]) == 0

@@ -153,7 +153,7 @@ def test_images_of_a_patient_share_the_anatomy_but_not_the_noise():
 
 
 def _first_with(patients, finding, count):
-    """Planned images that show the finding, with their patients."""
+    """Returns the first planned images that show a finding, with their patients."""
     found = [(patient, image) for patient in patients for image in patient.images if finding in image.findings]
     assert len(found) >= count
     return found[:count]

@@ -45,13 +45,13 @@ DX_TYPE_1 = (  # PS3.3 C.8.11.1 to C.8.11.5
 
 
 def _image(height=49, width=37):
-    """A ramp from 0 to 1 with some noise."""
+    """Returns a ramp from 0 to 1 with some noise."""
     ramp = np.linspace(0, 1, height * width).reshape(height, width)
     return np.clip(ramp + 0.02 * Draws(0).noise(height, width) * (ramp > 0.05) * (ramp < 0.95), 0, 1)
 
 
 def _pixels(dataset):
-    if dataset.file_meta.TransferSyntaxUID == JPEG2000Lossless:  # whichever plugins pydicom has, ask the codec itself
+    if dataset.file_meta.TransferSyntaxUID == JPEG2000Lossless:  # call the codec directly, whatever plugins pydicom has
         return openjpeg.decode(next(generate_frames(dataset.PixelData, number_of_frames=1)))
     return dataset.pixel_array
 
@@ -66,7 +66,7 @@ def test_every_syntax_holds_the_stored_pixels(syntax, bits):
         assert (dataset.BitsStored, dataset.HighBit, dataset.PhotometricInterpretation) == (bits, bits - 1, photometric)
         pixels = _pixels(dataset)
         np.testing.assert_array_equal(pixels, store(_image(), recording))
-        assert pixels.max() == 2**bits - 1  # of the ramp's ends, one is the top in either sense
+        assert pixels.max() == 2**bits - 1  # either end of the ramp is white, whatever the polarity
 
 
 @pytest.mark.parametrize("voi", ["none", "window", "lut"])
@@ -83,7 +83,7 @@ def test_shown_as_the_header_says_it_is_the_image(voi, photometric):
             low, high = (0, 65535) if voi == "lut" else (float(intercept), float(slope) * (2**bits - 1) + float(intercept))
             shown = (apply_voi_lut(shown.astype(int) if voi == "lut" else shown, dataset) - low) / (high - low)
         shown = 1 - shown if photometric == "MONOCHROME1" else shown
-        # the root is steep near 0: half a step there is sqrt(step / 2)
+        # the square root is steep near 0: half a step there becomes sqrt(step / 2)
         assert np.abs(shown - _image()).max() <= (np.sqrt(0.5 / (2**bits - 1)) if voi == "lut" else 1.5 / (2**bits - 1))
         assert np.abs(shown - _image()).mean() < 1.5 / (2**bits - 1)
 
@@ -115,7 +115,7 @@ def test_header_names_the_patient_and_says_synthetic():
     dataset = dcmread(BytesIO(encode(_image(), IDENTITY, CR)))
     assert dataset[0x0008, 0x001C].value == "YES"
     assert str(dataset.PatientName) == IDENTITY.person.name
-    assert dataset.PatientAge == "069Y"  # the birthday is tomorrow
+    assert dataset.PatientAge == "069Y"  # one day before the 70th birthday
     assert dataset.PatientBirthDate == "19500615"
     assert dataset.InstitutionName == INSTITUTION
     assert (dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition, dataset.BurnedInAnnotation) == ("CR", "CHEST", "AP", "NO")

@@ -50,6 +50,6 @@ def test_arc_follows_its_parabola_within_its_width():
 
 def test_texture_stays_with_the_body():
     texture = Texture.draw(Draws(0), 0.11)
-    shifted = Pose(shift_x=2 * 5 / 40).grid(30, 40)  # five pixels
+    shifted = Pose(shift_x=2 * 5 / 40).grid(30, 40)  # a shift of five pixels
     np.testing.assert_allclose(texture.at(shifted)[:, 5:], texture.at(Pose().grid(30, 40))[:, :-5], atol=1e-9)
     assert 0.1 < np.ptp(texture.at(shifted)) <= 1

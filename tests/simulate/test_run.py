@@ -33,7 +33,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight patients at 64 pixels; not to be written to."""
+    """A read-only cohort of eight patients at 64 px."""
     out = tmp_path_factory.mktemp("simulate") / "data"
     run(out=str(out), **_params().arguments("simulate"))
     return out
@@ -149,7 +149,7 @@ def test_stopped_run_leaves_no_half_cohort(tmp_path):
 
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a real server."""
+    """A bucket on a real server."""
     with seaweed.serve(tmp_path) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Small copies of public data sets: their file names, columns and oddities, with phantom pixels."""
+"""Miniature copies of public data sets: their file names, columns and quirks, with phantom pixels."""
 
 import json
 from collections.abc import Callable
@@ -19,25 +19,24 @@ Rows = dict[str, dict[str, Any]]
 
 
 def write_text(folder: Path, name: str, *lines: str) -> None:
-    """A file of lines."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def write_picture(path: Path, height: int = 64, width: int = 64, mode: str = "L") -> None:
-    """A PNG or JPEG file, by its ending."""
+    """Writes a PNG or JPEG file, depending on its extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture(height, width, seed=sum(path.name.encode()))).convert(mode).save(path)
 
 
 def write_dicom(path: Path, **elements: Any) -> None:
-    """A DICOM file without identifiers of its own, as public sets have."""
+    """Writes a DICOM file without identifiers, as in public data sets."""
     nobody = dict.fromkeys(("PatientName", "PatientBirthDate", "AccessionNumber", "InstitutionName", "StudyInstanceUID", "PatientID"))
     write(path, picture(64, 64, seed=sum(path.name.encode())), **{**nobody, **elements})
 
 
 def table(folder: Path, layout: Any, **params: Any) -> Table:
-    """What the layout reads."""
+    """Returns the table that a layout reads from a folder."""
     return layouts.read(str(folder), Preprocess(layout=layout, **params))
 
 
@@ -56,7 +55,7 @@ def run(folder: Path, monkeypatch: Any, layout: str, *overrides: str) -> tuple[R
 
 
 def arguments(folder: Path, raw: str, layout: str, *overrides: str) -> list[str]:
-    """A command line that reads `raw` and writes FOLDER/shards."""
+    """Returns a command line that reads `raw` and writes FOLDER/shards."""
     (folder / "params.yaml").write_text(
         f"preprocess: {{layout: {layout}, size: 32, parts: 2}}\nruntime: {{workers: 1, max_quarantined: 0.9}}\n"
     )
@@ -65,11 +64,11 @@ def arguments(folder: Path, raw: str, layout: str, *overrides: str) -> list[str]
 
 
 def pseudonyms_of(raw: Path, pseudonym: Callable[[str], str]) -> dict[str, str]:
-    """Relative path by the pseudonym of files that have no SOPInstanceUID."""
+    """Returns relative paths by pseudonym, for files without a SOPInstanceUID."""
     paths = [path.relative_to(raw).as_posix() for path in raw.rglob("*") if path.is_file()]
     return {pseudonym(path): path for path in paths}
 
 
 def positives(row: dict[str, Any], manifest: dict[str, Any]) -> set[str]:
-    """Names of the findings that a row has."""
+    """Returns the names of the findings that are positive in a row."""
     return {name for name, value in zip(manifest["findings"], row["labels"], strict=True) if value == 1}

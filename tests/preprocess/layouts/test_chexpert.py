@@ -22,7 +22,7 @@ FRONTAL, LATERAL = "train/patient00002/study2/view1_frontal.jpg", "train/patient
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """The archive's folder."""
+    """The folder of the unpacked archive."""
     folder = tmp_path / "raw"
     write_text(folder, "train.csv", HEADER, *TRAIN)
     write_text(folder, "valid.csv", HEADER, VALID)

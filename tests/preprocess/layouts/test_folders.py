@@ -18,7 +18,7 @@ IMAGES = (
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Kermany's set as unpacked on a Mac."""
+    """Kermany's data set, unpacked on macOS."""
     for path in IMAGES:
         write_picture(tmp_path / "raw" / path, 48, 64, mode="RGB" if "virus" in path else "L")
     write_text(tmp_path / "raw", "train/.DS_Store", "x")

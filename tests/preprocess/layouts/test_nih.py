@@ -30,7 +30,7 @@ BOXES = (
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """As the archives unpack, with the readmes; one image of the table is not there."""
+    """The unpacked archives and their readme; one image of the table is missing."""
     folder = tmp_path / "raw"
     write_text(folder, "Data_Entry_2017_v2020.csv", HEADER, *ENTRIES, "00000009_000.png,Mass,0,9,50,M,PA,2500,2048,0.168,0.168")
     write_text(folder, "BBox_List_2017.csv", *BOXES)

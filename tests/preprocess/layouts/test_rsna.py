@@ -13,7 +13,7 @@ ILL, OTHER, WELL, UNKNOWN = (f"{number:08x}-03cc-4e6b-8b2d-ff8a0d1b1e4b" for num
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """An image of each class, and one for testing."""
+    """One image per class, and one test image."""
     folder = tmp_path / "raw"
     write_text(
         folder,

@@ -10,7 +10,7 @@ from tests.preprocess.layouts.miniature import positives, run, table, write_pict
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Pictures beside DICOM files, named by their paths."""
+    """PNG, JPEG and DICOM files, identified by their paths."""
     folder = tmp_path / "raw"
     for path in ("a/one.png", "a/two.jpg", "three.png"):
         write_picture(folder / path)

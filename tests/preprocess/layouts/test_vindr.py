@@ -23,7 +23,7 @@ KAGGLE = (
 
 @pytest.fixture
 def kaggle(tmp_path: Path) -> Path:
-    """The form of the Kaggle competition."""
+    """The files of the Kaggle competition."""
     folder = tmp_path / "raw"
     write_text(folder, "train.csv", *KAGGLE)
     write_text(folder, "sample_submission.csv", "image_id,PredictionString")
@@ -34,7 +34,7 @@ def kaggle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def physionet(tmp_path: Path) -> Path:
-    """The form of PhysioNet: three readers for training, a consensus and another column name for the test."""
+    """The files of PhysioNet: three readers for training; a consensus and a different column name for the test split."""
     folder = tmp_path / "raw" / "annotations"
     findings = "Aortic enlargement,Nodule/Mass,Other disease{},No finding"
     write_text(
