@@ -43,12 +43,7 @@ PASSED_ON = (
 
 @contextmanager
 def runner(settings: Settings, raw: str, root: str) -> Iterator[local.DockerRunner]:
-    """Provides the runner for local runs of kfp.
-
-    Args:
-        settings: images, user, environment and shared memory of the containers.
-        raw: folder of the raw files, or an s3:// URI; ignored if the folder does not exist.
-        root: folder of all outputs, created if necessary.
+    """Provides the runner for local runs of kfp; `raw` is mounted if it is a folder, and `root` is created if necessary.
 
     Raises:
         UserError: no container engine answers, or an image is missing.

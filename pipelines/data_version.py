@@ -37,11 +37,7 @@ class DataVersion(NamedTuple):
 
 
 def resolve(revision: str, repository: Path = REPOSITORY) -> DataVersion:
-    """Reads data.dvc at a git commit, and the listing of its files from the DVC remote.
-
-    Args:
-        revision: any name of a commit that git accepts.
-        repository: folder of data.dvc.
+    """Reads data.dvc at a git commit of the repository, and the listing of its files from the DVC remote.
 
     Raises:
         UserError: the commit, the file, the remote or the listing does not exist.
@@ -56,11 +52,7 @@ def resolve(revision: str, repository: Path = REPOSITORY) -> DataVersion:
 
 
 def copy(version: DataVersion, root: str) -> str:
-    """Copies the files of a version to where preprocess can read them, and returns that prefix. Existing files are skipped.
-
-    Args:
-        version: the version.
-        root: prefix of all outputs.
+    """Copies the files of a version to where preprocess can read them, below `root`, and returns that prefix. Existing files are skipped.
 
     Raises:
         UserError: the server refuses, or an object is missing.

@@ -41,13 +41,8 @@ def run(options: argparse.Namespace, settings: Settings, params: Params) -> int:
 def execute(name: str, settings: Settings, params: Params, raw: str, root: str, runner: str = "subprocess") -> bool:
     """Runs a pipeline and returns whether it succeeded.
 
-    Args:
-        name: name of the pipeline.
-        settings: settings of the cluster, of which resources are ignored; images, user and environment count for containers only.
-        params: parameters of the stages.
-        raw: folder of the raw files.
-        root: folder of all outputs.
-        runner: `subprocess` uses this environment, `docker` the images.
+    Of the settings, resources are ignored; images, user and environment count for the runner `docker` only, while the runner
+    `subprocess` uses this environment.
     """
     pipeline = packages.build(name, settings, params)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))

@@ -32,13 +32,7 @@ def compile_command(options: argparse.Namespace, settings: Settings, params: Par
 
 
 def build(name: str, settings: Settings, params: Params) -> BaseComponent:
-    """Builds a pipeline.
-
-    Args:
-        name: key of PIPELINES.
-        settings: decide on resources, images and branches.
-        params: become the defaults of the parameters.
-    """
+    """Builds a pipeline: settings decide on resources, images and branches, params become the defaults of its parameters."""
     return PIPELINES[name](settings, params)
 
 

@@ -23,27 +23,14 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 
 def defaults(name: str, params: Params) -> dict[str, Any]:
-    """Returns the default values of a pipeline's parameters; `raw` and `root` have none.
-
-    Args:
-        name: name of the pipeline.
-        params: parameters of the stages.
-    """
+    """Returns the default values of a pipeline's parameters; `raw` and `root` have none."""
     special = {"data_version": "", "min_auroc": params.register_.min_auroc}
     names = [parameter for parameter in PARAMETERS[name] if parameter not in ("raw", "root")]
     return {parameter: special[parameter] if parameter in special else _section(params, parameter) for parameter in names}
 
 
 def arguments(name: str, params: Params, raw: str | None, root: str, data_version: str = "") -> dict[str, Any]:
-    """Returns the arguments of a run.
-
-    Args:
-        name: name of the pipeline.
-        params: parameters of the stages.
-        raw: folder of the raw files; None for `smoke`, which simulates them.
-        root: parent folder of all outputs.
-        data_version: MD5 of the raw files if DVC tracks them.
-    """
+    """Returns the arguments of a run; `raw` is None for `smoke`, which simulates its files, and `data_version` an MD5 of DVC."""
     locations = {"raw": raw, "root": root, "data_version": data_version}
     return defaults(name, params) | {parameter: value for parameter, value in locations.items() if parameter in PARAMETERS[name]}
 

@@ -16,13 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def begin(*, name: str, raw: str, root: str, tags: dict[str, str]) -> str:
-    """Checks within seconds what would otherwise fail after hours, and opens the MLflow run.
-
-    Args:
-        name: name of the pipeline.
-        raw: folder of the raw files.
-        root: parent folder of all outputs.
-        tags: tags of the MLflow run.
+    """Checks within seconds what would otherwise fail after hours, and opens the MLflow run of the pipeline.
 
     Returns:
         A digest of the listing of `raw`, which changes if a file is added, removed or changed.
@@ -37,11 +31,7 @@ def begin(*, name: str, raw: str, root: str, tags: dict[str, str]) -> str:
 
 
 def end(*, state: str) -> None:
-    """Closes the MLflow run of the pipeline, and those that killed steps left open.
-
-    Args:
-        state: final state of the pipeline in Kubeflow: SUCCEEDED, FAILED or CANCELLED.
-    """
+    """Closes the MLflow run of the pipeline with Kubeflow's final state, and those that killed steps left open."""
     client, runs = tracking.client(), tracking.pipeline_runs()
     # Before version 2.17, Kubeflow reports RUNNING if the pipeline has a loop; then the runs of the stages decide.
     unfinished = any(status != "FINISHED" for _, name, status in runs if name != tracking.PIPELINE)

@@ -24,16 +24,7 @@ MOUNTS_WORK = ("preprocess", "merge", "pretrain", *HEADS)
 
 
 def apply(task: dsl.PipelineTask, name: str, settings: Settings) -> dsl.PipelineTask:
-    """Configures a task as the settings say.
-
-    Args:
-        task: task of a component whose base image is the name of a target, cpu or gpu.
-        name: name of the step.
-        settings: settings of the cluster.
-
-    Returns:
-        The task.
-    """
+    """Configures a task as the settings say for a step; the base image of its component names the target, cpu or gpu."""
     step = settings.step(name)
     task.set_display_name(name)
     task.set_container_image(settings.image(task.container_spec.image))
@@ -108,12 +99,7 @@ def _timeout_seconds(step: StepResources) -> int:
 
 
 def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
-    """Describes the nodes of a TrainJob in the terms of Kubernetes, for components/pretrain/trainjob.py.
-
-    Args:
-        settings: settings of the cluster; each node gets the resources of the step `pretrain`.
-        count: number of nodes.
-    """
+    """Describes the nodes of a TrainJob in the terms of Kubernetes, each with the resources of the step `pretrain`."""
     step = settings.step("pretrain")
     return {
         "runtime": settings.trainer.runtime,

@@ -278,11 +278,7 @@ class Settings(_Group):
         return self.steps.get(ALL_HEADS if name in HEADS else name, StepResources())
 
     def image(self, target: str) -> str:
-        """Returns the name of an image.
-
-        Args:
-            target: cpu or gpu.
-        """
+        """Returns the name of the image of a target, cpu or gpu."""
         name: str = getattr(self.images, target)
         return name.replace(COMMIT, commit())
 

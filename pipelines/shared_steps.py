@@ -34,14 +34,7 @@ class SharedSteps:
     """The parameters of the pipeline, whose values are known only when it runs."""
 
     def add(self, component: Callable[..., dsl.PipelineTask], step: str, section: str, **inputs: Any) -> dsl.PipelineTask:
-        """Adds a stage.
-
-        Args:
-            component: its component.
-            step: name of the step in the settings.
-            section: name of its section of params.yaml.
-            inputs: arguments besides `root`, `params` and `runtime`.
-        """
+        """Adds a stage: its component, the step in the settings, its section of params.yaml, and its inputs."""
         shared = {"root": self.given["root"], "params": self.given[section], "runtime": self.given["runtime"]}
         return apply(component(**inputs, **shared), step, self.settings)
 
@@ -101,12 +94,6 @@ def pipeline(name: str, description: str, settings: Settings, params: Params) ->
 
     kfp takes the parameters of a pipeline from the signature of a function. It is computed here, so that the sections of the heads
     need not be spelled out.
-
-    Args:
-        name: name of the pipeline.
-        description: one line for the UI.
-        settings: decide on resources, images and branches.
-        params: become the defaults of the parameters.
     """
     defaults = parameters.defaults(name, params)
 

@@ -76,14 +76,7 @@ class StudyPlan(NamedTuple):
 
 
 def plan(shards: str, root: str, params: Params, heads: str) -> StudyPlan:
-    """Plans a study.
-
-    Args:
-        shards: folder of the shards.
-        root: parent folder of all outputs; the study gets a folder in it that is named by a hash of all that its result depends on.
-        params: the sections of the training stages, and `study`.
-        heads: names, separated by commas.
-    """
+    """Plans a study for heads separated by commas, in a folder of `root` named by a hash of all that its result depends on."""
     depends = {
         "shards": shards,
         "commit": git_state()["commit"],

@@ -42,11 +42,7 @@ class Backbone(Description):
 
 
 def check_backbone(content: dict[str, Any], path: str) -> Backbone:
-    """Checks that a description has what is needed to load the weights.
-
-    Args:
-        content: the parsed document.
-        path: its name, for the message.
+    """Checks that a description has what is needed to load the weights; `path` is its name for the message.
 
     Raises:
         UserError: an entry is missing.

@@ -52,12 +52,7 @@ def to_json(content: Any) -> bytes:
 
 
 def parse_json(content: bytes, path: str, made_by: str) -> dict[str, Any]:
-    """Parses a JSON document.
-
-    Args:
-        content: the content of the file.
-        path: its name, for the message.
-        made_by: the stage that writes it, for the message.
+    """Parses a JSON document; its `path` and the stage that it is `made_by` are for the message.
 
     Raises:
         UserError: it is not a JSON object.

@@ -28,11 +28,7 @@ def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 
 def parse_history(content: bytes, path: str) -> list[dict[str, float]]:
-    """Parses a history into one dictionary per epoch.
-
-    Args:
-        content: the content of the file.
-        path: its name, for the message.
+    """Parses a history into one dictionary per epoch; `path` is its name for the message.
 
     Raises:
         UserError: it holds anything but numbers below the header.

@@ -61,11 +61,7 @@ class Manifest(Origin):
 
 
 def check_manifest(content: dict[str, Any], folder: str) -> Manifest:
-    """Checks that this code can read the shards of a manifest.
-
-    Args:
-        content: the parsed document.
-        folder: its folder, for the message.
+    """Checks that this code can read the shards of a manifest in a folder.
 
     Raises:
         UserError: the shards have another schema version.

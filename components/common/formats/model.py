@@ -22,12 +22,7 @@ def begin_description(head: str) -> dict[str, Any]:
 
 
 def parse_description(content: bytes, path: str, made_by: str) -> dict[str, Any]:
-    """Parses a model.json of this or an earlier schema version.
-
-    Args:
-        content: the content of the file.
-        path: its name, for the message.
-        made_by: the stage that writes it, for the message.
+    """Parses a model.json of this or an earlier schema version; `path` and `made_by` are for the message.
 
     Raises:
         UserError: it is not JSON, or of a later version.

@@ -27,13 +27,7 @@ SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
 
 
 def common_columns(rows: pa.Table, split: str, head: str) -> dict[str, Any]:
-    """Returns the first columns of predictions.parquet.
-
-    Args:
-        rows: of the shards, with image_id, patient_id and META.
-        split: val or test.
-        head: name of the head.
-    """
+    """Returns the first columns of predictions.parquet for rows of the shards with image_id, patient_id and META."""
     return {
         "image_id": rows["image_id"],
         "patient_id": rows["patient_id"],
@@ -49,11 +43,7 @@ def write_predictions(folder: Path, tables: list[pa.Table]) -> None:
 
 
 def parse_predictions(content: bytes, path: str) -> pa.Table:
-    """Parses predictions and checks that they have the common columns.
-
-    Args:
-        content: the content of the file.
-        path: its name, for the message.
+    """Parses predictions and checks that they have the common columns; `path` is their name for the message.
 
     Raises:
         UserError: it is not a Parquet file, or lacks columns.

@@ -109,12 +109,7 @@ def decode(row: dict[str, Any]) -> Pixels:
 
 
 def square(image: Pixels, size: int) -> Pixels:
-    """Centres an image in a (size, size) square of zeros.
-
-    Args:
-        image: (H, W) with H and W at most `size`.
-        size: side of the square, in pixels.
-    """
+    """Centres an image (H, W), H and W at most `size`, in a (size, size) square of zeros."""
     height, width = image.shape
     top, left = (size - height) // 2, (size - width) // 2
     canvas = np.zeros((size, size), image.dtype)
@@ -123,31 +118,16 @@ def square(image: Pixels, size: int) -> Pixels:
 
 
 def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Writes the rows of a part, one row group at a time, whole or not at all. Without rows no file is written.
+    """Writes the rows of a part, dictionaries with the columns of `SCHEMA`, and returns their number.
 
-    The bytes depend on the rows and their order only.
-
-    Args:
-        path: the file, on local disk.
-        rows: dictionaries with the columns of `SCHEMA`.
-
-    Returns:
-        The number of rows.
+    They are written one row group at a time, whole or not at all; without rows no file is written. The bytes depend on the rows and
+    their order only.
     """
     return _write_groups(path, _row_groups(rows))
 
 
 def copy_rows(source: Path, target: Path, keep: npt.NDArray[np.bool_]) -> int:
-    """Copies some rows of a part, to the same bytes that `write_part` would write (as long as a row group is below 2 GiB).
-
-    Args:
-        source: a part.
-        target: the new file.
-        keep: (N,), which rows of the source to copy.
-
-    Returns:
-        The number of rows.
-    """
+    """Copies the rows `keep` (N,) of a part, to the bytes that `write_part` would write (while row groups are below 2 GiB)."""
     with pq.ParquetFile(source) as file:
         return _write_groups(target, _kept_groups(file, keep))
 

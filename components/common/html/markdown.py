@@ -13,12 +13,7 @@ def interval(metrics: Mapping[str, float | None], name: str, digits: int = 3) ->
 
 
 def counted(metrics: Mapping[str, float | None], rows: Mapping[str, str]) -> str:
-    """Tabulates counts.
-
-    Args:
-        metrics: values by name.
-        rows: what each of the wanted names counts.
-    """
+    """Tabulates metrics; `rows` says what each of the wanted names counts."""
     values = [(text, metrics.get(name)) for name, text in rows.items()]
     return table(("", "number"), ((text, "not recorded" if value is None else f"{value:g}") for text, value in values))
 
