@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 KINDS = ("503", "500", "hang up", "cut", "silence", "stall")
-"""Slow down; internal error; no answer; half an answer; and the last two again, with the connection left open for a while."""
+"""503 Slow Down; 500 Internal Error; no answer; half an answer; and the last two with the connection kept open for PATIENCE."""
 PATIENCE = 2.0
-"""Seconds of that while."""
+"""Seconds."""
 _HOP_BY_HOP = ("connection", "expect", "keep-alive", "transfer-encoding")
 
 

@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 
 USER = "postgres"
-"""As whom it runs where the tests run as root, which it refuses."""
+"""User of the server if the tests run as root, which PostgreSQL refuses."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from components.params import Params
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table
 
 ARMS = {"moco": 1.0, "ifa": 3.0, "scratch": 0.1, "aligned": 1.0}
-"""How good their scores are."""
+"""Skill of the scores by arm."""
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ FILES = [
     ("f", to_bytes(dataset(picture(seed=4, bits=12)))),
 ]
 A_FILE = 2 * (60 * 48 + 2000)
-"""Bytes that end a group after some two files."""
+"""Group size in bytes that is reached after about two files."""
 
 
 @pytest.mark.parametrize("group_bytes", [1, A_FILE, 2**30])

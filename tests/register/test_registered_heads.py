@@ -68,7 +68,7 @@ VARIANTS: dict[str, dict[str, Change]] = {
 
 
 LATER: dict[str, Change] = {"detect": found_in(3), "invert": closer_by(0.6)}
-"""Above the floor, but worse than the good ones."""
+"""Above the floor, but worse than GOOD."""
 
 
 def variant(heads: Heads, task: str, folder: Path, change: Change) -> tuple[Path, Path]:

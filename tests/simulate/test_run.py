@@ -20,7 +20,7 @@ from components.simulate.run import run
 from tests import seaweed
 
 PINNED = "f36de74f0b2edf7ba901dfd780adfbc4bb3a1f22f8fd47d37f9ee64d916e6e7d"
-"""SHA-256 of the cohort below: a change means that every published cohort changes, data.dvc's among them."""
+"""SHA-256 of the fixture `cohort`. If it changes, every published cohort changes, including that of data.dvc."""
 
 
 def _params(**values: int) -> Params:

@@ -12,7 +12,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, J
 from tests.common.dicom.phantoms import LOSSY, SYNTAXES, dataset, lookup_table, picture, to_bytes, without_meta
 
 BOMB_SIDE = 7_000
-"""Pixels a side of the largest image that is decoded at all, roughly."""
+"""Width and height in pixels, close to the largest image that is decoded."""
 
 
 def whole_files() -> list[bytes]:

@@ -41,26 +41,26 @@ IDENTIFIERS = {
     "StudyDate": "20240719",
     "StudyID": "STUDY8080",
 }
-"""Header values that must not leave."""
+"""Identifying header values, which must not appear in any output."""
 
 
 LOSSY = {JPEGBaseline8Bit: 8, JPEGExtended12Bit: 12}
-"""Transfer syntax -> the number of bits that it takes."""
+"""Bits per sample by transfer syntax."""
 SYNTAXES = (
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, *LOSSY,
     JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless,
 )  # fmt: skip
-"""All that are decoded."""
+"""All transfer syntaxes that are decoded."""
 LOSSLESS = tuple(syntax for syntax in SYNTAXES if syntax not in LOSSY)
 JPEG = (*LOSSY, JPEGLossless, JPEGLosslessSV1)
-"""Of ISO 10918."""
+"""Transfer syntaxes of ISO 10918."""
 ENCODERS: dict[UID, Callable[[Array, int], bytes]] = {
     HTJ2KLossless: lambda pixels, bits: imagecodecs.htj2k_encode(pixels, reversible=True),
     JPEGExtended12Bit: lambda pixels, bits: imagecodecs.jpeg8_encode(pixels, 95, bitspersample=12),
     JPEGLossless: lambda pixels, bits: imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=6, bitspersample=bits),
     JPEGLosslessSV1: lambda pixels, bits: imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1, bitspersample=bits),
 }
-"""Where pydicom has no encoder: bit patterns and Bits Stored to a codestream."""
+"""Encoders that pydicom lacks: from bit patterns and Bits Stored to a codestream."""
 
 
 def picture(height: int = 60, width: int = 48, bits: int = 8, seed: int = 0) -> Array:
