@@ -76,7 +76,7 @@ def test_no_import_circle() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES)
-def test_who_may_import_what_from_outside(path: str) -> None:
+def test_third_party_imports_are_restricted(path: str) -> None:
     names = {name.split(".")[0] for name in imported(SOURCES[path], everywhere=True)}
     module = dotted(path)
     if module.endswith(".component"):

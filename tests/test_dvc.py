@@ -42,7 +42,7 @@ def call(folder: Path, *command: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_reproduces_once_and_experiments_run_what_follows(clone: Path) -> None:
+def test_repro_runs_once_and_experiments_rerun_later_stages(clone: Path) -> None:
     assert "Running stage 'evaluate'" in call(clone, "dvc", "repro")
     assert "Data and pipelines are up to date" in call(clone, "dvc", "repro")
     assert "up to date" in call(clone, "dvc", "status", "dvc.yaml", "data.dvc")

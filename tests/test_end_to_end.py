@@ -48,7 +48,7 @@ def line() -> None:
     assert main(["register", "--model", "a/classify", "--evaluation", "a/evaluation", "--out", "a/registration"]) == 0
 
 
-def test_the_whole_line(workplace: Path) -> None:
+def test_from_raw_files_to_a_registered_model(workplace: Path) -> None:
     line()
 
     registration = json.loads((workplace / "a/registration/registration.json").read_text())

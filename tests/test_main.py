@@ -81,7 +81,7 @@ def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(stage in shown for stage in COMMANDS)
 
 
-def test_a_defect_of_ours_is_not_the_users_mistake(params: str, tmp_path: Path) -> None:
+def test_internal_errors_keep_their_traceback_and_exit_with_1(params: str, tmp_path: Path) -> None:
     """Exceptions other than UserError keep their traceback and exit with 1."""
     code = "import sys; from components import __main__ as m; m._run = None; sys.exit(m.main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, *register(params)], cwd=ROOT, capture_output=True, text=True)

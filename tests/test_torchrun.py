@@ -21,7 +21,7 @@ WAIT = "trap 'exit 75' TERM; touch $RANK.ready; while :; do sleep 0.1; done"
         pytest.param("exit 0", 0, marks=pytest.mark.slow),
     ],
 )
-def test_ends_as_its_processes_do(each: str, code: int) -> None:
+def test_exit_code_is_that_of_the_processes(each: str, code: int) -> None:
     done = subprocess.run([*START, each], text=True, capture_output=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

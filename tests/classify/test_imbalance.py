@@ -49,7 +49,7 @@ def test_two_findings_at_once_and_another_seed() -> None:
     np.testing.assert_array_equal(subsampled, set_positive_rates(targets, patients, FINDINGS, rates, seed=0))
 
 
-def test_refuses_what_cannot_be_done() -> None:
+def test_impossible_rates_are_refused() -> None:
     targets, patients = cohort()
     with pytest.raises(UserError, match=r"classify\.positive_rate: Hernia is not a finding of the shards; they have Mass, Nodule"):
         set_positive_rates(targets, patients, FINDINGS, {"Hernia": 0.1}, 0)

@@ -18,14 +18,14 @@ def test_masked_bce_is_the_mean_over_known_labels() -> None:
     assert float(masked_bce(logits, targets)) == pytest.approx(sum(terms) / 3, rel=1e-6)
 
 
-def test_unknown_labels_move_nothing() -> None:
+def test_unknown_labels_have_no_gradient() -> None:
     logits = torch.zeros(2, 2, requires_grad=True)
     masked_bce(logits, torch.tensor([[NAN, 1.0], [NAN, NAN]])).backward()
     assert logits.grad is not None
     assert (logits.grad != 0).tolist() == [[False, True], [False, False]]
 
 
-def test_a_batch_without_labels_costs_nothing() -> None:
+def test_the_loss_of_a_batch_without_labels_is_zero() -> None:
     assert float(masked_bce(torch.randn(3, 2), torch.full((3, 2), NAN))) == 0
 
 
@@ -44,7 +44,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
-def test_focal_is_torchvisions(batch: tuple[Tensor, Tensor], gamma: float) -> None:
+def test_focal_agrees_with_torchvision(batch: tuple[Tensor, Tensor], gamma: float) -> None:
     logits, targets = batch
     known = ~targets.isnan()
     expected = sigmoid_focal_loss(logits[known], targets[known], alpha=-1, gamma=gamma, reduction="mean")
@@ -52,7 +52,7 @@ def test_focal_is_torchvisions(batch: tuple[Tensor, Tensor], gamma: float) -> No
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_focal_of_the_most_confident_images_moves_nothing(gamma: float) -> None:
+def test_focal_has_no_gradient_for_the_most_confident_images(gamma: float) -> None:
     logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
     focal(logits, torch.tensor([[1.0, 0.0]]), gamma).backward()
     assert logits.grad is not None and logits.grad.tolist() == [[0, 0]]
@@ -69,7 +69,7 @@ def test_weighted_bce_gives_both_classes_of_a_finding_the_same_weight(batch: tup
         assert pull[0] == pytest.approx(-pull[1], rel=0.15)  # not exactly: pseudo-counts shift the prior
 
 
-def test_logit_adjustment_is_its_formula(batch: tuple[Tensor, Tensor]) -> None:
+def test_logit_adjustment_agrees_with_its_formula(batch: tuple[Tensor, Tensor]) -> None:
     """Menon et al. 2021 for two classes: log(1 + exp(-y (f + tau log(pi_1 / pi_0)))) with y = +-1."""
     logits, targets = batch
     prior = prior_logits(targets)

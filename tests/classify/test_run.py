@@ -27,7 +27,7 @@ def changed(params: Params, **update: object) -> Params:
     return params.model_copy(update={"classify": params.classify.model_copy(update=update)})
 
 
-def test_learns_what_can_be_seen(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+def test_learns_visible_findings(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     out = tmp_path / "out"
     classify.run(shards=[make_shards(images=200)], out=str(out), **changed(tiny, epochs=5).arguments("classify"))
 
@@ -41,7 +41,7 @@ def test_learns_what_can_be_seen(make_shards: MakeShards, tiny: Params, tmp_path
         assert roc_auc_score(test[f"target_{finding}"][known], test[f"score_{finding}"][known]) > 0.8
 
 
-def test_scores_are_the_saved_models(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
+def test_scores_agree_with_the_saved_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
     shards = make_shards()
     classify.run(shards=[shards], out=str(tmp_path / "out"), **tiny.arguments("classify"), backbone=pretrained)
 
@@ -128,7 +128,7 @@ def test_early_stopping_waits_for_its_patience(make_shards: MakeShards, tiny: Pa
     assert len(aurocs) == best + 3 < 40
 
 
-def test_linear_probe_leaves_the_backbone_alone(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
+def test_linear_probe_does_not_change_the_backbone(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
     """Its weights and batch norm statistics are unchanged bit by bit."""
     params = changed(tiny, mode="linear", epochs=20, lr=0.02)
     classify.run(shards=[make_shards(images=200)], out=str(tmp_path / "out"), **params.arguments("classify"), backbone=pretrained)
@@ -139,7 +139,7 @@ def test_linear_probe_leaves_the_backbone_alone(make_shards: MakeShards, tiny: P
     assert all(roc_auc_score(test[f"target_{finding}"], test[f"score_{finding}"]) > 0.7 for finding in FINDINGS)
 
 
-def test_linear_probe_is_the_saved_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
+def test_linear_probe_agrees_with_the_saved_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
     """The head trained on cached, standardised features and the exported network give the same logits."""
     params = changed(tiny, mode="linear", epochs=5, lr=0.05)
     task = training.LinearProbe(params.classify, open_shards([make_shards()]), pretrained)
@@ -188,7 +188,7 @@ def poison(shards: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["finetune", "linear"])
-def test_poisoned_test_labels_change_nothing_that_is_chosen(mode: str, make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+def test_test_labels_do_not_influence_training_or_selection(mode: str, make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Weights, best epoch, temperature, scores and thresholds are identical; only the metrics on the test split change."""
     clean, poisoned = make_shards("clean"), make_shards("poisoned")
     poison(poisoned)

@@ -20,12 +20,12 @@ def test_boxes_follow_the_pixels() -> None:
         np.testing.assert_allclose(augment.warp_boxes(corners, one, SIZE)[0], seen, atol=0.51)
 
 
-def test_what_leaves_the_image_is_clipped() -> None:
+def test_boxes_that_leave_the_image_are_clipped() -> None:
     moved = augment.warp_boxes(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([1.0, -0.05, 0.0]), SIZE)
     np.testing.assert_allclose(moved, [[0, 0, 6.8, 10]])
 
 
-def test_no_draw_changes_nothing() -> None:
+def test_zero_parameters_change_nothing() -> None:
     image = torch.rand(2, 1, SIZE, SIZE)
     torch.testing.assert_close(augment.warp_images(image, np.array([[1.0, 0, 0]] * 2)), image)
 

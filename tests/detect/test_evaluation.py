@@ -98,7 +98,7 @@ def coco_precision(rows: Rows) -> Floats:
     return coco_average_precision(images, len(CLASSES))
 
 
-def test_numbers_are_pycocotools_and_scikit_learns(make_detections: MakeDetections, tmp_path: Path) -> None:
+def test_metrics_agree_with_pycocotools_and_scikit_learn(make_detections: MakeDetections, tmp_path: Path) -> None:
     folder = make_detections()
     found = evaluate(folder, out=tmp_path / "out")
     rows = rows_of_test(folder)

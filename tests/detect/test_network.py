@@ -17,7 +17,7 @@ def detector(size: int = 64, **update: object) -> network.Detector:
 
 
 @pytest.mark.parametrize(("name", "reference"), [("retinanet", retinanet_resnet50_fpn_v2), ("fasterrcnn", fasterrcnn_resnet50_fpn_v2)])
-def test_the_layers_are_torchvisions_second_version(name: str, reference: object) -> None:
+def test_layers_agree_with_torchvision_v2_models(name: str, reference: object) -> None:
     """Names and shapes of all weights are those of torchvision, except for the single input channel."""
     params = Detect.model_validate({"detector": name})
     classes = 90 if name == "fasterrcnn" else 91  # torchvision's 91 classes include a background, which RetinaNet does not use
@@ -28,7 +28,7 @@ def test_the_layers_are_torchvisions_second_version(name: str, reference: object
     assert {key: value.shape for key, value in mine.items()} == expected
 
 
-def test_anchors_are_torchvisions_at_its_size() -> None:
+def test_anchors_agree_with_torchvision_at_its_image_size() -> None:
     reference = retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None)
     params = Detect.model_validate({"arch": "resnet18"})
     mine = network.build(backbones.build("resnet18"), params, 1, size=800, mean=0.4, std=0.2)

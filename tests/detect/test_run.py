@@ -33,7 +33,7 @@ def corners(boxes: list[dict[str, Any]]) -> torch.Tensor:
 
 @pytest.mark.slow
 @DETECTORS
-def test_learns_what_can_be_seen(make_boxed: Callable[..., str], small: Params, tmp_path: Path, detector: str) -> None:
+def test_learns_visible_findings(make_boxed: Callable[..., str], small: Params, tmp_path: Path, detector: str) -> None:
     out = tmp_path / "out"
     detect.run(shards=[make_boxed(images=200)], out=str(out), **changed(small, epochs=7, detector=detector).arguments("detect"))
 
@@ -52,7 +52,7 @@ def test_learns_what_can_be_seen(make_boxed: Callable[..., str], small: Params, 
     assert alarms < 0.4 * boxes
 
 
-def test_predictions_are_the_saved_models(make_boxed: Callable[..., str], small: Params, tmp_path: Path, pretrained: str) -> None:
+def test_predictions_agree_with_the_saved_model(make_boxed: Callable[..., str], small: Params, tmp_path: Path, pretrained: str) -> None:
     shards, out = make_boxed(images=30), tmp_path / "out"
     detect.run(shards=[shards], out=str(out), **changed(small, epochs=1).arguments("detect"), backbone=pretrained)
 
@@ -109,7 +109,7 @@ def test_a_stopped_run_continues_to_the_same_model(
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_test_boxes_change_nothing_but_the_targets(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
+def test_test_boxes_do_not_influence_training_or_selection(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
     """Poisoned test labels and boxes do not change the model, its threshold or any detection."""
 
     def poison(row: dict[str, Any]) -> None:

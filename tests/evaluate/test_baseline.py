@@ -29,7 +29,7 @@ def found(make_predictions: MakePredictions, tmp_path: Path) -> dict[str, float]
     return compare(make_predictions("good", skill=1.5), make_predictions("poor", skill=0.7, seed=1), tmp_path / "out")
 
 
-def test_difference_is_the_paired_one(found: dict[str, float], tmp_path: Path) -> None:
+def test_difference_is_that_of_the_gate(found: dict[str, float], tmp_path: Path) -> None:
     """The registration gate computes the same difference from the two tables, whatever the order of their rows."""
     tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pandas().query("split == 'test'") for name in ("good", "poor")]
     good, poor = (table.sample(frac=1, random_state=0).sort_values("image_id") for table in tables)
@@ -63,7 +63,7 @@ def test_report_and_record_name_the_baseline(found: dict[str, float], tmp_path: 
     assert record["upstream_mlflow_run_ids"] == {"predictions": "run-of-classify", "baseline": "run-of-classify"}
 
 
-def test_a_model_is_no_better_than_itself(make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_a_model_does_not_differ_from_itself(make_predictions: MakePredictions, tmp_path: Path) -> None:
     found = compare(make_predictions("one"), make_predictions("two"), tmp_path / "out")
     for name in ("auroc_macro", "auroc_Effusion", "ap_macro"):
         assert found[f"classify_difference_{name}"] == 0 and found[f"classify_difference_{name}_p"] == 1
@@ -87,7 +87,7 @@ def test_refuses_to_compare(change: Callable[[Table], object], message: str, mak
     assert not (tmp_path / "out").exists()
 
 
-def test_one_baseline_a_task(make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_one_baseline_per_task(make_predictions: MakePredictions, tmp_path: Path) -> None:
     folders = [make_predictions(name) for name in ("one", "two", "three")]
     with pytest.raises(UserError, match=r"--baseline: .*two and .*three are both of the head classify; name one"):
         run(predictions=folders[:1], baseline=folders[1:], out=str(tmp_path / "out"), **PARAMS.arguments("evaluate"))

@@ -86,7 +86,7 @@ def test_tables_sort_by_a_click(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 600])
-def test_page_fits_its_window_and_asks_for_nothing(width: int, page: Path, tmp_path: Path) -> None:
+def test_page_fits_its_window_and_makes_no_requests(width: int, page: Path, tmp_path: Path) -> None:
     found = told(page, tmp_path / "profile", 0, [], width)
     assert found["overflow"] == ["0"] and found["requests"] == ["0"] and found["unnamed"] == ["0"]
 

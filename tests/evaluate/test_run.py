@@ -61,7 +61,7 @@ def report(out: Path) -> Page:
     return Page((out / "report.html").read_text(encoding="utf-8"))
 
 
-def test_metrics_are_scikit_learns(make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_metrics_agree_with_scikit_learn(make_predictions: MakePredictions, tmp_path: Path) -> None:
     folder = make_predictions()
     found = evaluate(folder, out=tmp_path / "out")
     test = pq.read_table(Path(folder, "predictions.parquet")).to_pandas().query("split == 'test'")
@@ -113,7 +113,7 @@ def test_output_is_the_same_bytes_every_time(make_predictions: MakePredictions, 
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_curves_are_thin_and_keep_their_area(make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_thinned_curves_keep_their_area(make_predictions: MakePredictions, tmp_path: Path) -> None:
     found = evaluate(make_predictions(), out=tmp_path / "out")
     with (tmp_path / "out" / "roc.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["finding"] == "Effusion"]
@@ -177,7 +177,9 @@ def test_two_models_side_by_side(make_predictions: MakePredictions, tmp_path: Pa
     assert list(inputs) == ["predictions", "model", "predictions_2", "model_2"]
 
 
-def test_no_finding_counts(make_predictions: MakePredictions, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_positives_give_no_macro_average(
+    make_predictions: MakePredictions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     params = Params.model_validate({"evaluate": {"resamples": 100, "min_positives": 1000}})
     run(predictions=[make_predictions()], out=str(tmp_path / "out"), **params.arguments("evaluate"))
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["classify_test_auroc_macro"] is None
@@ -185,7 +187,7 @@ def test_no_finding_counts(make_predictions: MakePredictions, tmp_path: Path, ca
     assert "no finding has 1000 positives" in caplog.text
 
 
-def test_tracked(make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_metrics_and_report_are_tracked_in_mlflow(make_predictions: MakePredictions, tmp_path: Path) -> None:
     found = evaluate(make_predictions(), out=tmp_path / "out")
     client = MlflowClient()
     run_id = json.loads((tmp_path / "out" / "run.json").read_text())["mlflow_run_id"]
@@ -248,7 +250,9 @@ def two_tasks(columns: Table) -> None:
         (two_tasks, r"predictions\.parquet: holds several tasks"),
     ],
 )
-def test_refuses(change: Callable[[Table], object], message: str, make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_invalid_predictions_are_refused(
+    change: Callable[[Table], object], message: str, make_predictions: MakePredictions, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(make_predictions(change=change), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -263,7 +267,7 @@ def test_refuses(change: Callable[[Table], object], message: str, make_predictio
         ("model.json", b"{", r"model\.json: not a JSON object"),
     ],
 )
-def test_refuses_broken_files(name: str, content: bytes, message: str, make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_broken_files_are_refused(name: str, content: bytes, message: str, make_predictions: MakePredictions, tmp_path: Path) -> None:
     folder = make_predictions()
     Path(folder, name).write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -271,7 +275,7 @@ def test_refuses_broken_files(name: str, content: bytes, message: str, make_pred
 
 
 @pytest.mark.parametrize("name", ["predictions.parquet", "history.csv", "model.json", "run.json"])
-def test_refuses_a_missing_file(name: str, make_predictions: MakePredictions, tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(name: str, make_predictions: MakePredictions, tmp_path: Path) -> None:
     folder = make_predictions()
     Path(folder, name).unlink()
     with pytest.raises(UserError, match=name.replace(".", r"\.")):

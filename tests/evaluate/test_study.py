@@ -75,7 +75,7 @@ def macro_auroc(folder: Path) -> float:
     return float(np.mean(values))
 
 
-def test_what_is_made_rare_is_what_is_judged(make_predictions: MakePredictions, tmp_path: Path, params: Params) -> None:
+def test_the_metric_of_imbalance_is_that_of_the_rare_finding(make_predictions: MakePredictions, tmp_path: Path, params: Params) -> None:
     for arm in ("moco", "ifa"):
         folder = Path(make_predictions(f"cells/imbalance/0.1/{arm}/0", skill=ARMS[arm], seed=len(arm)))
         record = json.loads((folder / "run.json").read_text())

@@ -116,7 +116,7 @@ def test_feature_distances_compare_only_in_the_same_backbone(make_inverted: Make
     assert not any("feature_distance" in name for name in compared)
 
 
-def test_the_report_tells_all_of_it(make_inverted: MakeInverted, tmp_path: Path) -> None:
+def test_the_report_contains_all_metrics(make_inverted: MakeInverted, tmp_path: Path) -> None:
     evaluate(make_inverted(), out=tmp_path / "out")
     html = (tmp_path / "out" / "report.html").read_text()
     HTMLParser().feed(html)
@@ -125,7 +125,7 @@ def test_the_report_tells_all_of_it(make_inverted: MakeInverted, tmp_path: Path)
     assert "not clearly closer" not in html
 
 
-def test_reconstructions_no_better_than_a_guess_are_called_that(make_inverted: MakeInverted, tmp_path: Path) -> None:
+def test_reconstructions_no_better_than_the_mean_image_are_flagged(make_inverted: MakeInverted, tmp_path: Path) -> None:
     evaluate(make_inverted(better=-5.0), out=tmp_path / "out")
     assert "not clearly closer to the originals than the mean training image" in (tmp_path / "out" / "report.html").read_text()
 

@@ -19,13 +19,13 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return smooth, noisy.clamp(0, 1)
 
 
-def test_pixel_errors_are_scikit_images(pair: Pair) -> None:
+def test_pixel_errors_agree_with_scikit_image(pair: Pair) -> None:
     for index, (a, b) in enumerate(zip(*(image[:, 0].numpy() for image in pair), strict=True)):
         assert float(mse(*pair)[index]) == pytest.approx(mean_squared_error(a, b), rel=1e-9)
         assert float(psnr(*pair)[index]) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1.0), rel=1e-9)
 
 
-def test_structural_similarity_is_scikit_images(pair: Pair) -> None:
+def test_structural_similarity_agrees_with_scikit_image(pair: Pair) -> None:
     for index, (a, b) in enumerate(zip(*(image[:, 0].numpy() for image in pair), strict=True)):
         assert float(ssim(*pair)[index]) == pytest.approx(structural_similarity(a, b, **OPTIONS), rel=1e-9)
 
@@ -47,14 +47,14 @@ def contrast_structure(a: np.ndarray, b: np.ndarray) -> float:
     return float(structural_similarity(a, b, K1=1e6, **OPTIONS))
 
 
-def test_an_image_is_like_itself() -> None:
+def test_identical_images_have_maximal_similarity() -> None:
     image = torch.rand(2, 1, 32, 32)
     assert ssim(image, image).tolist() == pytest.approx([1, 1])
     assert ms_ssim(image, image).tolist() == pytest.approx([1, 1])
     assert psnr(image, image).tolist() == pytest.approx([100, 100])
 
 
-def test_opposites_count_as_unlike_and_not_as_nan() -> None:
+def test_inverted_images_have_similarity_zero_instead_of_nan() -> None:
     image = torch.rand(2, 1, 64, 64)
     assert ms_ssim(image, 1 - image).tolist() == [0, 0]
 

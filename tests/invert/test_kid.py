@@ -22,7 +22,7 @@ def features(count: int, shift: float = 0.0, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 6)) + shift
 
 
-def test_it_is_the_unbiased_estimate() -> None:
+def test_kid_agrees_with_the_unbiased_estimator() -> None:
     x, y = features(9), features(7, 0.5, seed=1)
     assert kid(x, y) == pytest.approx(by_loops(x, y), rel=1e-9)
 
@@ -33,7 +33,7 @@ def test_the_mean_over_draws_of_one_distribution_is_zero() -> None:
     assert min(values) < 0 < max(values)
 
 
-def test_it_grows_with_the_distance() -> None:
+def test_kid_grows_with_the_distance() -> None:
     values = [kid(features(200), features(200, shift, seed=1)) for shift in (0, 0.5, 1)]
     assert values[0] < values[1] < values[2]
 

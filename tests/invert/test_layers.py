@@ -28,7 +28,7 @@ def explicit_weights(weight_OIKK: Tensor, style_I: Tensor, demodulate: bool) -> 
 
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_modulation_is_a_convolution_with_weights_of_each_samples_own(demodulate: bool, kernel: int) -> None:
+def test_modulation_agrees_with_per_sample_convolution(demodulate: bool, kernel: int) -> None:
     torch.manual_seed(0)
     x, weight, style = torch.randn(3, 4, 6, 5), torch.randn(2, 4, kernel, kernel), torch.randn(3, 4)
     expected = torch.cat([F.conv2d(x[b : b + 1], explicit_weights(weight, style[b], demodulate), padding=kernel // 2) for b in range(3)])

@@ -70,7 +70,7 @@ def test_batch_deviation_is_that_of_each_group() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 6])
-def test_any_batch_can_be_discriminated(batch: int) -> None:
+def test_the_discriminator_accepts_any_batch_size(batch: int) -> None:
     discriminator = Discriminator(16, channel_base=128, channel_max=16)
     assert discriminator(torch.randn(batch, 1, 16, 16)).shape == (batch,)
 

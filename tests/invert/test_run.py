@@ -83,7 +83,7 @@ def test_every_val_and_test_image_gets_its_errors(finished: dict[str, Path]) -> 
     assert set(table["task"].to_pylist()) == {"invert"}
 
 
-def test_errors_are_those_of_the_saved_model(finished: dict[str, Path]) -> None:
+def test_errors_agree_with_the_saved_model(finished: dict[str, Path]) -> None:
     """Rebuilds encoder and generator from the files and compares images with scikit-image."""
     encoder, generator = rebuilt(finished["out"])
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(finished["shards"].glob("part-*.parquet"))).to_pylist()
@@ -212,7 +212,7 @@ def test_a_stopped_run_continues_to_the_same_model(
         assert (tmp_path / "stopped" / name).read_bytes() == (finished["out"] / name).read_bytes(), name
 
 
-def test_test_images_change_nothing_but_their_own_errors(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_test_images_do_not_influence_training_or_selection(make_shards: MakeShards, tmp_path: Path) -> None:
     clean, poisoned = make_shards("clean"), make_shards("poisoned")
     for path in Path(poisoned).glob("part-*.parquet"):
         table = pq.read_table(path)

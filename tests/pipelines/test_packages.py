@@ -91,7 +91,7 @@ def test_compiling_needs_no_torch_and_gives_the_same_bytes(name: str, tmp_path: 
     assert Package(tmp_path / "1.yaml").spec.pipeline_info.name == name
 
 
-def test_another_parameter_is_another_default(tmp_path: Path, example: Settings) -> None:
+def test_changed_parameters_change_the_defaults(tmp_path: Path, example: Settings) -> None:
     paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
     for path, overrides in zip(paths, ([], ["pretrain.epochs=7"]), strict=True):
         packages.compile_to(path, "training", example, load(ROOT / "params.yaml", overrides))
@@ -106,7 +106,7 @@ def test_every_argument_of_a_run_is_a_parameter(tmp_path: Path, example: Setting
         assert set(parameters.arguments(name, params, "s3://b/raw", "s3://b/out")) == set(known)
 
 
-def test_another_head_is_another_step(tmp_path: Path) -> None:
+def test_a_new_head_adds_a_step(tmp_path: Path) -> None:
     """A fourth entry in the table of heads needs no edit in pipelines/."""
     out = tmp_path / "package.yaml"
     command = [sys.executable, "-c", WITH_A_FOURTH_HEAD, "compile", "training", "--out", str(out), "--set", "count.epochs=7"]
@@ -195,7 +195,7 @@ def test_only_the_first_step_is_never_cached(package: Package) -> None:
     assert {name for name, value in tasks.items() if not value} == {"begin"}
 
 
-def test_nothing_is_used_that_kubeflow_or_local_runs_mix_up(package: Package) -> None:
+def test_no_construct_is_used_that_kubeflow_or_local_runs_misread(package: Package) -> None:
     """Fields of the items of a loop, loops with names, and conditions on outputs that are not named `Output`."""
     assert "parseJson" not in package.text
     groups = [(name, task) for component in package.spec.components.values() for name, task in component.dag.tasks.items()]

@@ -22,7 +22,7 @@ def params() -> Params:
     return Params.model_validate({"study": study})
 
 
-def test_cells_are_where_the_page_looks_for_them(params: Params) -> None:
+def test_cell_folders_are_those_that_the_page_reads(params: Params) -> None:
     found = plan("shards", "root", params, "classify,detect,invert")
     places = [model["folder"].removeprefix(found.folder + "/").split("/") for model in found.cells()]
     assert all(len(place) == 4 and place[0] in CLAIMS for place in places)
@@ -82,7 +82,7 @@ def test_dvc_depends_on_the_same_code_as_for_a_single_model() -> None:
 
 
 @pytest.mark.slow
-def test_a_tiny_study_ends_in_one_page(workplace: Workplace) -> None:
+def test_a_tiny_study_from_raw_files_to_its_page(workplace: Workplace) -> None:
     path = workplace.folder / "params.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"study": STUDY}))
     assert run(workplace, workplace.settings(), name="study") == 0

@@ -89,12 +89,12 @@ def test_the_request_contains_no_secret(kubernetes: kubernetes_double.Kubernetes
     assert "cxr-pseudonyms" not in json.dumps(kubernetes.created)
 
 
-def test_it_is_deleted_at_the_end(kubernetes: kubernetes_double.Kubernetes) -> None:
+def test_the_trainjob_is_deleted_at_the_end(kubernetes: kubernetes_double.Kubernetes) -> None:
     follow(kubernetes)
     assert kubernetes.deleted == [NAME]
 
 
-def test_a_failed_one_is_deleted_as_well(kubernetes: kubernetes_double.Kubernetes) -> None:
+def test_a_failed_trainjob_is_deleted(kubernetes: kubernetes_double.Kubernetes) -> None:
     kubernetes.conditions = ["", "Failed"]
     with pytest.raises(UserError, match="has failed"):
         follow(kubernetes)

@@ -59,7 +59,7 @@ def test_the_predictions_can_be_evaluated(heads: Heads, predicted: Path) -> None
     assert "Kernel inception distance" in (predicted / "evaluation" / "report.html").read_text()
 
 
-def test_what_cannot_be_judged_is_said(heads: Heads, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_reference_are_counted(heads: Heads, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "raw").mkdir()
     for path in sorted(heads.raw.rglob("*.dcm"))[:3]:
         (tmp_path / "raw" / path.name).write_bytes(path.read_bytes())

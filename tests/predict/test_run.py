@@ -50,7 +50,7 @@ def model(tmp_path: Path) -> str:
     return folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
 
 
-def test_a_cohort_from_elsewhere_is_scored_and_evaluated(model: str, raw: Path, params: Params, tmp_path: Path) -> None:
+def test_an_external_cohort_is_scored_and_evaluated(model: str, raw: Path, params: Params, tmp_path: Path) -> None:
     register.run(
         model=model,
         evaluation=folders.write_evaluation(tmp_path / "evaluation", model),

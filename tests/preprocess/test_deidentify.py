@@ -59,7 +59,7 @@ def test_the_key_id_tells_keys_apart() -> None:
     assert len(Pseudonyms(KEY).key_id) == 8
 
 
-def test_the_patient_is_known_by_the_best_identity_there_is() -> None:
+def test_patients_are_identified_by_the_best_available_attribute() -> None:
     assert patient_identity(header(), RECORD, "f").source == "PatientID"
     assert patient_identity(header(PatientID=None), RECORD, "f").source == "labels.csv"
     assert patient_identity(header(PatientID=" "), RECORD._replace(patient=""), "f").source == "StudyInstanceUID"

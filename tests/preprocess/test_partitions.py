@@ -51,7 +51,7 @@ def merge(tmp_path: Path, *numbers: int, out: str = "merged") -> int:
 
 
 @pytest.mark.parametrize("total", [1, 5])
-def test_merged_partitions_are_a_single_run(tmp_path: Path, raw: Path, total: int) -> None:
+def test_merged_partitions_equal_a_single_run(tmp_path: Path, raw: Path, total: int) -> None:
     assert main(arguments(tmp_path)) == 0
     for number in range(total):
         assert partition(tmp_path, number, total) == 0
@@ -93,7 +93,7 @@ def test_partitions_that_do_not_fit_together(tmp_path: Path, raw: Path, capsys: 
     assert "has not finished" in fails(capsys, merge(tmp_path, 0, 1))
 
 
-def test_a_partition_is_no_shards(tmp_path: Path, raw: Path) -> None:
+def test_a_partition_has_no_manifest(tmp_path: Path, raw: Path) -> None:
     assert partition(tmp_path, 0, 2) == 0
     assert not (tmp_path / "partition0" / "manifest.json").exists()
     numbers = {int(path.stem.removeprefix("part-")) for path in (tmp_path / "partition0").glob("part-*.parquet")}

@@ -93,7 +93,7 @@ def test_nothing_that_identifies_is_in_any_output(tmp_path: Path, mlflow_databas
     assert [(name, secret) for name, content in found for secret in SECRETS if secret.encode() in content.upper()] == []
 
 
-def test_the_pixels_are_those_of_the_image_alone() -> None:
+def test_pixels_contain_no_overlay_or_icon() -> None:
     plain, full = (dicom_file.open_file(to_bytes(made)) for made in (dataset(picture(64, 60)), identifying()))
     stored = [dicom_file.prepare(*opened)()[0] for opened in (plain, full)]
     np.testing.assert_array_equal(*stored)
@@ -130,7 +130,7 @@ def test_the_privacy_page_names_every_column(name: str) -> None:
         ("Saint Elsewhere", ""), ("MRN55501234", ""), ("call 5550123", ""), ("", ""), ("Elsewhere Medical", ""),
     ],
 )  # fmt: skip
-def test_a_manufacturer_that_looks_like_something_else_is_left_out(maker: str, kept: str) -> None:
+def test_manufacturers_that_look_like_identifiers_are_dropped(maker: str, kept: str) -> None:
     assert read_manufacturer(Elements.of(dataset(picture(), Manufacturer=maker, InstitutionName="Saint Elsewhere Medical Center"))) == kept
 
 
@@ -141,7 +141,7 @@ def test_a_manufacturer_that_looks_like_something_else_is_left_out(maker: str, k
         ("Right Lateral", "RL"), ("LLD", "LLD"), ("ap axial", "AP AXIAL"), ("", ""),
     ],
 )  # fmt: skip
-def test_views_are_spelled_one_way(text: str, view: str) -> None:
+def test_views_are_normalised(text: str, view: str) -> None:
     assert canonical_view(text) == view
 
 

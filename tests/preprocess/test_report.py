@@ -198,7 +198,7 @@ def test_the_statistics_are_bounded_and_keep_the_true_extremes() -> None:
     assert [name for _, name in kept[0]] == sorted(pixels, key=lambda name: (-pixels[name].mean(), name))[:SHOWN]
 
 
-def test_a_flood_of_values_is_counted_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_values_are_counted_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_statistics, "MAX_VALUES", 3)
     statistics = ReportStatistics()
     for index in range(10):
@@ -208,7 +208,7 @@ def test_a_flood_of_values_is_counted_as_other(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_thumbnail_is_small_gray_and_true(dtype: type) -> None:
+def test_a_thumbnail_is_a_small_gray_copy_of_the_image(dtype: type) -> None:
     image = np.repeat(np.linspace(0, np.iinfo(dtype).max, 600)[None], 300, 0).astype(dtype)
     height, width, content = thumbnail(image)
     decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)

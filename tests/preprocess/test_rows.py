@@ -29,7 +29,7 @@ A_FILE = 2 * (60 * 48 + 2000)
 
 
 @pytest.mark.parametrize("group_bytes", [1, A_FILE, 2**30])
-def test_files_are_what_they_are_alone_however_many_are_taken_together(group_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_do_not_depend_on_how_files_are_grouped(group_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [process_file(CONTEXT, *file) for file in FILES]
     assert [each.note.reason for each in alone] == [None, "not_dicom", "wrong_modality", "blank_image", "unreadable", None]
     monkeypatch.setattr(rows, "GROUP_BYTES", group_bytes)
@@ -79,7 +79,7 @@ def test_the_clock_stands_still_while_a_file_is_fetched(tmp_path: Path, monkeypa
     assert [note.path for note in part_writer.read_notes(tmp_path, this)] == [name for name, _ in FILES]
 
 
-def test_whoever_ends_the_process_is_the_file_that_was_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_is_attributed_to_the_file_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare, begun = dicom_file.prepare, list[int]()
 
     def crashing(*arguments: Any) -> Any:

@@ -74,7 +74,7 @@ def write_cohort(raw: Path, patients: int = 12) -> None:
     write(raw / "p1" / "hand.dcm", BodyPartExamined="HAND")
 
 
-def test_one_row_an_image_with_labels_and_boxes(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_row_per_image_with_labels_and_boxes(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = write(raw / "a" / "one.dcm", picture(64, 48), syntax=JPEGLSLossless)
     write(raw / "b" / "two", picture(40, 80, seed=1), PatientID=None)
     raw.joinpath("labels.csv").write_text(f"image,Mass,Nodule\n{made.SOPInstanceUID},1,\nb/two,0,-1\n")
@@ -93,7 +93,7 @@ def test_one_row_an_image_with_labels_and_boxes(tmp_path: Path, raw: Path, capsy
     assert manifest_of(tmp_path / "shards")["patient_id_from"] == {"PatientID": 1, "StudyInstanceUID": 1}
 
 
-def test_nothing_is_lost_and_the_manifest_adds_up(tmp_path: Path, raw: Path) -> None:
+def test_every_file_is_a_row_or_quarantined_and_counted(tmp_path: Path, raw: Path) -> None:
     write_cohort(raw)
     assert main(arguments(tmp_path)) == 0
     folder = tmp_path / "shards"
@@ -157,7 +157,7 @@ def test_only_the_manifest_goes_to_mlflow(tmp_path: Path, raw: Path) -> None:
     assert {name: value for name, value in logged if not name.startswith("system/")} == metrics and metrics["rows"] == 4
 
 
-def test_of_duplicates_the_first_path_is_kept(tmp_path: Path, raw: Path) -> None:
+def test_the_first_path_of_duplicates_is_kept(tmp_path: Path, raw: Path) -> None:
     original = to_bytes(dataset(picture(), SOPInstanceUID="2.25.42", PatientID="first"))
     for number in range(10):
         write(raw / f"{number}.dcm", picture(seed=number), SOPInstanceUID="2.25.42" if number > 3 else f"2.25.{number}")

@@ -64,7 +64,7 @@ def download(uri: str) -> dict[str, bytes]:
     return {entry.path: storage.read(f"{uri}/{entry.path}") for entry in storage.walk(uri) if entry.path != "run.json"}
 
 
-def test_the_same_bytes_as_locally_in_spite_of_faults(
+def test_output_equals_a_local_run_despite_failures(
     tmp_path: Path, prefix: str, raw: Path, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(arguments(tmp_path)) == 0
@@ -92,7 +92,7 @@ def test_partitions_in_a_pool(tmp_path: Path, prefix: str, raw: Path) -> None:
     assert download(f"{prefix}/out") == bytes_of(tmp_path / "shards")
 
 
-def test_a_smaller_output_leaves_nothing_of_a_larger_one(tmp_path: Path, prefix: str, raw: Path) -> None:
+def test_a_smaller_output_replaces_all_files_of_a_larger_one(tmp_path: Path, prefix: str, raw: Path) -> None:
     assert main(on_s3(tmp_path, prefix, "parts=8")) == 0
     before = {entry.path for entry in storage.walk(f"{prefix}/out")}
     storage.write(f"{prefix}/out/notes/of-the-user.txt", b"mine")

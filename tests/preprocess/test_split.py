@@ -8,13 +8,13 @@ from components.preprocess.split import split_of
 EXPECTED = ["train", "test", "train", "test", "test", "train", "train", "train", "train", "train", "val", "test"]
 
 
-def test_shares_are_as_asked() -> None:
+def test_split_fractions_are_as_requested() -> None:
     splits = [split_of(f"id:{number}", 0.15, 0.2) for number in range(20_000)]
     for name, share in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
         assert splits.count(name) / len(splits) == pytest.approx(share, abs=5 * math.sqrt(0.25 / len(splits)))
 
 
-def test_nobody_ever_moves() -> None:
+def test_splits_never_change() -> None:
     """Hard-coded splits: a new version of the code must not reshuffle a cohort."""
     assert [split_of(f"id:MRN{number}", 0.15, 0.2) for number in range(12)] == EXPECTED
 

@@ -89,7 +89,7 @@ def test_warps_of_both_views_compose_in_any_combination() -> None:
     assert (features(key) - features(query)).abs().amax(1)[inside].max() > 0.1  # without alignment they differ
 
 
-def test_a_warp_is_inverted_also_where_it_distorts() -> None:
+def test_warps_with_distortion_are_inverted() -> None:
     moved, _ = draw(torch.arange(500).numpy(), 1, seed=0, epoch=0, number=0)
     assert (moved.distortion != 0).float().mean() > 0.4
     grid = (2 * indices(9, 9).expand(500, -1, -1, -1) + 1) / 9 - 1
@@ -121,7 +121,7 @@ def test_a_position_of_a_resnets_map_looks_at_its_stride_times_its_index() -> No
         assert centre == pytest.approx(256, abs=1e-3)
 
 
-def test_encoders_see_the_same_after_alignment() -> None:
+def test_features_of_shifted_views_agree_after_alignment() -> None:
     """Features of two shifted views from a real network are equal after alignment, and only then."""
     torch.manual_seed(0)
     resnet = backbones.build("resnet18").eval()
@@ -136,7 +136,7 @@ def test_encoders_see_the_same_after_alignment() -> None:
     assert similarity_map(query, key)[clear].mean() < 0.99
 
 
-def test_half_precision_maps_are_resampled_in_their_own() -> None:
+def test_half_precision_maps_are_resampled_in_half_precision() -> None:
     key_map = noise(8, 16).bfloat16().contiguous(memory_format=torch.channels_last)
     geometry = Geometry(warp((0.02, 0)), warp(degrees=5), (64, 64))
     aligned, _ = align(key_map, geometry, "layer1")

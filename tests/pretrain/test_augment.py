@@ -56,7 +56,7 @@ def test_distortion_moves_borders_and_not_the_centre() -> None:
     torch.testing.assert_close(grid[16, 32, 0], edge * (1 + 0.05 * edge**2))
 
 
-def test_tone_is_the_formula() -> None:
+def test_tone_agrees_with_its_formula() -> None:
     x = image()
     mean = x.mean()
     torch.testing.assert_close(augment.apply_tone(x, tone(brightness=0.1)), (x + 0.1).clamp(0, 1))

@@ -76,7 +76,7 @@ def test_a_moco_checkpoint_is_loaded_whole(model: MoCo, tmp_path: Path, channels
     assert int(model.position) == 0
 
 
-def test_the_queue_goes_on_where_it_was(model: MoCo, tmp_path: Path) -> None:
+def test_the_queue_continues_at_its_pointer(model: MoCo, tmp_path: Path) -> None:
     state = published(tmp_path / "moco.pth", pointer=4)
     started(model, tmp_path / "moco.pth")
     model.enqueue(torch.zeros(2, 8))  # replaces the two oldest keys, given by the pointer
@@ -127,7 +127,7 @@ def test_an_imagenet_resnet_sees_grey_images_as_before(model: MoCo, tmp_path: Pa
     assert torch.equal(model.query.head[0].weight, model.key.head[0].weight)
 
 
-def test_an_earlier_backbone_is_a_start(model: MoCo, tmp_path: Path) -> None:
+def test_an_exported_backbone_can_be_loaded(model: MoCo, tmp_path: Path) -> None:
     torch.manual_seed(9)
     network = backbones.build("resnet18")
     backbones.export(network, tmp_path, {"arch": "resnet18", "normalisation": {"mean": 0.25, "std": 0.5}})

@@ -33,7 +33,7 @@ def test_info_nce_agrees_with_lightly() -> None:
     assert float(info_nce(q, k, queue, 0.2)) == pytest.approx(float(peer(q, k)), rel=1e-5)
 
 
-def test_info_nce_moves_the_query_only() -> None:
+def test_info_nce_has_a_gradient_for_the_query_only() -> None:
     q, k, queue = (tensor.requires_grad_() for tensor in (unit(2, 4), unit(2, 4, seed=1), unit(4, 6, seed=2, dim=0)))
     info_nce(q, k, queue, 0.2).backward()
     assert q.grad is not None
@@ -135,7 +135,7 @@ def test_no_copy_of_a_map_is_kept_for_the_backward_pass() -> None:
     assert own < query.nbytes / 10
 
 
-def test_the_average_weighs_samples_alike() -> None:
+def test_the_average_weights_samples_equally() -> None:
     values = torch.tensor([[[1.0, 3.0]], [[5.0, 100.0]]])
     inside = torch.tensor([[[True, True]], [[True, False]]])
     assert float(average(values, inside)) == pytest.approx((2 + 5) / 2)

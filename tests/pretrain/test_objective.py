@@ -73,7 +73,7 @@ def test_gradient_reaches_the_maps_of_the_terms_alone() -> None:
     assert made.query_maps["layer1"].grad is None  # monitored only
 
 
-def test_stages_without_a_use_are_not_asked_for() -> None:
+def test_unused_stages_are_not_requested() -> None:
     assert objective(preset="moco").stages == ("layer1", "layer4")  # monitored
     assert objective(preset="ifa", terms={"layer3": {}}).stages == ("layer1", "layer3", "layer4")
     assert objective(preset="mse").stages == ("layer1", "layer2", "layer3", "layer4")
@@ -99,7 +99,7 @@ def test_aligned_averages_over_what_both_views_show() -> None:
     torch.testing.assert_close(numbers["loss_ifa_layer1"], (first + second) / 2, atol=1e-5, rtol=1e-4)
 
 
-def test_a_batch_costs_what_its_parts_do() -> None:
+def test_the_loss_of_a_batch_is_the_mean_over_its_parts() -> None:
     made, queue = views()
     moved = STILL._replace(shift=torch.tensor([[0.25, 0.0], [0.0, 0.0]]))
     compute = objective(preset="aligned")

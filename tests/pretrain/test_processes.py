@@ -54,7 +54,7 @@ def test_groups_are_the_same_wherever_they_are_computed(make_shards: MakeShards,
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once(tiny: Params, tmp_path: Path) -> None:
+def test_errors_are_logged_once(tiny: Params, tmp_path: Path) -> None:
     said = call(command(str(tmp_path / "nothing"), tmp_path / "out", tiny, 2), code=2)
     assert len(re.findall("^pretrain: .*nothing/manifest.json: not found", said, re.MULTILINE)) == 1
     assert "Traceback" not in said

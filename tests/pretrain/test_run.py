@@ -44,7 +44,7 @@ def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny:
     ]
 
 
-def test_history_holds_a_row_an_epoch(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+def test_history_has_one_row_per_epoch(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **tiny.arguments("pretrain"))
 
     rows = history(tmp_path / "out")
@@ -112,7 +112,7 @@ def with_pretrain(params: Params, **changes: object) -> Params:
     return Params.model_validate(sections)
 
 
-def test_parts_of_a_batch_add_up_to_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+def test_accumulated_parts_equal_the_whole_batch(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Accumulation gives the same result up to rounding if batch norm does not depend on the batch."""
     shards, frozen = make_shards(), with_pretrain(tiny, batch_norm="frozen", epochs=1, preset="ifa")
     pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **frozen.arguments("pretrain"))
@@ -133,7 +133,7 @@ def test_frozen_statistics_stay(make_shards: MakeShards, tiny: Params, tmp_path:
     assert not (weights["bn1.weight"] == 1).all()
 
 
-def test_half_precision_gives_other_but_like_numbers(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+def test_half_precision_gives_similar_numbers(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
     for precision in ("fp32", "bf16"):
         pretrain.run(
@@ -178,7 +178,7 @@ def test_groups_that_do_not_divide_among_processes_are_named(
 
 
 @pytest.mark.slow
-def test_compiled_encoders_do_the_same(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+def test_compiled_encoders_give_the_same_result(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards, short = make_shards(), with_pretrain(tiny, epochs=1, lr=1e-4)
     pretrain.run(shards=[shards], out=str(tmp_path / "plain"), **short.arguments("pretrain"))
     pretrain.run(shards=[shards], out=str(tmp_path / "compiled"), **with_pretrain(short, compile=True).arguments("pretrain"))
@@ -194,7 +194,7 @@ def test_on_a_gpu(make_shards: MakeShards, tiny: Params, tmp_path: Path, changes
     assert len(history(tmp_path / "out")) == 2
 
 
-def test_scratch_is_the_starting_point_as_it_is(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+def test_scratch_exports_the_initial_weights(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """The baseline arm of the study: the initial weights of a training with the same seed."""
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"preset": "scratch", "seed": 3})})
     pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **params.arguments("pretrain"))

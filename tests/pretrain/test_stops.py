@@ -40,7 +40,7 @@ def params(tiny: Params) -> Params:
     return tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"epochs": 3, "probe_epochs": 1})})
 
 
-def test_stopped_and_killed_it_ends_with_the_same_weights(make_shards: MakeShards, params: Params, tmp_path: Path) -> None:
+def test_a_run_stopped_and_killed_ends_with_the_same_weights(make_shards: MakeShards, params: Params, tmp_path: Path) -> None:
     shards = make_shards()
     pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **params.arguments("pretrain"))
 

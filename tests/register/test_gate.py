@@ -80,7 +80,7 @@ def test_too_few_positives_to_compare(targets: np.ndarray) -> None:
         compare(scores, scores, min_positives=1000)
 
 
-def test_the_new_targets_count(targets: np.ndarray) -> None:
+def test_the_targets_of_the_candidate_are_used(targets: np.ndarray) -> None:
     """Labels may have been corrected since the champion was registered."""
     mine = table(noisy(targets, 0.5, 1), targets)
     difference = compare(mine, table(noisy(targets, 0.5, 1), 1 - targets))

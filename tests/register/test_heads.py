@@ -77,7 +77,7 @@ def assert_same_boxes(found: pd.DataFrame, expected: Any) -> None:
         assert max(apart.min(axis=0).max(), apart.min(axis=1).max()) < 1e-4
 
 
-def test_a_stranger_gets_the_boxes_of_the_training_in_pixels_of_the_source(heads: Heads, answers: dict[str, pd.DataFrame]) -> None:
+def test_the_packaged_detector_returns_boxes_in_source_pixels(heads: Heads, answers: dict[str, pd.DataFrame]) -> None:
     rows, expected = heads.rows(), heads.predictions("detect")
     assert sum(map(len, expected["boxes"])) > 100
     for number, image in enumerate(expected.index):
@@ -89,7 +89,7 @@ def test_a_stranger_gets_the_boxes_of_the_training_in_pixels_of_the_source(heads
         assert_same_boxes(mine, expected.loc[image, "boxes"])
 
 
-def test_a_stranger_gets_the_reconstructions_of_the_training(heads: Heads, answers: dict[str, pd.DataFrame]) -> None:
+def test_the_packaged_inversion_reproduces_the_errors_of_training(heads: Heads, answers: dict[str, pd.DataFrame]) -> None:
     expected = heads.predictions("invert")
     np.testing.assert_allclose(answers["invert"][ERRORS], expected[ERRORS], atol=1e-4)
     assert expected["psnr"].std() > 1e-2  # the spread is far above the tolerance
@@ -115,7 +115,7 @@ def test_reconstructions_are_given_when_asked_for(heads: Heads, packed: Path) ->
         assert peak_signal_noise_ratio(original, made, data_range=1) == pytest.approx(psnr, abs=1e-3)
 
 
-def test_answers_are_json_for_whoever_serves_the_model(heads: Heads, packed: Path) -> None:
+def test_answers_can_be_serialised_as_json(heads: Heads, packed: Path) -> None:
     """Serialises predictions as `mlflow models serve` does."""
     stored = [decode(row) for row in heads.rows().iloc[:2].to_dict("records")]
     for task in ("detect", "invert"):
@@ -156,7 +156,7 @@ def test_onnx_gives_the_encoders_latents(heads: Heads, packed: Path) -> None:
         np.testing.assert_allclose(latents, np.stack(expected)[:count], atol=1e-4)
 
 
-def test_torch_alone_rebuilds_the_detector(heads: Heads) -> None:
+def test_the_detector_can_be_rebuilt_with_torch_alone(heads: Heads) -> None:
     """Rebuilds the network as the code of the model card does, which test_registered_heads runs."""
     about = json.loads((heads.detect / "model.json").read_text())
     network = rebuild(about, load_file(heads.detect / "model.safetensors"))

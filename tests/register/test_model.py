@@ -74,7 +74,7 @@ def expected_scores(images: dict[str, np.ndarray], paths: list[str]) -> np.ndarr
     return np.concatenate([folders.scores(network, images[path][None]) for path in paths])
 
 
-def test_a_stranger_gets_the_scores_of_the_training_from_dicom_files(packed: Path, cohort: Path, tmp_path: Path) -> None:
+def test_the_packaged_model_reproduces_the_scores_from_dicom_files(packed: Path, cohort: Path, tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     command = [sys.executable, "-c", STRANGER, str(packed), str(cohort / "raw"), str(tmp_path / "out.csv")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -104,7 +104,7 @@ def test_arrays_score_as_in_predictions_parquet(model: Any, packed: Path) -> Non
     assert expected["score_Effusion"].std() > 1e-2  # the spread is far above the tolerance
 
 
-def test_the_mirror_and_the_views_of_the_training_count(packed: Path, cohort: Path, tmp_path: Path) -> None:
+def test_flip_augmentation_temperature_and_views_of_training_are_applied(packed: Path, cohort: Path, tmp_path: Path) -> None:
     source = packed.parent / "model"
     content = json.loads((source / "model.json").read_text())
     content |= {"tta_flip": True, "temperature": 2.5, "preprocessing": {"views": ["LL"]}}  # the weights include the temperature
@@ -146,7 +146,7 @@ def test_requirements_are_exact_and_installed(packed: Path) -> None:
     assert not {"boto3", "onnx", "kfp"} & names
 
 
-def test_batches_do_not_matter(model: Any) -> None:
+def test_scores_do_not_depend_on_the_batch(model: Any) -> None:
     images = folders.images(35)  # more than a batch
     in_parts = pd.concat([model.predict(images[:1]), model.predict(images[1:])], ignore_index=True)
     pd.testing.assert_frame_equal(model.predict(images), in_parts, atol=1e-5)

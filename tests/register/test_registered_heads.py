@@ -92,7 +92,7 @@ def registration_of(name: str | None, model: Path, evaluation: Path, out: Path) 
 
 
 @TASKS
-def test_better_ones_move_the_champion_and_worse_ones_do_not(task: str, heads: Heads, tmp_path: Path, name: str) -> None:
+def test_better_models_become_champion_and_worse_ones_do_not(task: str, heads: Heads, tmp_path: Path, name: str) -> None:
     made = {kind: variant(heads, task, tmp_path / kind, change) for kind, change in VARIANTS[task].items()}
 
     poor = registration_of(name, *made[POOR], tmp_path / "out")
@@ -121,7 +121,7 @@ def test_better_ones_move_the_champion_and_worse_ones_do_not(task: str, heads: H
     assert not any("champion" in aliases for aliases in versions(name).values())
 
 
-def test_the_interval_is_that_of_patients_drawn_anew(heads: Heads, tmp_path: Path, name: str) -> None:
+def test_the_interval_agrees_with_a_bootstrap_over_patients(heads: Heads, tmp_path: Path, name: str) -> None:
     """The interval agrees with an explicit bootstrap, over patients, of the gain in PSNR."""
     better = np.random.default_rng(0).normal(0.3, 0.2, 1000)
 
@@ -140,7 +140,7 @@ def test_the_interval_is_that_of_patients_drawn_anew(heads: Heads, tmp_path: Pat
     assert [found["low"], found["high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.05)
 
 
-def test_what_was_not_tested_on_the_same_is_not_compared(heads: Heads, tmp_path: Path, name: str) -> None:
+def test_models_tested_on_different_data_are_not_compared(heads: Heads, tmp_path: Path, name: str) -> None:
     def refused(task: str, change: Change) -> str:
         champion = f"{name}-{len(list(tmp_path.iterdir()))}"
         folder = tmp_path / champion
@@ -174,7 +174,7 @@ def test_names_follow_the_task_and_tasks_are_not_mixed(task: str, heads: Heads, 
 
 
 @TASKS
-def test_the_card_says_what_it_must_and_its_lines_load_the_export(task: str, heads: Heads, tmp_path: Path, name: str) -> None:
+def test_the_card_is_complete_and_its_code_loads_the_export(task: str, heads: Heads, tmp_path: Path, name: str) -> None:
     registration_of(name, heads.model(task), heads.evaluation, tmp_path / "out")
     export = tmp_path / "out" / "model"
     card = (export / "README.md").read_text()
@@ -195,7 +195,7 @@ def test_the_card_says_what_it_must_and_its_lines_load_the_export(task: str, hea
 
 
 @TASKS
-def test_what_an_earlier_version_wrote_is_refused_in_one_sentence(
+def test_models_of_an_earlier_version_are_refused_in_one_sentence(
     task: str, heads: Heads, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"
@@ -212,7 +212,7 @@ def test_what_an_earlier_version_wrote_is_refused_in_one_sentence(
     assert sentence in capsys.readouterr().err
 
 
-def test_of_several_models_of_a_task_the_first_is_the_one_that_counts(heads: Heads, tmp_path: Path, name: str) -> None:
+def test_the_first_of_several_models_of_a_task_is_registered(heads: Heads, tmp_path: Path, name: str) -> None:
     model, _ = variant(heads, "invert", tmp_path / "one", closer_by(1.0))
     evaluate.run(predictions=[str(heads.detect), str(model), str(heads.invert)], out=str(tmp_path / "both"), **PARAMS.arguments("evaluate"))
     with pytest.raises(UserError, match=r"run evaluate with .* as the first of --predictions"):

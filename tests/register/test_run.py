@@ -144,14 +144,16 @@ def test_rollback_restores_the_champion_and_demote_leaves_none(registered: Regis
 
 
 @pytest.mark.parametrize("option", ["--rollback", "--demote"])
-def test_nothing_to_take_back(option: str, registered: Register, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_rollback_and_demote_without_a_champion_are_refused(
+    option: str, registered: Register, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     params = tmp_path / "params.yaml"
     params.write_text(f"register: {{name: {name}}}")
     assert main(["register", option, "--params", str(params)]) == 2
     assert f"{name}: has no champion" in capsys.readouterr().err
 
 
-def test_the_card_says_what_it_must_and_its_lines_load_the_export(registered: Register, name: str, tmp_path: Path) -> None:
+def test_the_card_is_complete_and_its_code_loads_the_export(registered: Register, name: str, tmp_path: Path) -> None:
     registered(3, folders.targets_of(2, flip=0.05), min_auroc=0)
     registered(2, folders.targets_of(2, flip=0.05))
     export = tmp_path / "out" / "model"
@@ -200,7 +202,7 @@ def test_a_champion_that_appears_meanwhile_is_compared_with_too(registered: Regi
     assert "champion version 2" in registration["reason"]
 
 
-def test_promoted_by_hand_it_stays_so_and_says_so(registered: Register, name: str) -> None:
+def test_a_manual_promotion_is_kept_and_recorded(registered: Register, name: str) -> None:
     registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)
     tracking.client().set_registered_model_alias(name, "champion", "1")
     assert registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)["reason"] == "version 1 was made the champion by hand"
@@ -243,7 +245,9 @@ def test_a_lower_floor_promotes_the_same_version(registered: Register, name: str
 
 
 @pytest.mark.parametrize("broken", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"])
-def test_stopped_anywhere_it_can_be_repeated(registered: Register, broken: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_registration_can_be_repeated_after_any_interruption(
+    registered: Register, broken: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     def stop(*_: object, **__: object) -> None:
         raise Interrupted
 
@@ -260,7 +264,7 @@ def test_stopped_anywhere_it_can_be_repeated(registered: Register, broken: str, 
     assert len(client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")) == 1
 
 
-def test_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
+def test_mismatched_inputs_are_refused(tmp_path: Path) -> None:
     model = folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
     evaluation = folders.write_evaluation(tmp_path / "evaluation", model)
     other = folders.write_model(tmp_path / "other", 2, folders.targets_of(1))

@@ -24,7 +24,7 @@ from tests.register import folders
 pytestmark = pytest.mark.services
 
 
-def test_it_answers_dicom_by_curl(tmp_path: Path) -> None:
+def test_a_dicom_file_posted_by_curl_is_scored(tmp_path: Path) -> None:
     model = Path(folders.write_model(tmp_path / "model", seed=1, targets=folders.targets_of(1)))
     pack(model / "model.safetensors", json.loads((model / "model.json").read_text()), "# A card\n", tmp_path / "packed")
     simulate.run(out=str(tmp_path / "raw"), **Params.model_validate({"simulate": {"patients": 1, "size": 80}}).arguments("simulate"))

@@ -55,7 +55,7 @@ def test_known_labels_are_what_the_image_shows(default):
             assert label in ("", "-1", "1" if finding in image.findings else "0")
 
 
-def test_headers_name_nobody_twice(default):
+def test_identifiers_are_unique(default):
     headers = [image.identity for patient in default for image in patient.images]
     for field in ("image_uid", "series_uid", "study_uid", "accession_number"):
         assert len({getattr(header, field) for header in headers}) == len(headers)

@@ -10,7 +10,7 @@ def test_noise_is_nearly_normal():
     assert 0.62 < (np.abs(noise) < 1).mean() < 0.70  # 0.683 for a normal distribution
 
 
-def test_every_key_is_a_stream_of_its_own():
+def test_every_key_gives_an_independent_stream():
     keys = [(0,), (1,), (0, 0), (0, 1), (0, 1, 1), (1, 0)]
     first = {Draws(seed, *key).uniform(0, 1) for seed in (0, 1) for key in keys}
     assert len(first) == 2 * len(keys)

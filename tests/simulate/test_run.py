@@ -85,7 +85,7 @@ def test_tables_name_the_images(cohort):
         assert max(image.Rows, image.Columns) == 64
 
 
-def test_leaves_nothing_beside_the_output(cohort):
+def test_no_file_remains_next_to_the_output(cohort):
     assert [path.name for path in cohort.parent.iterdir()] == ["data"]
 
 
@@ -124,7 +124,7 @@ def test_anything_else_is_refused_and_kept(copy, difference):
     assert _tree(copy) == before
 
 
-def test_a_file_is_no_folder(tmp_path, capsys):
+def test_an_output_path_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "params.yaml").write_text("simulate: {patients: 1, size: 64}\n")
     assert main(["simulate", "--out", str(tmp_path / "file"), "--params", str(tmp_path / "params.yaml")]) == 2
@@ -132,7 +132,7 @@ def test_a_file_is_no_folder(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_stopped_run_leaves_no_half_cohort(tmp_path):
+def test_a_stopped_run_leaves_no_partial_cohort(tmp_path):
     (tmp_path / "params.yaml").write_text("simulate: {patients: 1000, size: 64}\n")
     command = [sys.executable, "-m", "components", "simulate", "--out", "data", "--params", "params.yaml"]
     root = str(Path(__file__).parents[2])

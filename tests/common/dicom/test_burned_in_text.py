@@ -81,7 +81,7 @@ def test_dark_text_is_found_on_request() -> None:
 
 
 @pytest.mark.parametrize("image", [np.zeros((512, 512)), np.full((16, 16), 255), np.random.default_rng(0).integers(0, 256, (512, 400))])
-def test_no_picture_breaks_it(image: npt.NDArray[np.generic]) -> None:
+def test_degenerate_pictures_do_not_raise(image: npt.NDArray[np.generic]) -> None:
     is_text_suspected(image.astype(np.uint8))
 
 

@@ -53,7 +53,7 @@ FILES: dict[Reason, list[Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize(("reason", "index"), [(reason, index) for reason in Reason for index in range(len(FILES[reason]))])
-def test_reasons(reason: Reason, index: int) -> None:
+def test_refused_files_and_their_reasons(reason: Reason, index: int) -> None:
     assert judge(FILES[reason][index]()).reason == reason
 
 
@@ -93,7 +93,7 @@ def test_the_view_in_labels_csv_counts_where_the_header_is_silent() -> None:
     assert judge(chest(ViewPosition="PA"), table).reason is None
 
 
-def test_details_repeat_no_free_text() -> None:
+def test_details_contain_no_free_text_from_the_header() -> None:
     for keyword in ("Modality", "BodyPartExamined", "ViewPosition", "PhotometricInterpretation"):
         note = judge(chest(**{keyword: "OTTILIE"}))
         assert note.reason and "OTTILIE" not in (note.detail or "")

@@ -42,7 +42,7 @@ def assert_same(image: Array, expected: Array, tolerance: int = 0) -> None:
 
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name[:20])
 @pytest.mark.parametrize("bits", [8, 12, 16])
-def test_every_transfer_syntax_gives_back_the_stored_values(syntax: UID, bits: int) -> None:
+def test_every_transfer_syntax_decodes_to_the_stored_values(syntax: UID, bits: int) -> None:
     pixels = picture(61, 47, bits)
     stored, _ = dicom_file.prepare(*dicom_file.open_file(to_bytes(dataset(pixels, bits, syntax))))()
     assert np.array_equal(stored, pixels)
@@ -56,7 +56,7 @@ def test_signed_values_survive(syntax: UID, bits: int) -> None:
     assert np.array_equal(stored, pixels)
 
 
-def test_jpeg_baseline_is_near() -> None:
+def test_lossy_jpeg_is_close_to_the_stored_values() -> None:
     pixels = np.round(127 + 100 * np.sin(np.mgrid[0:60, 0:48].sum(0) / 15)).astype("u1")
     stored, _ = dicom_file.prepare(*dicom_file.open_file(to_bytes(dataset(pixels, syntax=JPEGBaseline8Bit))))()
     assert_same(stored, pixels, tolerance=3)
@@ -141,7 +141,7 @@ def test_rescaling_alone_never_changes_the_picture(slope: str, intercept: str) -
     assert_same(render(dataset(pixels, 12, RescaleSlope=slope, RescaleIntercept=intercept)), clipped(pixels.astype(float)))
 
 
-def test_a_negative_slope_turns_the_picture_over() -> None:
+def test_a_negative_slope_inverts_the_picture() -> None:
     pixels = picture(bits=12)
     assert_same(render(dataset(pixels, 12, RescaleSlope="-1", RescaleIntercept="0")), clipped(4095.0 - pixels))
 
@@ -199,7 +199,7 @@ def test_modality_lut_then_window() -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_padding_is_black_and_does_not_count(signed: bool) -> None:
+def test_padding_is_black_and_excluded_from_the_percentile(signed: bool) -> None:
     pixels = picture(bits=12)
     pixels[:, :10] = 4095
     shift = 2048 if signed else 0
@@ -226,7 +226,7 @@ def test_high_bit_moves_the_stored_bits() -> None:
 
 @pytest.mark.parametrize("percentile", [50.0, 99.0, 99.7, 100.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_quantile_is_numpys(seed: int, percentile: float) -> None:
+def test_quantile_agrees_with_numpy(seed: int, percentile: float) -> None:
     rng = np.random.default_rng(seed)
     pixels = rng.normal(100, 30, 997 + seed)
     pixels = np.round(pixels) / 7
@@ -236,7 +236,7 @@ def test_quantile_is_numpys(seed: int, percentile: float) -> None:
 
 @pytest.mark.parametrize("fragments", [[1000], [600, 400], [0]])
 @pytest.mark.parametrize("table", [b"", bytes(4), b"\x08\0\0\0", b"\xdc\x05\0\0", bytes(8), bytes(4) + b"\xf4\x01\0\0", bytes(6)])
-def test_the_frame_is_pydicoms_whatever_the_offset_table_says(table: bytes, fragments: list[int]) -> None:
+def test_frames_agree_with_pydicom_for_any_offset_table(table: bytes, fragments: list[int]) -> None:
     items = [table, *(bytes([7]) * size for size in fragments)]
     data = b"".join(b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items)
     try:

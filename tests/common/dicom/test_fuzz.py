@@ -47,7 +47,7 @@ def process(files: Iterable[bytes], folder: Path) -> Counter[str]:
     return ends
 
 
-def test_whole_files_are_rows(tmp_path: Path) -> None:
+def test_intact_files_become_rows(tmp_path: Path) -> None:
     files = whole_files()
     assert process(files, tmp_path) == {"": len(files)}
 
@@ -67,7 +67,7 @@ def test_ten_thousand_mutated_files_in_bounded_memory() -> None:
 
 
 @pytest.mark.slow
-def test_bombs_do_not_go_off() -> None:
+def test_bombs_are_refused_in_bounded_memory() -> None:
     counts = in_a_process("bombs", 0)
     assert counts["rows"] == 0
     assert counts["peak"] < MAX_RESIDENT_BYTES

@@ -84,7 +84,7 @@ def test_jpeg(mode: str, progressive: bool) -> None:
     assert np.abs(decoded(content).astype(int) - expected).max() <= 1
 
 
-def test_it_is_rendered_as_the_same_pixels_in_dicom_are() -> None:
+def test_rendering_agrees_with_the_same_pixels_in_dicom() -> None:
     decode, _ = png_jpeg.open_file(encoded(Image.fromarray(GRAY16)))
     from_png = render(decode(), size=24, bits=8, percentile=99).pixels
     from_dicom = render(dicom_file.prepare(*dicom_file.open_file(to_bytes(dataset(GRAY16))))(), size=24, bits=8, percentile=99).pixels
@@ -96,7 +96,7 @@ def test_dicom_with_the_beginning_of_a_jpeg_as_preamble_is_dicom() -> None:
     assert not png_jpeg.is_png_or_jpeg(content) and not png_jpeg.is_png_or_jpeg(png_jpeg.JPEG.ljust(128) + content[128:])
 
 
-def test_what_else_a_png_says_does_not_reach_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ancillary_png_chunks_do_not_reach_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, decode_png = list[bytes](), png_jpeg._decode_png
 
     def spy(content: bytes) -> Array:
@@ -135,7 +135,7 @@ def half_transparent() -> Image.Image:
     ],
     ids=["one-red-pixel", "palette", "jpeg", "alpha", "one-bit", "cmyk"],
 )
-def test_what_is_not_gray_is_refused(content: bytes) -> None:
+def test_colour_images_are_refused(content: bytes) -> None:
     assert refusal(content).reason is Reason.UNSUPPORTED_PHOTOMETRIC
 
 

@@ -6,7 +6,7 @@ from components.common.errors import UserError
 from components.common.formats.documents import metrics_to_json, parse_json, to_json
 
 
-def test_written_is_parsed() -> None:
+def test_documents_survive_a_round_trip() -> None:
     assert parse_json(to_json({"a": [1, None]}), "a.json", "simulate") == {"a": [1, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json({"a": float("nan")})

@@ -7,7 +7,7 @@ from components.common.errors import UserError
 from components.common.formats.history import metrics_of, parse_history, write_history
 
 
-def test_written_is_parsed(tmp_path: Path) -> None:
+def test_history_survives_a_round_trip(tmp_path: Path) -> None:
     rows = [{"epoch": 1, "loss": 0.5, "auroc": float("nan")}, {"epoch": 2, "loss": 1 / 3, "auroc": 0.75}]
     write_history(tmp_path / "h", rows)
     parsed = parse_history((tmp_path / "h").read_bytes(), "h")

@@ -12,7 +12,7 @@ def rows(split: str, **columns: list[float]) -> pa.Table:
     return pa.table({"image_id": ["a"], "patient_id": ["p"], "split": [split], "task": ["classify"], **columns})
 
 
-def test_written_is_parsed(tmp_path: Path) -> None:
+def test_predictions_survive_a_round_trip(tmp_path: Path) -> None:
     tables = [rows("val", score_Mass=[0.5], target_Mass=[1.0]), rows("test", score_Mass=[0.25], target_Mass=[float("nan")])]
     predictions.write_predictions(tmp_path, tables)
     table = predictions.parse_predictions((tmp_path / predictions.PREDICTIONS).read_bytes(), "p")

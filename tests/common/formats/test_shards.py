@@ -11,7 +11,7 @@ from components.common.formats import shards
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 5), (37, 53)])
-def test_pixels_come_back(dtype: str, shape: tuple[int, int]) -> None:
+def test_pixels_survive_a_round_trip(dtype: str, shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     row = shards.encode(image)
     decoded = shards.decode(row)
@@ -19,13 +19,13 @@ def test_pixels_come_back(dtype: str, shape: tuple[int, int]) -> None:
     assert (row["height"], row["width"], row["bits"]) == (*shape, 8 * image.itemsize)
 
 
-def test_an_image_that_is_a_view_is_encoded_as_it_looks() -> None:
+def test_array_views_are_encoded_like_copies() -> None:
     image = np.arange(600, dtype="u2").reshape(20, 30)
     for view in (image[::2, ::3], image.T, image[:, ::-1]):
         assert np.array_equal(shards.decode(shards.encode(view)), view)
 
 
-def test_smooth_pictures_shrink() -> None:
+def test_smooth_pictures_are_compressed() -> None:
     image = np.add.outer(np.arange(256), np.arange(256)).astype("u2") * 16
     assert len(shards.encode(image)["pixels"]) < image.nbytes / 20
 
@@ -67,7 +67,7 @@ def test_the_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dropped", [[], [0], [99, 100], [*range(90, 230)], [249], [*range(250)]])
-def test_a_copy_without_some_rows_is_as_if_they_had_never_been(dropped: list[int], tmp_path: Path) -> None:
+def test_a_copy_without_some_rows_equals_shards_written_without_them(dropped: list[int], tmp_path: Path) -> None:
     """The rows vary in size, with and without boxes, and exceed the size of a Parquet page."""
 
     def large(number: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def test_chart_puts_points_where_they_belong() -> None:
     assert 'aria-label="a &lt;line&gt;"' in picture
 
 
-def test_a_line_of_one_point_is_a_dot_and_marks_are_rings() -> None:
+def test_single_points_are_dots_and_marks_are_rings() -> None:
     unit = Axis(0, 1, (0, 1))
     picture = draw("chart", Chart([Line([(0.5, 0.5)], "second")], unit, unit, [(1, 0), (float("nan"), 0)], 148, 142), "dot")
     assert 'class="second dot" cx="90.0" cy="58.0"' in picture and "polyline" not in picture
@@ -42,7 +42,7 @@ def test_strip_without_an_interval_shows_the_estimate_alone() -> None:
     assert 'aria-label="x 0.750, no interval"' in picture
 
 
-def test_strip_says_its_numbers() -> None:
+def test_strip_labels_its_numbers() -> None:
     axis = Axis(0.5, 1, (0.5, 1))
     assert 'aria-label="AUROC 0.750, 95 % interval 0.700 to 0.800"' in draw("strip", "AUROC", Interval(0.75, 0.7, 0.8, 9), axis, 0.5, 0.95)
     undefined = Interval(float("nan"), float("nan"), float("nan"), 0)

@@ -77,7 +77,7 @@ def test_a_file_that_is_removed_while_it_is_open_can_be_read(bucket: Path) -> No
     assert get(bucket, "a", digest)
 
 
-def test_what_is_not_what_it_should_be_is_not_kept(bucket: Path) -> None:
+def test_objects_with_a_wrong_digest_are_not_cached(bucket: Path) -> None:
     digest = put(bucket, "a")
     (bucket / "a").write_bytes(b"something else")
     with pytest.raises(UserError, match=r"s3://bucket/a: does not match the digest in manifest\.json"):
@@ -86,7 +86,7 @@ def test_what_is_not_what_it_should_be_is_not_kept(bucket: Path) -> None:
     assert get(bucket, "a", digest)
 
 
-def test_what_does_not_fit_is_named(bucket: Path) -> None:
+def test_objects_larger_than_the_cache_are_refused(bucket: Path) -> None:
     digest = put(bucket, "a", 4000)
     with pytest.raises(UserError, match=r"CXR_CACHE_GB: 3e-06 is less than the size of s3://bucket/a "):
         cache.opened("s3://bucket/a", digest)

@@ -27,7 +27,7 @@ def test_surroundings_are_tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert lineage.run_name(work) == f"pretrain-bumpy-eyes-ifa-resnet50-{work.fingerprint[:6]}"
 
 
-def test_nothing_is_claimed_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_tags_are_omitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (provenance.IMAGE_VARIABLE, provenance.KFP_VARIABLE, provenance.DVC_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(provenance, "ROOT", tmp_path)

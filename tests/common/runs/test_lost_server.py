@@ -59,7 +59,7 @@ def check_complete(server: Server, out: Path) -> None:
     assert [item.path for item in client.list_artifacts(run_id) if item.path == "history.csv"] == ["history.csv"]
 
 
-def test_pretraining_goes_on_and_nothing_is_lost(make_shards: MakeShards, params: Path, tmp_path: Path) -> None:
+def test_training_continues_and_no_metric_is_lost(make_shards: MakeShards, params: Path, tmp_path: Path) -> None:
     shards = make_shards()
     with serve(tmp_path / "server") as server:
         undisturbed = start("pretrain", shards, tmp_path / "undisturbed", params, server)

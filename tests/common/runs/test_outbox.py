@@ -36,7 +36,7 @@ def test_all_is_sent_once_and_in_order() -> None:
     assert server.taken == list(range(20))
 
 
-def test_an_outage_delays_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_delays_items_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     server = Server()
     box = Outbox(server.take, "it")
@@ -52,7 +52,7 @@ def test_an_outage_delays_and_is_told_once(caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage().split(";")[0] for record in caplog.records] == ["it is lost (away)", "it is back"]
 
 
-def test_what_could_not_be_sent_is_given_back() -> None:
+def test_unsent_items_are_returned() -> None:
     box = Outbox(Server().take, "it")
     box.put(1)
     box.put(2)

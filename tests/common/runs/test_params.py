@@ -80,7 +80,7 @@ def test_bad_values_are_named(refused: Refused, text: str, part: str) -> None:
 
 
 @pytest.mark.parametrize("override", ["epochs=3", "pretrain.epochs", "=3", ".a=3", "pretrain.=3"])
-def test_bad_overrides_show_the_form(refused: Refused, override: str) -> None:
+def test_bad_overrides_show_the_expected_form(refused: Refused, override: str) -> None:
     assert refused("", override) == f"--set {override}: must have the form section.key=value"
 
 

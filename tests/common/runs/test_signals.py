@@ -68,7 +68,7 @@ def test_a_deferral_ends_with_an_exception() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_except_exception_does_not_swallow_it() -> None:
+def test_except_exception_does_not_catch_a_signal() -> None:
     assert not issubclass(signals.Interrupted, Exception)
 
 
@@ -77,11 +77,11 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
 
 
-def test_uncaught_it_exits_with_its_code_and_no_traceback() -> None:
+def test_an_uncaught_signal_exits_with_its_code_and_no_traceback() -> None:
     done = run("os.kill(os.getpid(), signal.SIGTERM)")
     assert (done.returncode, done.stderr) == (75, "")
 
 
-def test_ignored_when_all_is_done() -> None:
+def test_signals_are_ignored_after_the_work_is_done() -> None:
     done = run("signals.ignore(); os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)")
     assert (done.returncode, done.stderr) == (0, "")

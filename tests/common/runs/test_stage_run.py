@@ -107,7 +107,7 @@ def test_an_output_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert json.loads((out / "metrics.json").read_text()) == {"a": 2}
 
 
-def test_what_dvc_leaves_is_replaced(tmp_path: Path) -> None:
+def test_files_left_by_dvc_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / ".gitignore").write_text("/report.html")
     begin(tmp_path).finish({})
@@ -140,7 +140,7 @@ def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
         assert again.folder == held.folder
 
 
-def test_one_process_an_output(tmp_path: Path) -> None:
+def test_one_process_per_output(tmp_path: Path) -> None:
     def attempt(results: Any) -> None:
         try:
             begin(tmp_path / "out")
@@ -201,7 +201,7 @@ def test_inputs_that_are_not_there_or_not_finished(tmp_path: Path) -> None:
     assert refused() == f"{tmp_path}/model.json: not a JSON object; run classify again"
 
 
-def test_git_state_is_gits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_state_agrees_with_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GIT_COMMIT", raising=False)
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert provenance.git_state()["commit"] == (asked.stdout.strip() if asked.returncode == 0 else None)
@@ -245,7 +245,7 @@ def test_output_on_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_document(s3, "model.json", "classify")
 
 
-def test_work_for_an_output_on_s3_lies_on_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_for_an_output_on_s3_is_kept_on_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod retried on another node shares only the volume with the first one."""
     monkeypatch.setattr(work, "_refuse_foreign", lambda stage, out: None)  # it would query the server
     monkeypatch.setenv(work.WORK_VARIABLE, str(tmp_path / "volume"))

@@ -43,7 +43,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, environment: pytest.M
     return f"s3://{seaweed.BUCKET}/{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}/folder"
 
 
-def test_written_is_read(folder: str) -> None:
+def test_files_survive_a_round_trip(folder: str) -> None:
     uri = storage.join(folder, "a", "b.bin")
     assert not storage.exists(uri)
     storage.write(uri, b"one")
@@ -185,7 +185,7 @@ def test_upload_of_a_folder(prefix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.services
-def test_what_is_uploaded_already_is_not_uploaded_again(prefix: str, tmp_path: Path) -> None:
+def test_unchanged_files_are_not_uploaded_again(prefix: str, tmp_path: Path) -> None:
     for name in ("a", "b", "run.json"):
         (tmp_path / name).write_text("same length")
     storage.upload_folder(tmp_path, prefix, last="run.json")
@@ -200,7 +200,7 @@ def test_what_is_uploaded_already_is_not_uploaded_again(prefix: str, tmp_path: P
 
 
 @pytest.mark.services
-def test_upload_to_the_top_of_a_bucket(prefix: str, tmp_path: Path) -> None:
+def test_upload_to_the_root_of_a_bucket(prefix: str, tmp_path: Path) -> None:
     (tmp_path / "top.json").write_text("{}")
     storage.upload_folder(tmp_path, f"s3://{seaweed.BUCKET}", last="top.json")
     assert storage.read(f"s3://{seaweed.BUCKET}/top.json") == b"{}"

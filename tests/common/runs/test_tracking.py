@@ -107,9 +107,7 @@ def test_what_a_lost_server_misses_is_sent_when_it_is_back(
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_what_it_missed_to_the_end_is_sent_by_the_next_stage(
-    job: Work, client: MlflowClient, switch: Callable[[bool], None], tmp_path: Path
-) -> None:
+def test_unsent_data_is_sent_by_the_next_stage(job: Work, client: MlflowClient, switch: Callable[[bool], None], tmp_path: Path) -> None:
     with tracking.begin(job) as tracker:
         (job.folder / "report.html").write_text("report")
         switch(False)
@@ -144,7 +142,7 @@ def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Work, clien
     assert [step for step, _ in points(client, tracker.run_id, "images_per_second")] == [1, 2, 3]
 
 
-def test_what_the_server_refuses_does_not_hold_up_the_rest(job: Work, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_requests_do_not_block_later_ones(job: Work, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
     with tracking.begin(job) as tracker:
         tracker.log({"not*a*name": 1.0}, 1)
         tracker.log({"loss": 1.0}, 1)
@@ -176,7 +174,7 @@ def test_artifacts_lie_beside_the_database(job: Work, tmp_path: Path, mlflow_dat
     assert expected.read_text() == "report"
 
 
-def test_the_default_is_mlflow_db_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_is_mlflow_db_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     for name in ("one", "two"):  # MLflow caches connections by URI: a relative one would lead to `one` twice
         (tmp_path / name).mkdir()
@@ -187,7 +185,7 @@ def test_the_default_is_mlflow_db_here(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("error", "status"), [(Interrupted, "KILLED"), (ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "FAILED")])
-def test_a_run_that_stops_says_how_and_is_continued(error: type[BaseException], status: str, job: Work, client: MlflowClient) -> None:
+def test_a_stopped_run_records_its_status_and_is_resumed(error: type[BaseException], status: str, job: Work, client: MlflowClient) -> None:
     with pytest.raises(error), tracking.begin(job) as tracker:
         tracker.log({"loss": 1.0}, 1)
         raise error
@@ -269,7 +267,9 @@ def test_a_server_that_cannot_be_used_is_named(address: str, job: Work, tmp_path
     assert "\n" not in message
 
 
-def test_a_server_that_goes_away_hides_nothing(job: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_losing_the_server_does_not_hide_the_original_error(
+    job: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def gone(*_: object, **__: object) -> None:
         raise ConnectionError("gone")
 

@@ -29,7 +29,7 @@ def test_temperature_is_what_scipy_finds_and_undoes_the_scale() -> None:
     assert found == pytest.approx(3.0, rel=0.05)
 
 
-def test_likelihood_is_torchs() -> None:
+def test_likelihood_agrees_with_torch() -> None:
     targets, logits = overconfident()
     known = ~np.isnan(targets)
     expected = binary_cross_entropy_with_logits(torch.from_numpy(logits[known]), torch.from_numpy(targets[known]))
@@ -47,11 +47,11 @@ def test_likelihood_never_gets_worse(seed: int) -> None:
     assert negative_log_likelihood(targets, logits / temperature) <= negative_log_likelihood(targets, logits) + 1e-12
 
 
-def test_nothing_to_fit_to() -> None:
+def test_temperature_is_one_without_known_targets() -> None:
     assert fit_temperature(np.full((3, 2), np.nan), np.ones((3, 2))) == 1
 
 
-def test_reliability_curve_is_scikit_learns() -> None:
+def test_reliability_curve_agrees_with_scikit_learn() -> None:
     targets, logits = overconfident()
     target, score = targets[:, 0], 1 / (1 + np.exp(-logits[:, 0]))
     found = reliability(target, score)

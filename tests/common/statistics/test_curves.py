@@ -6,7 +6,7 @@ from components.common.statistics.curves import Curve, precision_recall_curve, r
 from tests.common.statistics.conftest import Sample, known
 
 
-def test_roc_curve_is_scikit_learns(sample: Sample) -> None:
+def test_roc_curve_agrees_with_scikit_learn(sample: Sample) -> None:
     curve = roc_curve(sample[0][:, 0], sample[1][:, 0])
     fpr, tpr, thresholds = metrics.roc_curve(*known(sample[0][:, 0], sample[1][:, 0]), drop_intermediate=False)
     np.testing.assert_allclose(curve.x, fpr, atol=1e-15)
@@ -14,7 +14,7 @@ def test_roc_curve_is_scikit_learns(sample: Sample) -> None:
     np.testing.assert_array_equal(curve.thresholds, thresholds)
 
 
-def test_precision_recall_curve_is_scikit_learns(sample: Sample) -> None:
+def test_precision_recall_curve_agrees_with_scikit_learn(sample: Sample) -> None:
     curve = precision_recall_curve(sample[0][:, 1], sample[1][:, 1])
     precision, recall, thresholds = metrics.precision_recall_curve(*known(sample[0][:, 1], sample[1][:, 1]))
     np.testing.assert_allclose(curve.x, recall[::-1], atol=1e-15)

@@ -48,7 +48,7 @@ def whole(images: int) -> np.ndarray:
     return np.ones((images, 1), np.int32)
 
 
-def test_iou_is_cocos() -> None:
+def test_iou_agrees_with_coco() -> None:
     rng = np.random.default_rng(0)
     boxes, targets = _boxes(rng, 20), _boxes(rng, 15)
     np.testing.assert_allclose(iou(boxes, targets), mask.iou(boxes, targets, np.zeros(15)), rtol=1e-12)
@@ -56,7 +56,7 @@ def test_iou_is_cocos() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_average_precision_is_pycocotools(seed: int) -> None:
+def test_average_precision_agrees_with_pycocotools(seed: int) -> None:
     images = scenes(seed)
     mine = np.concatenate([average_precision(match(images, label), whole(len(images))) for label in range(CLASSES)], axis=1)
     np.testing.assert_allclose(mine, coco_average_precision(images, CLASSES), rtol=0, atol=1e-12)
@@ -77,7 +77,7 @@ def test_weights_are_repeated_images() -> None:
         np.testing.assert_allclose(froc[:, column], sensitivity_at(again, whole(len(repeated)), RATES)[:, 0])
 
 
-def test_resamples_in_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resampling_in_parts_gives_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     images = scenes(3)
     marks = match(images, 0)
     weights = np.random.default_rng(1).integers(0, 3, (len(images), 9)).astype(np.int32)
@@ -127,7 +127,7 @@ def brute_force_froc(images: list[ImageBoxes], rate: float) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_froc_is_brute_forces(seed: int) -> None:
+def test_froc_agrees_with_brute_force(seed: int) -> None:
     images = scenes(seed, 12)
     marks = pool([match(images, label) for label in range(CLASSES)])
     found = sensitivity_at(marks, whole(len(images)), RATES)[:, 0]

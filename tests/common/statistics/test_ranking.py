@@ -9,7 +9,7 @@ from tests.common.statistics.conftest import F, N, Sample, duplicated_rows, know
 RESAMPLES = 600  # more than a chunk
 
 
-def test_auroc_and_average_precision_are_scikit_learns(sample: Sample) -> None:
+def test_auroc_and_average_precision_agree_with_scikit_learn(sample: Sample) -> None:
     targets, scores, _ = sample
     for target, score in zip(targets.T, scores.T, strict=True):
         t, s = known(target, score)
@@ -41,7 +41,7 @@ def test_bootstrap_equals_the_metric_on_duplicated_rows(sample: Sample) -> None:
     assert 0 < one_class < RESAMPLES
 
 
-def test_order_of_the_images_does_not_matter() -> None:
+def test_results_do_not_depend_on_the_order_of_the_images() -> None:
     rng = np.random.default_rng(0)
     targets, scores, ids = rng.integers(0, 2, (50, 2)).astype(float), rng.random((50, 2)), rng.integers(0, 20, 50).astype(str)
     order = rng.permutation(50)
@@ -73,6 +73,6 @@ def test_paired_difference_of_a_model_to_itself_is_zero() -> None:
     assert paired_auroc_difference(targets, scores, scores, np.arange(40), 100, 0) == (0, 0, 0, 100)
 
 
-def test_paired_difference_without_a_finding_that_counts() -> None:
+def test_paired_difference_without_an_evaluable_finding() -> None:
     found = paired_auroc_difference(np.zeros((9, 1)), np.zeros((9, 1)), np.zeros((9, 1)), np.arange(9), 100, 0)
     assert np.isnan(found.estimate) and found.used == 0

@@ -10,7 +10,7 @@ from components.common.training import backbones
 
 
 @pytest.mark.parametrize(("arch", "peer", "width"), [("resnet18", resnet18, 512), ("resnet50", resnet50, 2048)])
-def test_features_are_torchvisions(arch: str, peer: object, width: int) -> None:
+def test_features_agree_with_torchvision(arch: str, peer: object, width: int) -> None:
     torch.manual_seed(0)
     ours = backbones.build(arch).eval()
     theirs = peer(weights=None).eval()  # type: ignore[operator]
@@ -34,7 +34,7 @@ def exported(folder: Path) -> str:
     return str(folder)
 
 
-def test_weights_come_back(tmp_path: Path) -> None:
+def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     folder = exported(tmp_path / "a")
     first, described, digest = backbones.load(folder, "resnet18")
     second, _, again = backbones.load(folder, "resnet18")

@@ -117,7 +117,7 @@ def test_weights_that_are_not_finite_are_never_saved(folder: Path) -> None:
     assert checkpoints(folder) == ["000000002.pt", "000000003.pt"]
 
 
-def test_weights_are_looked_at_in_the_end_too(folder: Path) -> None:
+def test_weights_are_checked_after_the_last_step(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.weight is not finite after step 15"):
         loop.Trainer(Failing(infinite_from=15), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()
 
@@ -139,7 +139,7 @@ def test_a_number_of_checkpoints_is_kept(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 700])
-def test_a_torn_checkpoint_is_passed_over(folder: Path, kept: int) -> None:
+def test_a_corrupt_checkpoint_is_skipped(folder: Path, kept: int) -> None:
     with pytest.raises(signals.Interrupted):
         loop.Trainer(Counting(stop_at=3), "pretrain", folder, 1, Runtime(checkpoint_minutes=0)).run()
     signals._stop.clear()
@@ -167,7 +167,7 @@ def test_rates_and_waits_are_in_the_history(folder: Path, monkeypatch: pytest.Mo
     assert 0 < row["images_per_second"] < 10
 
 
-def test_where_there_is_no_terminal_lines_say_how_far_it_is(
+def test_without_a_terminal_progress_is_logged_in_lines(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("components.common.training.progress.LINE_SECONDS", 0)

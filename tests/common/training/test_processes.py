@@ -17,12 +17,12 @@ def run_ranks(*checks: str, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_two_processes_exchange(make_shards: MakeShards, tiny: Params) -> None:
+def test_collectives_of_two_processes(make_shards: MakeShards, tiny: Params) -> None:
     checks = ("check_permute", "check_average", "check_exchange", "check_errors", "check_momentum_contrast")
     run_ranks(*checks, SHARDS=make_shards(), PARAMS=tiny.model_dump_json(by_alias=True))
 
 
-def test_one_process_is_left_alone() -> None:
+def test_collectives_of_one_process_change_nothing() -> None:
     rows, order = torch.randn(4, 2), torch.tensor([2, 0, 3, 1])
     assert torch.equal(processes.permute(rows, order), rows[order])
     assert processes.gather(rows) is rows

@@ -44,7 +44,7 @@ def test_order_depends_on_seed_and_epoch(make_shards: MakeShards) -> None:
 
 
 @pytest.mark.parametrize("start", [1, 3, 5, 6])
-def test_an_epoch_can_be_entered_anywhere(make_shards: MakeShards, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_can_be_resumed_at_any_batch(make_shards: MakeShards, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.common.training.reader.WINDOW", 2)  # several windows, so that whole windows are skipped
     reader = Reader(open_shards(make_shards()), "train")
     assert sequence(reader, start=start) == sequence(reader)[6 * start :]
@@ -80,7 +80,7 @@ def test_several_folders_are_one(make_shards: MakeShards) -> None:
     assert len(shards.table(["image_id"])) == 30
 
 
-def test_prefetch_hands_on_errors_and_stops_its_thread() -> None:
+def test_prefetch_raises_errors_and_stops_its_thread() -> None:
     def failing() -> object:
         yield 1
         raise ValueError("broken")

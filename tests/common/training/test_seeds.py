@@ -6,7 +6,7 @@ from components.common.training import seeds
 
 
 @pytest.mark.parametrize("keys", [(0,), (3, 1), (2**40, 7, 0)])
-def test_generators_are_numpys_own(keys: tuple[int, ...]) -> None:
+def test_generators_are_those_of_numpy(keys: tuple[int, ...]) -> None:
     expected = np.random.default_rng(list(keys)).random(4)
     np.testing.assert_array_equal(seeds.generator_for(*keys).random(4), expected)
 

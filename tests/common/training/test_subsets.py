@@ -70,5 +70,5 @@ def test_the_order_of_the_images_does_not_matter() -> None:
     assert sorted(order[other].tolist()) == one.tolist()
 
 
-def test_one_patient_at_least() -> None:
+def test_subsets_have_at_least_one_patient() -> None:
     assert labelled_rows(["a", "b"], [[1.0], [0.0]], 0.01, seed=0).size == 1

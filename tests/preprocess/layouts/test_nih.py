@@ -77,7 +77,7 @@ def test_validation_is_taken_out_of_train_by_patient(tmp_path: Path, raw: Path) 
         read.official_split("images/00000002_000.png", read.record("images/00000002_000.png", ""))
 
 
-def test_a_split_that_tears_a_patient_apart_is_refused(
+def test_a_split_that_separates_images_of_a_patient_is_refused(
     tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, KEY)
