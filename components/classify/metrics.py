@@ -15,22 +15,18 @@ from components.common.statistics.intervals import UNDEFINED, Interval, percenti
 from components.common.statistics.ranking import auroc, average_precision, bootstrap_ranking
 
 METRICS = ("auroc", "ap", "accuracy", "sensitivity", "specificity", "brier")
-PAIRED = ("auroc", "ap")
-"""Metrics that models are compared by; their samples are kept."""
+PAIRED = ("auroc", "ap")  # metrics that models are compared by; their samples are kept
 
 
 @dataclass(frozen=True)
 class ClassificationSplit:
     """The images of one split."""
 
-    targets: Floats
-    """(n, F), 1, 0 or NaN (unknown)."""
-    scores: Floats
-    """(n, F)."""
+    targets: Floats  # (n, F), 1, 0 or NaN (unknown)
+    scores: Floats  # (n, F)
     patients: Integers
     """(n,), index of each image's patient, 0 ... P - 1."""
-    image_ids: npt.NDArray[np.str_]
-    """(n,), ascending."""
+    image_ids: npt.NDArray[np.str_]  # (n,), ascending
 
     @property
     def patient_count(self) -> int:
@@ -52,20 +48,14 @@ class Finding:
     """The evaluation of one finding."""
 
     name: str
-    counted: bool
-    """Whether it is part of the macro averages."""
-    intervals: dict[str, Interval]
-    """By metric, on the test split."""
+    counted: bool  # whether it is part of the macro averages
+    intervals: dict[str, Interval]  # by metric, on the test split
     val_auroc: float
-    threshold: float
-    """Chosen on the validation split; NaN if that has one class only."""
-    counts: dict[str, tuple[int, int, int]]
-    """Positives, negatives and unknown by split."""
+    threshold: float  # chosen on the validation split; NaN if that has one class only
+    counts: dict[str, tuple[int, int, int]]  # positives, negatives and unknown by split
     roc: Curve | None
-    pr: Curve | None
-    """On the test split, like roc; None if that has one class only."""
-    reliability: Reliability
-    """On the test split."""
+    pr: Curve | None  # on the test split, like roc; None if that has one class only
+    reliability: Reliability  # on the test split
 
 
 @dataclass(frozen=True)
@@ -75,11 +65,9 @@ class Findings:
     val: ClassificationSplit
     test: ClassificationSplit
     each: list[Finding]
-    macro: dict[str, Interval]
-    """By metric, over the counted findings."""
+    macro: dict[str, Interval]  # by metric, over the counted findings
     val_auroc_macro: float
-    samples: dict[str, Floats]
-    """By metric of PAIRED, (B, F)."""
+    samples: dict[str, Floats]  # by metric of PAIRED, (B, F)
 
     @property
     def counted(self) -> list[Finding]:

@@ -22,8 +22,7 @@ from components.common.statistics.ranking import auroc, bootstrap_ranking
 
 ATTRIBUTES = ("sex", "age", "view", "manufacturer")
 BANDS = ((18, "below 18"), (40, "18 to 39"), (60, "40 to 59"), (80, "60 to 79"), (float("inf"), "80 and above"))
-UNKNOWN = "unknown"
-"""The group of images without the attribute."""
+UNKNOWN = "unknown"  # the group of images without the attribute
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ class Member:
     negatives: int
     auroc: Interval
     sensitivity: float
-    specificity: float
-    """At the threshold; NaN without a threshold or without images of the class."""
-    few: bool
-    """Whether there are too few positives or negatives for a reliable number."""
+    specificity: float  # at the threshold; NaN without a threshold or without images of the class
+    few: bool  # whether there are too few positives or negatives for a reliable number
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,7 @@ class Subgroup:
     patients: int
     macro: Interval
     """Mean AUROC of the compared findings; NaN in a group with too few positives or negatives for any finding."""
-    compared: int
-    """Number of findings with enough positives and negatives in every such group of the attribute."""
+    compared: int  # number of findings with enough positives and negatives in every such group of the attribute
     members: list[Member]
 
 

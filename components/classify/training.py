@@ -25,8 +25,7 @@ from components.common.training.reader import Batch, Reader
 from components.common.training.seeds import generator_for
 from components.common.training.subsets import labelled_rows
 
-SMALLEST_STD = 1e-4
-"""Lower bound on a feature's standard deviation, so that one that hardly varies is not amplified."""
+SMALLEST_STD = 1e-4  # lower bound on a feature's standard deviation, so that one that hardly varies is not amplified
 
 Array = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -36,8 +35,7 @@ class Classification(loop.Trainable):
     """The labels, the optimizer, and the best weights so far. The test split is not opened."""
 
     metric = "val_auroc_macro"
-    trained: nn.Module
-    """The module that the optimizer updates."""
+    trained: nn.Module  # the module that the optimizer updates
 
     def __init__(self, params: Classify, shards: Shards, folder: str | None):
         self.params, self.shards = params, shards

@@ -28,16 +28,11 @@ Rows = npt.NDArray[np.int64]
 class Annotations:
     """The boxes of a split, image by image, in the order of the reader's table."""
 
-    boxes: list[Array]
-    """(G, 4) per image, on the square, clipped to the image."""
-    labels: list[Rows]
-    """(G,) class numbers per image."""
-    known: npt.NDArray[np.bool_]
-    """(N,), whether all classes are known."""
-    origin: Array
-    """(N, 2): x and y of the image on the square."""
-    extent: Array
-    """(N, 2): its width and height."""
+    boxes: list[Array]  # (G, 4) per image, on the square, clipped to the image
+    labels: list[Rows]  # (G,) class numbers per image
+    known: npt.NDArray[np.bool_]  # (N,), whether all classes are known
+    origin: Array  # (N, 2): x and y of the image on the square
+    extent: Array  # (N, 2): its width and height
 
     def present(self, classes: int) -> Array:
         """Returns (N, classes): whether an image has a box of each class; NaN where that is not known."""

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from components.common.training.seeds import generator_for
 
-SHIFT = 0.05
-"""Largest shift, as a fraction of the side."""
-SCALE = 0.1
-"""Largest relative change of scale."""
+SHIFT = 0.05  # largest shift, as a fraction of the side
+SCALE = 0.1  # largest relative change of scale
 
 
 def draw(rows: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.NDArray[np.float64]:

@@ -22,16 +22,14 @@ from components.common.statistics.intervals import Interval, metric_key
 from components.detect import report
 from components.detect.metrics import FROC, RATES, DetectionSplit, DetectorResult, evaluate, froc_points
 
-MOST_FALSE_POSITIVES = 8.0
-"""False positives per image where froc.csv ends."""
+MOST_FALSE_POSITIVES = 8.0  # false positives per image where froc.csv ends
 NAMES = {
     "map_50": "mAP@50",
     "map": "mAP@[.5:.95]",
     **{key: f"Sensitivity at {rate:g} false positives an image" for key, rate in zip(FROC, RATES, strict=True)},
     "image_auroc": "AUROC of images",
 }
-FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))
-"""Differences whose p-values are corrected together."""
+FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))  # differences whose p-values are corrected together
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Detection":

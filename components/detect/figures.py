@@ -14,12 +14,9 @@ from components.detect.annotations import Annotations, Array
 from components.detect.predictions import Found
 
 KINDS = ("hit", "miss", "false_positive")
-EACH = 2
-"""Figures of each kind."""
-SIDE = 480
-"""Minimum height or width of a figure, in pixels."""
-TEXT = 0.5
-"""Font scale."""
+EACH = 2  # figures of each kind
+SIDE = 480  # minimum height or width of a figure, in pixels
+TEXT = 0.5  # font scale
 TRUTH, HIT, FALSE_POSITIVE = (80, 220, 80), (255, 200, 60), (70, 70, 255)
 """Colours as blue, green, red: annotated boxes, detections that hit one, and those that do not."""
 
@@ -30,13 +27,11 @@ class Scene(NamedTuple):
     """The detections of an image above the threshold."""
 
     row: int
-    boxes: Array
-    """(D, 4), by descending score."""
+    boxes: Array  # (D, 4), by descending score
     scores: Array
     names: list[str]
     hit: npt.NDArray[np.bool_]
-    missed: int
-    """Number of annotated boxes that were not detected."""
+    missed: int  # number of annotated boxes that were not detected
 
 
 def draw(folder: Path, reader: Reader, found: list[Found], known: Annotations, classes: list[str], threshold: float) -> None:

@@ -28,11 +28,9 @@ from components.common.statistics.detection_matching import (
 from components.common.statistics.intervals import Interval, percentile_interval
 from components.common.statistics.ranking import auroc, bootstrap_ranking
 
-RATES: Floats = np.array([0.25, 0.5, 1.0, 2.0])
-"""False positives per image at which the sensitivity is reported."""
+RATES: Floats = np.array([0.25, 0.5, 1.0, 2.0])  # false positives per image at which the sensitivity is reported
 FROC = tuple(f"froc_{rate:g}" for rate in RATES)
-OVERALL = ("map_50", "map", *FROC, "image_auroc")
-"""Metrics over all classes."""
+OVERALL = ("map_50", "map", *FROC, "image_auroc")  # metrics over all classes
 OF_CLASS = ("ap_50", "ap", "image_auroc")
 
 
@@ -41,13 +39,10 @@ class DetectionSplit:
     """The images of a split in which all classes are known."""
 
     images: list[ImageBoxes]
-    patients: Integers
-    """(N,), index of each image's patient."""
+    patients: Integers  # (N,), index of each image's patient
     image_ids: list[str]
-    unknown: int
-    """Number of images left out."""
-    strange: int
-    """Number of boxes left out because the model does not know their class."""
+    unknown: int  # number of images left out
+    strange: int  # number of boxes left out because the model does not know their class
 
     @property
     def boxes(self) -> int:
@@ -61,12 +56,9 @@ class ClassResult:
 
     name: str
     boxes: int
-    positives: int
-    """Number of images with a box of the class."""
-    intervals: dict[str, Interval]
-    """By the names in OF_CLASS."""
-    froc: FrocCurve | None
-    """None without a box."""
+    positives: int  # number of images with a box of the class
+    intervals: dict[str, Interval]  # by the names in OF_CLASS
+    froc: FrocCurve | None  # None without a box
 
 
 @dataclass(frozen=True)
@@ -77,25 +69,18 @@ class DetectorResult:
     val: DetectionSplit
     test: DetectionSplit
     val_map_50: float
-    intervals: dict[str, Interval]
-    """By the names in OVERALL, on the test split."""
-    samples: dict[str, Floats]
-    """(B,) by the same names."""
-    class_samples: Floats
-    """AP@50 per class and resample, (C, B)."""
-    froc: FrocCurve | None
-    """All classes pooled; None without a box."""
+    intervals: dict[str, Interval]  # by the names in OVERALL, on the test split
+    samples: dict[str, Floats]  # (B,) by the same names
+    class_samples: Floats  # AP@50 per class and resample, (C, B)
+    froc: FrocCurve | None  # all classes pooled; None without a box
 
 
 class DetectorMetrics(NamedTuple):
     """Metrics of B resamples, or of the test split itself as one; C classes."""
 
-    precision: Floats
-    """(C, T, B): average precision at each IoU threshold."""
-    sensitivity: Floats
-    """(R, B): at the RATES, all classes pooled."""
-    auroc: Floats
-    """(1 + C, B): of images, for any box and for each class."""
+    precision: Floats  # (C, T, B): average precision at each IoU threshold
+    sensitivity: Floats  # (R, B): at the RATES, all classes pooled
+    auroc: Floats  # (1 + C, B): of images, for any box and for each class
 
     def overall(self, counted: Sequence[int]) -> dict[str, Floats]:
         """Metrics by the names in OVERALL; means are over the counted classes."""

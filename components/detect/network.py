@@ -24,10 +24,8 @@ from components.common.training import backbones
 from components.detect.params import Detect
 
 LEVELS = 5
-FINEST = 0.04
-"""Side of the smallest anchors relative to that of the image: torchvision's 32 pixels of 800."""
-STRIDES_PER_ANCHOR = 1.5
-"""Minimum side of the anchors in strides: objects could fall between smaller ones."""
+FINEST = 0.04  # side of the smallest anchors relative to that of the image: torchvision's 32 pixels of 800
+STRIDES_PER_ANCHOR = 1.5  # minimum side of the anchors in strides: objects could fall between smaller ones
 RATIOS = (0.5, 1.0, 2.0)
 SETTINGS = ("arch", "detector", "channels", "batch_norm", "score_threshold", "max_detections")
 """Parameters that determine a detector; model.json holds them."""

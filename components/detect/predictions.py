@@ -12,19 +12,15 @@ from components.common.statistics.detection_matching import ImageBoxes, froc_cur
 from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array, Rows
 
-FALSE_POSITIVES = 0.5
-"""False positives per validation image at the threshold above which detections are drawn."""
+FALSE_POSITIVES = 0.5  # false positives per validation image at the threshold above which detections are drawn
 
 
 class Found(NamedTuple):
     """The detections of an image, by descending score."""
 
-    boxes: Array
-    """(D, 4), x, y, width, height on the square that the network sees."""
-    scores: Array
-    """(D,)."""
-    labels: Rows
-    """(D,)."""
+    boxes: Array  # (D, 4), x, y, width, height on the square that the network sees
+    scores: Array  # (D,)
+    labels: Rows  # (D,)
 
 
 def to_numpy(found: dict[str, Tensor], origin: Array, extent: Array) -> Found:

@@ -8,8 +8,7 @@ from components.common.runs.params import Evaluate
 from components.common.statistics.detection_matching import IOUS, FrocCurve
 from components.detect.metrics import FROC, RATES, DetectorResult, froc_points
 
-MOST_FALSE_POSITIVES = 4.0
-"""Per image, where the curves end."""
+MOST_FALSE_POSITIVES = 4.0  # per image, where the curves end
 
 
 def sections(found: DetectorResult, params: Evaluate) -> list[Markup]:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from components.invert.generator import START, channels, resolutions
 from components.invert.layers import EPSILON, EqualConv, EqualLinear, activate, downsample
 
-GROUP = 4
-"""Number of images over which the last layers see the standard deviation."""
+GROUP = 4  # number of images over which the last layers see the standard deviation
 
 
 class Discriminator(nn.Module):

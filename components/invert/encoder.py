@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from components.common.training import backbones
 from components.invert.layers import SLOPE
 
-LEVELS = ("layer4", "layer3", "layer2")
-"""Stages whose maps give the coarse, the medium and the fine latents."""
+LEVELS = ("layer4", "layer3", "layer2")  # stages whose maps give the coarse, the medium and the fine latents
 COARSE, MEDIUM = 3, 7
 """Latents before these are coarse and medium, respectively (section 3): for resolutions 4 and 8, and 16 and 32."""
 

@@ -10,12 +10,9 @@ from torch import Tensor
 from components.invert.generator import Generator
 from components.invert.predictions import SHOWN
 
-TILE = 128
-"""Minimum side of an image in a figure, in pixels."""
-GAP = 2
-"""Margin around each image, in pixels."""
-SAMPLE_ROWS = 3
-"""Rows of SHOWN generated images each."""
+TILE = 128  # minimum side of an image in a figure, in pixels
+GAP = 2  # margin around each image, in pixels
+SAMPLE_ROWS = 3  # rows of SHOWN generated images each
 
 
 def draw(folder: Path, reconstructions: list[Tensor], generator: Generator, seed: int) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from components.invert.layers import EPSILON, EqualLinear, activate, modulated_conv, upsample
 from components.invert.params import Invert
 
-START = 4
-"""Side of the learned constant input in pixels."""
+START = 4  # side of the learned constant input in pixels
 MAPPING_LR = 0.01
 """Factor of the mapping network's learning rate (Karras et al. 2019, arXiv 1812.04948, appendix C)."""
 SHAPE = ("size", "latent_dim", "mapping_layers", "channel_base", "channel_max")
@@ -31,8 +30,7 @@ def resolutions(size: int) -> list[int]:
 class Generator(nn.Module):
     """Mapping network and synthesis network."""
 
-    latents: int
-    """N, number of layers with a latent of their own: W+ is (N, latent_dim)."""
+    latents: int  # N, number of layers with a latent of their own: W+ is (N, latent_dim)
 
     def __init__(self, size: int, latent_dim: int, mapping_layers: int, channel_base: int, channel_max: int):
         """Draws the weights. The side of the images, `size`, is a power of two; z and w are (latent_dim,)."""

@@ -6,8 +6,7 @@ from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5
 """Side and standard deviation of the Gaussian window of SSIM in pixels (Wang et al. 2004, doi 10.1109/TIP.2003.819861, section III.B)."""
-C1, C2 = 0.01**2, 0.03**2
-"""Constants of SSIM, for a range of 1."""
+C1, C2 = 0.01**2, 0.03**2  # constants of SSIM, for a range of 1
 LEAST_MSE = 1e-10
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of MS-SSIM from the finest scale to the coarsest (Wang et al. 2003, doi 10.1109/ACSSC.2003.1292216, section 3.2)."""

@@ -45,21 +45,15 @@ class Inputs:
     shards: Shards
     train: Reader
     val: Reader
-    test: Reader
-    """Opened now to check that it exists; its images are read at the end."""
+    test: Reader  # opened now to check that it exists; its images are read at the end
     device: torch.device
-    resnet: torchvision.models.ResNet
-    """The backbone that the encoder starts from."""
-    normalisation: dict[str, float]
-    """Mean and std of the encoder's input."""
+    resnet: torchvision.models.ResNet  # the backbone that the encoder starts from
+    normalisation: dict[str, float]  # mean and std of the encoder's input
     perceptual: FeatureSpace | None
     judge: FeatureSpace
-    generator: dict[str, Tensor] | None
-    """Weights; None: one is to be trained."""
-    digests: dict[str, str]
-    """SHA-256 by name of input."""
-    upstream: dict[str, str]
-    """MLflow run id by name of input."""
+    generator: dict[str, Tensor] | None  # weights; None: one is to be trained
+    digests: dict[str, str]  # SHA-256 by name of input
+    upstream: dict[str, str]  # MLflow run id by name of input
 
 
 def open_inputs(params: Invert, shards: Shards, folders: InputFolders) -> Inputs:

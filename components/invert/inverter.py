@@ -20,8 +20,7 @@ from components.invert.generator import SHAPE, Generator, build_generator, to_un
 from components.invert.image_quality import ms_ssim, mse, psnr, ssim
 from components.invert.params import Invert
 
-REFINE_LR = 0.05
-"""Learning rate of Adam when it refines latents."""
+REFINE_LR = 0.05  # learning rate of Adam when it refines latents
 GENERATOR, ENCODER, JUDGE, PERCEPTUAL, MEAN_IMAGE = "generator.", "encoder.", "judge.", "perceptual.", "mean_image"
 ERRORS = ("mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr")
 """Errors of a reconstruction; the last is that of the mean image in its place."""

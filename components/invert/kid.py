@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 Features = npt.NDArray[np.float64]
 
-BLOCK = 1000
-"""Images of each set that are compared at a time; the estimates of the blocks are averaged."""
+BLOCK = 1000  # images of each set that are compared at a time; the estimates of the blocks are averaged
 
 
 def kid(x: Features, y: Features, paired: bool = False) -> float:

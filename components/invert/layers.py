@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-8
-SLOPE = 0.2
-"""Slope of leaky ReLU below 0."""
+SLOPE = 0.2  # slope of leaky ReLU below 0
 
 
 def activate(x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from components.common.statistics.intervals import Interval, percentile_interval
 
 ERRORS = ("psnr", "ssim", "ms_ssim", "mse", "feature_distance")
 """Columns of the predictions, and what models are compared by."""
-MEAN_IMAGE = "mean_image_psnr"
-"""Column with the PSNR of the mean training image in place of a reconstruction."""
+MEAN_IMAGE = "mean_image_psnr"  # column with the PSNR of the mean training image in place of a reconstruction
 GAIN = "psnr_gain"
 NAMES = {
     "psnr": "PSNR",
@@ -32,12 +31,10 @@ NAMES = {
 class InversionSplit:
     """The images of one split."""
 
-    errors: Floats
-    """(n, F), in the order of NAMES."""
+    errors: Floats  # (n, F), in the order of NAMES
     patients: Integers
     """(n,), index of each image's patient, 0 ... P - 1."""
-    image_ids: npt.NDArray[np.str_]
-    """(n,), ascending."""
+    image_ids: npt.NDArray[np.str_]  # (n,), ascending
 
 
 @dataclass(frozen=True)
@@ -46,22 +43,15 @@ class Reconstructions:
 
     test: InversionSplit
     val_psnr: float
-    intervals: dict[str, Interval]
-    """Mean over the test images, by error."""
-    samples: Floats
-    """(B, F), means in each resample of the patients."""
+    intervals: dict[str, Interval]  # mean over the test images, by error
+    samples: Floats  # (B, F), means in each resample of the patients
     kid_samples: float
     """Kernel inception distance of generated images to the test images; NaN if there are fewer than two."""
-    kid_reconstructions: float
-    """The same for their reconstructions."""
-    size: int
-    """Side of the images in pixels."""
-    scales: int
-    """Scales of MS-SSIM."""
-    judge: str
-    """Backbone whose features were compared."""
-    perceptual: str
-    """Backbone of the perceptual loss."""
+    kid_reconstructions: float  # the same for their reconstructions
+    size: int  # side of the images in pixels
+    scales: int  # scales of MS-SSIM
+    judge: str  # backbone whose features were compared
+    perceptual: str  # backbone of the perceptual loss
 
 
 def evaluate(val: InversionSplit, test: InversionSplit, model: dict[str, Any], params: Evaluate) -> Reconstructions:

@@ -13,20 +13,16 @@ from components.common.training.reader import Reader
 from components.invert.inverter import TrainedInverter
 from components.invert.pixels import to_images
 
-SHOWN = 8
-"""Images in the figure of reconstructions."""
+SHOWN = 8  # images in the figure of reconstructions
 
 
 @dataclass
 class Measured:
     """The images of a split and their reconstructions."""
 
-    errors: dict[str, npt.NDArray[np.float32]]
-    """(N,) by name, in the order of the reader's table."""
-    originals: npt.NDArray[np.float64]
-    """(N, C): their features in the judge."""
-    reconstructions: npt.NDArray[np.float64]
-    """(N, C): features of the reconstructions in the judge."""
+    errors: dict[str, npt.NDArray[np.float32]]  # (N,) by name, in the order of the reader's table
+    originals: npt.NDArray[np.float64]  # (N, C): their features in the judge
+    reconstructions: npt.NDArray[np.float64]  # (N, C): features of the reconstructions in the judge
     shown: list[Tensor]
     """The first originals, their reconstructions, and the absolute differences: each (SHOWN, 1, S, S) in [0, 1]."""
 

@@ -37,8 +37,7 @@ from components.invert.params import Invert
 from components.invert.pixels import mean_image
 from components.invert.predictions import Measured, measure, table_of
 
-GAN = "gan"
-"""Folder of the first phase in the work folder: checkpoints, history, and in the end the generator."""
+GAN = "gan"  # folder of the first phase in the work folder: checkpoints, history, and in the end the generator
 GENERATOR = "generator.safetensors"
 GAN_HISTORY = f"gan_{HISTORY}"
 

@@ -17,8 +17,7 @@ from components.invert.pixels import shrink
 
 REQUIRED = (*MODEL_KEYS.values(), "size", "bits", "normalisation", "judge", "judge_normalisation", "perceptual", "ms_ssim_scales")
 ONNX_OUTPUTS: tuple[str, ...] = ("latents",)
-RECONSTRUCTIONS = "reconstructions"
-"""Option of a call: whether to return the reconstructed images as well."""
+RECONSTRUCTIONS = "reconstructions"  # option of a call: whether to return the reconstructed images as well
 Numbers = npt.NDArray[np.float32]
 
 

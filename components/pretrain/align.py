@@ -17,12 +17,9 @@ from torch import Tensor
 from components.common.training.backbones import STRIDES
 from components.pretrain.augment import Warp, to_image
 
-NEWTON_STEPS = 6
-"""Enough for single precision wherever a warp of `augment` can move a pixel."""
-INVERTIBLE = -0.148
-"""r (1 + d r^2) = R has a solution for d R^2 above -4/27."""
-ROUNDING = 1e-3
-"""How far outside the map a position may lie, in map positions, and still count as on its border."""
+NEWTON_STEPS = 6  # enough for single precision wherever a warp of `augment` can move a pixel
+INVERTIBLE = -0.148  # r (1 + d r^2) = R has a solution for d R^2 above -4/27
+ROUNDING = 1e-3  # how far outside the map a position may lie, in map positions, and still count as on its border
 
 
 class Geometry(NamedTuple):
@@ -30,8 +27,7 @@ class Geometry(NamedTuple):
 
     query: Warp
     key: Warp
-    size: tuple[int, int]
-    """Height and width of the views in pixels."""
+    size: tuple[int, int]  # height and width of the views in pixels
 
     def chunk(self, parts: int) -> "list[Geometry]":
         """Splits the batch, as Tensor.chunk does."""

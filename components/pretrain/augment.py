@@ -15,48 +15,32 @@ from torch import Tensor
 
 from components.common.training.seeds import image_generator
 
-SHIFT = 0.0625
-"""Largest shift, as a fraction of the side."""
-SCALE = 0.2
-"""Largest relative change of scale."""
-ROTATE = 10.0
-"""Largest rotation, in degrees."""
-DISTORT = 0.05
-"""Largest radial distortion: relative displacement at the centre of a border."""
-BRIGHTNESS = 0.2
-"""Largest shift of brightness, as a fraction of the full range."""
-CONTRAST = 0.2
-"""Largest relative change of contrast."""
-NOISE = 0.04
-"""Largest standard deviation of the noise, as a fraction of the full range."""
-BLUR_KERNEL = 5
-"""Side in pixels of the Gaussian kernel that blurs or, subtracted, sharpens."""
-BLUR_SIGMA = 1.1
-"""Its standard deviation in pixels."""
-PROBABILITY = 0.5
-"""Probability of the distortion and of each change of intensity."""
+SHIFT = 0.0625  # largest shift, as a fraction of the side
+SCALE = 0.2  # largest relative change of scale
+ROTATE = 10.0  # largest rotation, in degrees
+DISTORT = 0.05  # largest radial distortion: relative displacement at the centre of a border
+BRIGHTNESS = 0.2  # largest shift of brightness, as a fraction of the full range
+CONTRAST = 0.2  # largest relative change of contrast
+NOISE = 0.04  # largest standard deviation of the noise, as a fraction of the full range
+BLUR_KERNEL = 5  # side in pixels of the Gaussian kernel that blurs or, subtracted, sharpens
+BLUR_SIGMA = 1.1  # its standard deviation in pixels
+PROBABILITY = 0.5  # probability of the distortion and of each change of intensity
 
 
 class Warp(NamedTuple):
     """Geometry of a view, one value per sample."""
 
-    shift: Tensor
-    """(B, 2), x and y, as a fraction of the side."""
-    scale: Tensor
-    """(B,), above 1 enlarges."""
-    angle: Tensor
-    """(B,), in radians."""
-    distortion: Tensor
-    """(B,), radial."""
+    shift: Tensor  # (B, 2), x and y, as a fraction of the side
+    scale: Tensor  # (B,), above 1 enlarges
+    angle: Tensor  # (B,), in radians
+    distortion: Tensor  # (B,), radial
 
 
 class View(NamedTuple):
     """Views of a batch."""
 
-    image: Tensor
-    """(B, 1, H, W), in [0, 1]."""
-    warp: Warp
-    """How each was warped."""
+    image: Tensor  # (B, 1, H, W), in [0, 1]
+    warp: Warp  # how each was warped
 
 
 class Tone(NamedTuple):
@@ -64,10 +48,8 @@ class Tone(NamedTuple):
 
     brightness: Tensor
     contrast: Tensor
-    blur: Tensor
-    """1: blurred; -1: sharpened as much."""
-    noise: Tensor
-    """(B, 1, H, W), added to the image."""
+    blur: Tensor  # 1: blurred; -1: sharpened as much
+    noise: Tensor  # (B, 1, H, W), added to the image
 
 
 def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: int, number: int) -> View:

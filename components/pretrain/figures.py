@@ -8,15 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 PAIRS = 8
-SIDE = 224
-"""Largest side of a tile in pixels."""
+SIDE = 224  # largest side of a tile in pixels
 GAP = 4
-MARGIN = 52
-"""Width left of the rows, for their names."""
-CAPTION = 22
-"""Height above the columns, for the ids."""
-DIGITS = 8
-"""Digits of an image's id that are shown."""
+MARGIN = 52  # width left of the rows, for their names
+CAPTION = 22  # height above the columns, for the ids
+DIGITS = 8  # digits of an image's id that are shown
 PAPER, INK = 255, 40
 
 Floats = npt.NDArray[np.float32]

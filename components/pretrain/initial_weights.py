@@ -42,17 +42,12 @@ log = logging.getLogger(__name__)
 class InitialWeights(NamedTuple):
     """Weights to start from."""
 
-    source: str
-    """Path or URI."""
+    source: str  # path or URI
     sha256: str
-    query: Mapping[str, Tensor]
-    """By the names of `Encoder`; without the head if the source has none."""
-    key: Mapping[str, Tensor] | None = None
-    """By the same names; None: a copy of the query encoder."""
-    queue: Tensor | None = None
-    """(dim, K), the oldest key first."""
-    upstream: Mapping[str, str] = MappingProxyType({})
-    """The MLflow run that made it, under the key `start`, if known."""
+    query: Mapping[str, Tensor]  # by the names of `Encoder`; without the head if the source has none
+    key: Mapping[str, Tensor] | None = None  # by the same names; None: a copy of the query encoder
+    queue: Tensor | None = None  # (dim, K), the oldest key first
+    upstream: Mapping[str, str] = MappingProxyType({})  # the MLflow run that made it, under the key `start`, if known
 
 
 def read(source: str, arch: str) -> InitialWeights:

@@ -10,8 +10,7 @@ from torch.autograd.function import once_differentiable
 
 SLAB = {"cpu": 2**18, "cuda": 2**24}
 """Elements of a map to multiply at a time: few enough for a core's cache, or to be small compared with a GPU's maps."""
-TINY = 1e-30
-"""Squared norm below which a position counts as all zero, since its inverse would overflow."""
+TINY = 1e-30  # squared norm below which a position counts as all zero, since its inverse would overflow
 MSE_POOLED = {"layer1": 16, "layer2": 16, "layer3": 4, "layer4": 4}
 """Side to which `mse` pools the map after each stage."""
 

@@ -13,23 +13,17 @@ from components.common.training import backbones, processes
 class Encodings(NamedTuple):
     """Outputs of both encoders for a batch."""
 
-    q: Tensor
-    """(B, dim), L2-normalised."""
-    k: Tensor
-    """(B, dim), L2-normalised, without gradient."""
-    query_maps: dict[str, Tensor]
-    """By stage, (B, C_l, H_l, W_l)."""
-    key_maps: dict[str, Tensor]
-    """Those of the key encoder, without gradient."""
+    q: Tensor  # (B, dim), L2-normalised
+    k: Tensor  # (B, dim), L2-normalised, without gradient
+    query_maps: dict[str, Tensor]  # by stage, (B, C_l, H_l, W_l)
+    key_maps: dict[str, Tensor]  # those of the key encoder, without gradient
 
 
 class Keys(NamedTuple):
     """Outputs of the key encoder for a batch."""
 
-    k: Tensor
-    """(B, dim), L2-normalised, without gradient."""
-    maps: dict[str, Tensor]
-    """By stage, (B, C_l, H_l, W_l), without gradient."""
+    k: Tensor  # (B, dim), L2-normalised, without gradient
+    maps: dict[str, Tensor]  # by stage, (B, C_l, H_l, W_l), without gradient
 
     def chunk(self, parts: int) -> "list[Keys]":
         """Splits the batch, as Tensor.chunk does."""
@@ -74,10 +68,8 @@ class Encoder(nn.Module):
 class MoCo(nn.Module):
     """Both encoders and the queue."""
 
-    queue: Tensor
-    """(dim, K), L2-normalised keys."""
-    position: Tensor
-    """() int64, where the next keys go."""
+    queue: Tensor  # (dim, K), L2-normalised keys
+    position: Tensor  # () int64, where the next keys go
 
     def __init__(
         self,

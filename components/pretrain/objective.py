@@ -21,18 +21,15 @@ from components.pretrain.losses import MSE_POOLED, average, info_nce, mse, simil
 from components.pretrain.moco import Encodings
 from components.pretrain.params import Pretrain, Term
 
-WATCHED = ("layer1", "layer4")
-"""Stages whose mean similarity is reported even if it is not part of the loss."""
+WATCHED = ("layer1", "layer4")  # stages whose mean similarity is reported even if it is not part of the loss
 
 
 class Preset(NamedTuple):
     """The terms of a preset."""
 
     terms: Mapping[str, Term]
-    squared: bool = False
-    """Whether the terms are mean squared errors instead of similarities."""
-    aligned: bool = False
-    """Whether positions that show the same anatomy are compared."""
+    squared: bool = False  # whether the terms are mean squared errors instead of similarities
+    aligned: bool = False  # whether positions that show the same anatomy are compared
 
 
 PRESETS = {
@@ -49,8 +46,7 @@ PRESETS = {
 class Objective:
     """The weighted sum of InfoNCE and the terms of a preset."""
 
-    stages: tuple[str, ...]
-    """The stages whose maps it needs from both encoders."""
+    stages: tuple[str, ...]  # the stages whose maps it needs from both encoders
 
     def __init__(self, params: Pretrain):
         self.params, self.preset = params, PRESETS[params.preset]

@@ -21,8 +21,7 @@ from components.common.training.reader import Batch, Reader
 NEIGHBOURS = 200
 TEMPERATURE = 0.07
 """Both as in Wu et al. 2018, arXiv 1805.01978, section 3.4."""
-MOST_IMAGES = 10_000
-"""Evenly spaced images of each split, so that a probe stays cheap compared with an epoch."""
+MOST_IMAGES = 10_000  # evenly spaced images of each split, so that a probe stays cheap compared with an epoch
 
 Floats = npt.NDArray[np.float64]
 Features = Callable[[Batch], Tensor]

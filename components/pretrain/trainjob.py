@@ -37,8 +37,7 @@ POLL_SECONDS = 10.0
 RUN_LABEL = "cxr/pipeline-run"
 SECRETS_VARIABLE = "CXR_SECRETS"
 SECRETS_FOLDER = "/var/run/secrets/cxr"
-PASSED_ON = (KFP_VARIABLE, "MLFLOW_RUN_ID")
-"""Environment variables of this step that the nodes need."""
+PASSED_ON = (KFP_VARIABLE, "MLFLOW_RUN_ID")  # environment variables of this step that the nodes need
 # The SDK cannot refer to Secrets in the environment of a TrainJob: they are mounted as files, which become variables here.
 WITH_SECRETS = f'for file in "${SECRETS_VARIABLE}"/*; do [ -f "$file" ] && export "${{file##*/}}=$(cat "$file")"; done; exec "$@"'
 

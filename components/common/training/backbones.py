@@ -21,8 +21,7 @@ from components.common.runs.storage import write_json
 from components.common.training.checkpoints import copy_weights
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-STRIDES = dict(zip(STAGES, (4, 8, 16, 32), strict=True))
-"""Input pixels per position of the map after each stage."""
+STRIDES = dict(zip(STAGES, (4, 8, 16, 32), strict=True))  # input pixels per position of the map after each stage
 
 
 def build(arch: str, norm_layer: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> torchvision.models.ResNet:
@@ -89,14 +88,10 @@ class Start(NamedTuple):
     """What the training of a head starts from."""
 
     resnet: torchvision.models.ResNet
-    mean: float
-    """Mean of the pixels, as the backbone expects them."""
-    std: float
-    """Their standard deviation."""
-    inputs: dict[str, str]
-    """SHA-256 by name of input."""
-    upstream: dict[str, str]
-    """MLflow run id by name of input, where known."""
+    mean: float  # mean of the pixels, as the backbone expects them
+    std: float  # their standard deviation
+    inputs: dict[str, str]  # SHA-256 by name of input
+    upstream: dict[str, str]  # MLflow run id by name of input, where known
 
 
 def start(folder: str | None, arch: str, shards: Shards) -> Start:

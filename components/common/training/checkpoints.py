@@ -13,8 +13,7 @@ import torch
 from components.common.errors import UserError
 
 FOLDER = "checkpoints"
-UNHEALTHY = ".doubtful.pt"
-"""Suffix of checkpoints written while the health check fails."""
+UNHEALTHY = ".doubtful.pt"  # suffix of checkpoints written while the health check fails
 
 log = logging.getLogger(__name__)
 

@@ -23,12 +23,9 @@ BATCH = 32
 class InputImage(NamedTuple):
     """An image to score."""
 
-    pixels: Pixels
-    """(H, W), as in a row of shards."""
-    height: int
-    """Height of the source image in pixels."""
-    width: int
-    """Width of the source image in pixels."""
+    pixels: Pixels  # (H, W), as in a row of shards
+    height: int  # height of the source image in pixels
+    width: int  # width of the source image in pixels
 
 
 def decoded(rows: pa.Table) -> list[Pixels]:

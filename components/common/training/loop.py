@@ -25,10 +25,8 @@ class Trainable(ABC):
 
     steps_per_epoch: int
     batch_size: int
-    metric: str | None = None
-    """Name of the main validation metric among the numbers of an epoch, for the log."""
-    patience: int = 1
-    """Consecutive epochs that must fail the health check before training stops."""
+    metric: str | None = None  # name of the main validation metric among the numbers of an epoch, for the log
+    patience: int = 1  # consecutive epochs that must fail the health check before training stops
 
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:

@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-WARMUP = 0.1
-"""Fraction of a fine-tuning's steps with a rising learning rate."""
+WARMUP = 0.1  # fraction of a fine-tuning's steps with a rising learning rate
 
 
 def cosine(progress: float, warmup: float = 0.0) -> float:

@@ -24,8 +24,7 @@ from components.common.formats.shards import PACKED, Pixels, decode, square
 from components.common.runs.shards import Part, Shards
 from components.common.training.seeds import generator_for
 
-WINDOW = 16
-"""Row groups that are shuffled together: about 1,600 images."""
+WINDOW = 16  # row groups that are shuffled together: about 1,600 images
 T = TypeVar("T")
 Indices = npt.NDArray[np.int64]
 
@@ -33,20 +32,16 @@ Indices = npt.NDArray[np.int64]
 class Batch(NamedTuple):
     """Images of one step."""
 
-    images: Pixels
-    """(B, S, S), uint8 or uint16, each centred on zeros."""
-    rows: Indices
-    """(B,), their positions in `Reader.table`."""
+    images: Pixels  # (B, S, S), uint8 or uint16, each centred on zeros
+    rows: Indices  # (B,), their positions in `Reader.table`
 
 
 @dataclass(frozen=True)
 class _RowGroup:
     part: Part
     number: int
-    offsets: Indices
-    """Selected rows within the row group."""
-    rows: Indices
-    """Their positions in the reader's table."""
+    offsets: Indices  # selected rows within the row group
+    rows: Indices  # their positions in the reader's table
 
 
 class Reader:
