@@ -41,10 +41,9 @@ def align(key_map: Tensor, geometry: Geometry, stage: str) -> tuple[Tensor, Tens
 
 
 def key_positions(geometry: Geometry, stride: int) -> Tensor:
-    """Locates the anatomy at each position of the query's map in the key's map.
+    """Locates the anatomy at each position of the query's map in the key's map of the given stride.
 
-    Returns:
-        (B, H, W, 2), x and y as fractional indices into the key's map, which has the given stride; some lie outside it.
+    Returns (B, H, W, 2), x and y as fractional indices into the key's map; some lie outside it.
     """
     query, key, (height, width) = geometry
     device = query.scale.device
@@ -62,7 +61,7 @@ def to_view(warp: Warp, point_BHW2: Tensor) -> Tensor:
 
 
 def _undistortion(warp: Warp, square_BHW: Tensor) -> Tensor:
-    """The factor f with f R (1 + d (f R)^2) = R, by Newton's method from 1, from where it converges monotonically."""
+    """Returns the factor f with f R (1 + d (f R)^2) = R, by Newton's method from 1, from where it converges monotonically."""
     cubic = (warp.distortion[:, None, None] * square_BHW).clamp_min(INVERTIBLE)
     factor = torch.ones_like(cubic)
     for _ in range(NEWTON_STEPS):
@@ -71,15 +70,10 @@ def _undistortion(warp: Warp, square_BHW: Tensor) -> Tensor:
 
 
 def resample(key_map: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples the key's map at other positions, with bilinear interpolation.
+    """Samples the key's map (B, C, H, W), without gradient, at `positions` (B, H', W', 2), x and y as indices, with bilinear interpolation.
 
-    Args:
-        key_map: (B, C, H, W), best in channels_last; without gradient.
-        positions: (B, H', W', 2), x and y as indices into the map.
-
-    Returns:
-        (B, C, H', W') in channels_last; and (B, H', W') bool, whether a position lies inside the key's map. Positions outside,
-        which the key's view does not show, take the value at the border.
+    Returns (B, C, H', W') in channels_last, the fastest format for the input too, and (B, H', W') bool, whether a position lies
+    inside the key's map. Positions outside, which the key's view does not show, take the value at the border.
     """
     batch, channels, height, width = key_map.shape
     last = torch.tensor([width - 1, height - 1], device=positions.device)

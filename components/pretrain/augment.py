@@ -53,10 +53,7 @@ class Tone(NamedTuple):
 
 
 def view(image_B1HW: Tensor, indices: npt.NDArray[np.int64], seed: int, epoch: int, number: int) -> View:
-    """Makes a random view of each image, in [0, 1], whose positions in the split are `indices` (B,).
-
-    `number` is 0 for the query and 1 for the key; `epoch` counts from 0.
-    """
+    """Makes a random view in [0, 1] of each image at positions `indices` (B,) of the split; `number` is 0 for queries, 1 for keys."""
     warp, tone = draw(indices, image_B1HW.shape[-1], seed, epoch, number)
     device = image_B1HW.device
     warp, tone = Warp(*(value.to(device) for value in warp)), Tone(*(value.to(device) for value in tone))
@@ -107,9 +104,9 @@ def sampling_grid(warp: Warp, height: int, width: int) -> Tensor:
 
 
 def to_image(warp: Warp, x: Tensor, y: Tensor) -> Tensor:
-    """Maps points of the view to the image: undoes shift, rotation and scale, then distorts radially.
+    """Maps points of the view to the image, (B, H, W, 2): undoes shift, rotation and scale, then distorts radially.
 
-    Coordinates are in [-1, 1] from border to border; x and y broadcast to (B, H, W), and the result is (B, H, W, 2).
+    Coordinates are in [-1, 1] from border to border; x and y broadcast to (B, H, W).
     """
     shift_x, shift_y = (2 * warp.shift)[:, None, None].unbind(-1)
     cos = (warp.angle.cos() / warp.scale)[:, None, None]

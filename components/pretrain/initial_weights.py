@@ -51,14 +51,9 @@ class InitialWeights(NamedTuple):
 
 
 def read(source: str, arch: str) -> InitialWeights:
-    """Reads weights to start from.
+    """Reads weights from a file or an output folder of pretrain, on a path or s3://.
 
-    Args:
-        source: a file, or an output folder of pretrain; a path or an s3:// URI.
-        arch: the expected architecture.
-
-    Raises:
-        UserError: the source is missing, unknown, of another architecture, or would run code.
+    Raises a UserError if the source is missing, unknown, of another architecture, or would run code.
     """
     if storage.exists(storage.join(source, BACKBONE)):
         resnet, _, digest = backbones.load(source, arch)

@@ -13,32 +13,17 @@ from components.pretrain.params import Pretrain
 
 
 def command(shards: list[str], out: str, params: Pretrain, runtime: Runtime) -> list[str]:
-    """Returns the command line of the stage, with all parameters in it: none is read from the image.
-
-    Args:
-        shards: output folders of preprocess.
-        out: output folder.
-        params: the section `pretrain`.
-        runtime: the section `runtime`.
-    """
+    """Returns the command line of the stage, with all parameters in it: none is read from the image."""
     sections = {"pretrain": params.values(), "runtime": runtime.values()}
     values = [f"--set={section}.{name}={json.dumps(value)}" for section, names in sections.items() for name, value in names.items()]
     return ["torchrun", "-m", "components", "pretrain", "--shards", *shards, "--out", out, "--params", os.devnull, *values]
 
 
 def run_here(shards: list[str], out: str, params: Pretrain, runtime: Runtime, processes: int) -> None:
-    """Pretrains on this machine.
+    """Pretrains on this machine in as many processes, one per GPU; torchrun starts them if there are several.
 
-    Args:
-        shards: output folders of preprocess.
-        out: output folder.
-        params: the section `pretrain`.
-        runtime: the section `runtime`.
-        processes: number of processes, one per GPU; torchrun starts them if there are several.
-
-    Raises:
-        Interrupted: stopped by a signal after saving a checkpoint.
-        UserError: torchrun failed; its processes have printed the reason.
+    Raises Interrupted after a signal, when a checkpoint is written, and a UserError if torchrun fails, whose processes print the
+    reason.
     """
     if processes > 1:
         torchrun, *rest = command(shards, out, params, runtime)

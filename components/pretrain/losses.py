@@ -16,7 +16,7 @@ MSE_POOLED = {"layer1": 16, "layer2": 16, "layer3": 4, "layer4": 4}
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE with a queue of negatives (He et al. 2020, arXiv 1911.05722, equation 1).
+    """Computes InfoNCE with a queue of negatives (He et al. 2020, arXiv 1911.05722, equation 1).
 
     Args:
         q: (B, C) queries, L2-normalised.
@@ -33,15 +33,10 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 
 
 def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
-    """Intermediate feature approximation (Cho et al. 2024, doi 10.1007/s10278-024-01032-x).
+    """Computes intermediate feature approximation (Cho et al. 2024, doi 10.1007/s10278-024-01032-x), the mean of |target - s(p)|.
 
-    Args:
-        query_map: (B, C, H, W), map of the query encoder after a stage.
-        key_map: (B, C, H, W), map of the key encoder after the same stage.
-        target: similarity that each position is pulled towards (the authors' epsilon 0.3, or 1).
-
-    Returns:
-        Scalar: mean over batch and positions of |target - s(p)|.
+    The maps (B, C, H, W) are those of the two encoders after a stage; `target` is the similarity that each position is pulled
+    towards (the authors' epsilon 0.3, or 1).
     """
     return average((target - similarity_map(query_map, key_map)).abs())
 
@@ -49,8 +44,7 @@ def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
 def similarity_map(query_map: Tensor, key_map: Tensor) -> Tensor:
     """Computes the cosine similarity over channels of two (B, C, H, W) maps, s_l(p); no gradient flows into the key.
 
-    Returns:
-        (B, H, W) in [-1, 1], at least single precision; 0, without gradient, where a map is all zero.
+    Returns (B, H, W) in [-1, 1], at least single precision; 0, without gradient, where a map is all zero.
     """
     similarity: Tensor = _Similarity.apply(query_map, key_map.detach())
     return similarity

@@ -66,7 +66,11 @@ class Encoder(nn.Module):
 
 
 class MoCo(nn.Module):
-    """Both encoders and the queue."""
+    """Both encoders and a queue, which starts with `queue_size` random keys (dim,).
+
+    `groups` is the number of groups of this process's images that have batch statistics of their own. `batch_norm` is shuffle (keys
+    between groups and processes), sync (statistics over all processes) or frozen. The maps after `stages` are returned.
+    """
 
     queue: Tensor  # (dim, K), L2-normalised keys
     position: Tensor  # () int64, where the next keys go
@@ -81,17 +85,6 @@ class MoCo(nn.Module):
         batch_norm: str = "shuffle",
         stages: tuple[str, ...] = backbones.STAGES,
     ):
-        """Builds two equal encoders and a queue of `queue_size` random keys (dim,).
-
-        Args:
-            arch: architecture of the backbone.
-            dim: dimension of the projections.
-            queue_size: K.
-            key_momentum: m of the momentum update.
-            groups: groups of this process's images that have their own batch statistics.
-            batch_norm: shuffle (keys between groups and processes), sync (statistics over all processes), or frozen.
-            stages: the stages whose maps are returned.
-        """
         super().__init__()
         self.groups, self.batch_norm = groups, batch_norm
         self.query = Encoder(arch, dim, stages)
@@ -118,17 +111,13 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def encode_keys(self, key_B1HW: Tensor, order: Tensor, parts: int = 1) -> Keys:
-        """Computes keys and their maps, in the order of the images.
+        """Computes keys and their maps for this process's images (B, 1, H, W), in their order, in `parts` parts one after the other.
 
         A query and its key must not share batch statistics: an encoder could then minimise the loss by encoding nothing but these,
         which are the same for the whole batch and differ from those of the queue, and would learn nothing. Hence shuffling batch
-        norm (He et al. 2020, section 3.3), here between the groups of a batch, whichever process they are in: the result depends
-        neither on the number of processes nor on that of parts. An image's maps return to the process that has the image only.
-
-        Args:
-            key_B1HW: (B, 1, H, W), this process's images.
-            order: (R B,) int64, a permutation that shuffles the keys of all R processes before they are divided into groups.
-            parts: number of parts of the batch that are encoded one after the other.
+        norm (He et al. 2020, section 3.3): `order` (R B,), int64, shuffles the keys of all R processes before they are divided into
+        groups, so that the result depends neither on the number of processes nor on that of parts. Maps return only to the process
+        that has the image.
         """
         shuffled = self.batch_norm == "shuffle" and self.groups * processes.world_size() > 1
         if shuffled:

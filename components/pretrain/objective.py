@@ -54,15 +54,9 @@ class Objective:
         self.stages = tuple(stage for stage in MSE_POOLED if stage in self.terms or stage in WATCHED)
 
     def __call__(self, views: Encodings, queue: Tensor, geometry: Geometry) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the loss, its parts, and the mean similarities.
+        """Computes the loss and, by name, its parts and the mean similarities as scalars without gradient, `loss` among them.
 
-        Args:
-            views: encodings of a batch.
-            queue: (C, K), L2-normalised keys.
-            geometry: how the views were made.
-
-        Returns:
-            The loss, and by name scalars without gradient, `loss` among them.
+        The queue is (C, K), L2-normalised; `geometry` tells how the views were made.
         """
         nce = info_nce(views.q, views.k, queue, self.params.temperature)
         loss, numbers = self.params.lambda_nce * nce, {"loss_nce": nce}

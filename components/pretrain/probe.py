@@ -40,14 +40,9 @@ class Labelled:
 
 
 class Probe:
-    """Labelled images of the train and val splits."""
+    """Labelled images of the train and val splits, and their features of the given width; a UserError if no finding can be evaluated."""
 
     def __init__(self, shards: Shards, width: int):
-        """Selects the images; `width` is the number of features, C.
-
-        Raises:
-            UserError: no finding can be evaluated.
-        """
         self._width = width
         self._bank, self._val = Labelled(shards, "train"), Labelled(shards, "val")
         self._findings = np.flatnonzero(has_both(self._bank.labels) & has_both(self._val.labels))
@@ -65,10 +60,8 @@ class Probe:
 def nearest_neighbours(features: Tensor, bank: Tensor, labels: Floats, neighbours: int = NEIGHBOURS) -> Floats:
     """Scores each finding by a weighted vote of the nearest images with a known label (Wu et al. 2018, section 3.4).
 
-    Features (N, C) and bank (M, C) are L2-normalised; labels (M, F) of the bank are 1, 0 or NaN.
-
-    Returns:
-        (N, F), in [0, 1]; NaN for a finding without known labels.
+    From features (N, C) and bank (M, C), L2-normalised, and labels (M, F) of the bank, 1, 0 or NaN, to (N, F) in [0, 1], NaN for a
+    finding without known labels.
     """
     similarity = features @ bank.T
     scores = np.full((len(features), labels.shape[1]), np.nan)

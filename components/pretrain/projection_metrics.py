@@ -6,13 +6,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def projection_metrics(q: Tensor, k: Tensor, queue: Tensor) -> dict[str, Tensor]:
-    """Computes scalars by name.
-
-    Args:
-        q: (B, C) queries of the global batch, L2-normalised.
-        k: (B, C) their keys, L2-normalised.
-        queue: (C, K) keys of earlier images, L2-normalised.
-    """
+    """Computes scalars from L2-normalised queries and keys (B, C) of the global batch and the queue (C, K)."""
     return {
         "positive_similarity": (q * k).sum(1).mean(),
         # The mean of all products is the product of the means.
@@ -35,11 +29,9 @@ def uniformity(q: Tensor) -> Tensor:
 
 
 def queue_age(step: int, batches: int) -> float:
-    """Mean age, in steps, of the keys that a step compares with, leaving out the random ones of the start.
+    """Returns the mean age, in steps, of the keys that a step compares with, without the random ones of the start.
 
-    Args:
-        step: steps done before this one.
-        batches: capacity of the queue in batches.
+    `step` counts the steps before this one; `batches` is the capacity of the queue in batches.
     """
     filled = min(step, batches)
     return (filled + 1) / 2 if filled else 0.0

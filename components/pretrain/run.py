@@ -16,18 +16,9 @@ VIEWS = f"{FIGURES}/views.png"
 
 
 def run(*, shards: list[str], out: str, params: Pretrain, runtime: Runtime, start: str | None = None) -> None:
-    """Pretrains a backbone on the train split.
+    """Pretrains a backbone on the train split, from `start` (initial_weights.py) or random weights.
 
-    Args:
-        shards: output folders of preprocess.
-        out: output folder.
-        params: the section `pretrain`.
-        runtime: the section `runtime`.
-        start: weights to start from (components/pretrain/initial_weights.py); None: random ones.
-
-    Raises:
-        UserError: shards or weights that cannot be used, or fewer training images than a batch.
-        Interrupted: a signal came; the checkpoint is written.
+    Raises a UserError for shards or weights that cannot be used, and Interrupted after a signal, when the checkpoint is written.
     """
     with processes.process_group(params.device), ExitStack() as stack:
         with processes.shared_errors():

@@ -33,17 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class Pretraining(loop.Trainable):
-    """The model, its optimizer and its data.
+    """The model, its optimizer and its data: this process's share of the training.
 
     All randomness is a function of the seed, the epoch and the number of the image or step: no generator's state is kept.
     """
 
     def __init__(self, params: Pretrain, runtime: Runtime, shards: Shards, start: initial_weights.InitialWeights | None = None):
-        """Prepares this process's share of the training.
-
-        Raises:
-            UserError: parameters that do not fit the shards, the device or the number of processes.
-        """
         self.params, self.runtime, self.shards = params, runtime, shards
         self.inputs, self.upstream = shards.inputs, shards.upstream
         self.device = devices.set_up(params.device, params.seed)
@@ -95,13 +90,10 @@ class Pretraining(loop.Trainable):
         return {**dict(zip(numbers, values.tolist(), strict=True)), "queue_age": age}
 
     def _backward(self, query: Tensor, key: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Runs forward and backward, one part of the batch at a time.
+        """Runs forward and backward, one part of the batch at a time; returns global queries and keys, and the loss's numbers.
 
         InfoNCE compares with the queue and not within the batch, so the loss is a mean over images, and the gradients of the parts
         add up to those of the batch.
-
-        Returns:
-            Queries and keys of the global batch, and the numbers of the loss of this process's share.
         """
         count = self.params.accumulate
         with devices.autocast(self.device, self.params.precision):
@@ -180,7 +172,6 @@ class Pretraining(loop.Trainable):
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def _order(self) -> Tensor:
-        """Draws how the keys of the global batch are shuffled."""
         return torch.from_numpy(generator_for(self.params.seed, self.step).permutation(self.batch_size))
 
     def _features(self, batch: Batch) -> Tensor:

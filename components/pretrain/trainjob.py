@@ -47,31 +47,14 @@ log = logging.getLogger(__name__)
 def run_on_nodes(shards: list[str], out: str, params: Pretrain, runtime: Runtime, cluster: str) -> None:
     """Pretrains on several nodes and shows the log of the first; an attempt after a preemption resumes from the checkpoint.
 
-    Args:
-        shards: output folders of preprocess.
-        out: output folder, whose name is a hash.
-        params: the section `pretrain`.
-        runtime: the section `runtime`.
-        cluster: JSON of the description of the nodes, from pipelines.resources.describe_nodes.
-
-    Raises:
-        UserError: the cluster refuses the TrainJob, or it fails.
+    The name of `out` is a hash; `cluster` is JSON of pipelines.resources.describe_nodes. A TrainJob that is refused or fails is a
+    UserError.
     """
     follow(TrainerClient(), f"pretrain-{out.rpartition('/')[2]}", command(shards, out, params, runtime), json.loads(cluster))
 
 
 def follow(client: TrainerClient, name: str, command: list[str], cluster: dict[str, Any]) -> None:
-    """Creates a TrainJob, replacing an earlier one of the same name, follows it until it ends, and deletes it in any case.
-
-    Args:
-        client: client of Kubeflow Trainer.
-        name: name of the TrainJob.
-        command: command line of each node.
-        cluster: description of the nodes.
-
-    Raises:
-        UserError: the cluster refuses the TrainJob, or it fails.
-    """
+    """Creates a TrainJob, replacing an earlier one of the same name, follows it until it ends, and deletes it in any case."""
     with _explained(name):
         _delete_earlier(client, name)
         client.train(cluster["runtime"], trainer=trainer(cluster), options=options(name, command, cluster))

@@ -39,11 +39,7 @@ def width(resnet: torchvision.models.ResNet, stage: str = "layer4") -> int:
 
 
 def forward_stages(resnet: torchvision.models.ResNet, image_B1HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Computes pooled features and the post-ReLU map after each stage.
-
-    Returns:
-        (B, C), and by stage name (B, C_l, H_l, W_l) with H_l = H/4, H/8, H/16, H/32.
-    """
+    """Computes pooled features (B, C) and, by stage, the post-ReLU map (B, C_l, H_l, W_l) with H_l = H/4, H/8, H/16, H/32."""
     x = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(image_B1HW))))
     maps = {}
     for stage in STAGES:
@@ -59,17 +55,9 @@ def export(resnet: torchvision.models.ResNet, folder: Path, description: Descrip
 
 
 def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, Backbone, str]:
-    """Loads a backbone written by pretrain.
+    """Loads a backbone of pretrain: the network, the content of backbone.json and the SHA-256 of that file.
 
-    Args:
-        folder: output folder of pretrain.
-        arch: the expected architecture.
-
-    Returns:
-        The network, the content of backbone.json and that file's SHA-256.
-
-    Raises:
-        UserError: not a backbone, another architecture, or weights that do not match backbone.json.
+    Raises a UserError if the folder is no finished output, has another architecture, or weights that do not match backbone.json.
     """
     content, digest = read_document(folder, BACKBONE, "pretrain")
     description = check_backbone(content, storage.join(folder, BACKBONE))
@@ -95,16 +83,7 @@ class Start(NamedTuple):
 
 
 def start(folder: str | None, arch: str, shards: Shards) -> Start:
-    """Loads a pretrained backbone, or builds a new one that normalises by the shards' mean and standard deviation.
-
-    Args:
-        folder: output folder of pretrain; None: random weights.
-        arch: the architecture.
-        shards: the training images.
-
-    Raises:
-        UserError: as `load`.
-    """
+    """Loads the backbone in an output folder of pretrain; without one builds a network that normalises by mean and std of the shards."""
     inputs, upstream = dict(shards.inputs), dict(shards.upstream)
     if folder is None:
         return Start(build(arch), *shards.mean_std, inputs, upstream)
@@ -115,18 +94,10 @@ def start(folder: str | None, arch: str, shards: Shards) -> Start:
 
 
 def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tensor]:
-    """Adapts the weights of any torchvision-like ResNet to the networks of `build`.
+    """Adapts the weights of a torchvision-like ResNet to the networks of `build`; a UserError names their file `name` if they do not fit.
 
     A conv1 with three input channels is summed over them, which gives the response to a grey image fed into all three; the head
     `fc` is dropped.
-
-    Args:
-        weights: by torchvision's names.
-        arch: the expected architecture.
-        name: their file, for error messages.
-
-    Raises:
-        UserError: another architecture, or weights that are missing or unexpected.
     """
     found = {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
     if "conv1.weight" in found and found["conv1.weight"].shape == (64, 3, 7, 7):
@@ -140,7 +111,7 @@ def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tens
 
 
 def _difference(weights: Mapping[str, Tensor], arch: str) -> str | None:
-    """The first way in which weights differ from an architecture's; None if they fit."""
+    """Returns the first way in which weights differ from an architecture's; None if they fit."""
     with torch.device("meta"):
         expected = build(arch).state_dict()
     for key in expected.keys() - weights.keys():
@@ -155,11 +126,7 @@ def _difference(weights: Mapping[str, Tensor], arch: str) -> str | None:
 
 
 def load_state(module: nn.Module, content: bytes, name: str) -> None:
-    """Loads safetensors bytes into a module, strictly.
-
-    Raises:
-        UserError: the file, called `name`, is not safetensors, or has other tensors than the module.
-    """
+    """Loads safetensors bytes into a module, strictly; a UserError names their file `name` if they do not fit."""
     try:
         module.load_state_dict(load_safetensors(content))
     except (SafetensorError, RuntimeError) as error:

@@ -19,11 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def save(work: Path, step: int, state: dict[str, Any], keep: int, healthy: bool = True) -> None:
-    """Writes the state after a step, counted from the start, and removes all but the last `keep` and the last healthy checkpoint.
-
-    Raises:
-        UserError: the checkpoint cannot be written.
-    """
+    """Writes the state after a step, counted from the start, and removes all but the last `keep` and the last healthy checkpoint."""
     folder = work / FOLDER
     scratch = folder / "writing.partial"
     try:

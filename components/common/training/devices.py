@@ -12,15 +12,7 @@ from components.common.training.reader import Batch, prefetch
 
 
 def set_up(device: str, seed: int) -> torch.device:
-    """Chooses the device and makes runs repeatable.
-
-    Args:
-        device: auto (a GPU if there is one), cpu or cuda.
-        seed: seeds torch's global generator, which initialises weights.
-
-    Raises:
-        UserError: cuda is asked for and there is none.
-    """
+    """Chooses the device (auto: a GPU if there is one; cpu; cuda), seeds torch's global generator, and makes runs repeatable."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda is asked for, but torch sees no GPU; set device to auto or cpu")
     torch.set_num_threads(threads())
@@ -32,11 +24,9 @@ def set_up(device: str, seed: int) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """Returns the context for the forward pass; bfloat16 has the range of float32, so no loss scaler is needed.
+    """Returns the context of the forward pass: bf16, fp32, or auto, which is bf16 on a GPU and fp32 on a CPU.
 
-    Args:
-        device: runs the pass.
-        precision: bf16, fp32, or auto: bf16 on a GPU and fp32 on a CPU.
+    bfloat16 has the range of float32, so no loss scaler is needed.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and device.type == "cuda"))
 

@@ -46,15 +46,7 @@ def best_device() -> torch.device:
 
 
 def restore(weights: Path, rebuild: Callable[[dict[str, Tensor]], T]) -> T:
-    """Builds a model from a weights file.
-
-    Args:
-        weights: model.safetensors.
-        rebuild: builds the model from tensors by name; raises RuntimeError if they do not fit.
-
-    Raises:
-        UserError: not a safetensors file, or the weights do not fit the description.
-    """
+    """Builds a model from the tensors of a safetensors file; a UserError if it is none, or if `rebuild` raises RuntimeError."""
     try:
         return rebuild(load_file(weights))
     except SafetensorError as error:

@@ -36,10 +36,7 @@ class Trainable(ABC):
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """Takes one optimizer step; returns numbers to average over the epoch, `loss` among them.
 
-        Args:
-            batch: images and their rows.
-            epoch: counts from 0.
-            progress: fraction of all steps that is done, in [0, 1).
+        `epoch` counts from 0, `progress` is the fraction of all steps that is done, in [0, 1).
         """
 
     @abstractmethod
@@ -68,18 +65,12 @@ class Trainable(ABC):
 
 
 class Trainer:
-    """Trains to the last epoch, or until the trainable is finished, from the checkpoint in the work folder if there is one."""
+    """Trains to the last epoch, or until the trainable is finished, from the checkpoint in the work folder if there is one.
+
+    The work folder also gets the history; it is None in processes that do not write. `stage` is for messages.
+    """
 
     def __init__(self, trainable: Trainable, stage: str, folder: Path | None, epochs: int, runtime: Runtime):
-        """Prepares a training.
-
-        Args:
-            trainable: the model to train.
-            stage: name of the stage, for messages.
-            folder: work folder for checkpoints and the history; None in processes that do not write.
-            epochs: number of epochs.
-            runtime: how often checkpoints are written, and how many are kept.
-        """
         self._trainable, self._stage, self._folder, self._epochs, self._runtime = trainable, stage, folder, epochs, runtime
         self._timer = Timer(60 * runtime.checkpoint_minutes)
         self._steps_per_epoch = trainable.steps_per_epoch
@@ -90,9 +81,8 @@ class Trainer:
     def run(self, on_epoch: Callable[[dict[str, float], int], None] | None = None) -> list[dict[str, float]]:
         """Trains, and returns one row of numbers per epoch, each of which `on_epoch` also gets at once.
 
-        Raises:
-            Interrupted: a signal came; the checkpoint is written.
-            UserError: the loss or the weights are not finite, or training is unhealthy.
+        Raises Interrupted after a signal, when the checkpoint is written, and a UserError if the loss or the weights are not
+        finite, or if training is unhealthy.
         """
         self._restore()
         self._progress = Progress(self._stage, self._epochs, self._steps_per_epoch, silent=not processes.is_main())
@@ -170,7 +160,7 @@ class Trainer:
             processes.raise_everywhere(UserError(f"{failures[-1]}{self._last_healthy()}"))
 
     def _last_healthy(self) -> str:
-        """The end of an error message: from where one could resume."""
+        """Returns the end of an error message: from where one could resume."""
         path = checkpoints.latest_healthy(self._folder) if self._folder else None
         return f"; the last healthy checkpoint is {path}" if path else ""
 

@@ -9,12 +9,7 @@ WARMUP = 0.1  # fraction of a fine-tuning's steps with a rising learning rate
 
 
 def cosine(progress: float, warmup: float = 0.0) -> float:
-    """Factor of the learning rate: a linear warm-up, then half a cosine down to 0.
-
-    Args:
-        progress: fraction of the training that is done, in [0, 1].
-        warmup: fraction of the training with a rising rate.
-    """
+    """Returns the learning rate's factor at a `progress` in [0, 1]: a linear rise over the fraction `warmup`, then half a cosine to 0."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))

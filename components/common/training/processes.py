@@ -25,13 +25,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Joins the processes that torchrun started: nccl between GPUs, gloo between CPUs.
+    """Joins the processes that torchrun started: nccl between GPUs, gloo between CPUs; `device` is auto, cpu or cuda.
 
-    Args:
-        device: auto, cpu or cuda, as in the parameters.
-
-    Raises:
-        UserError: the processes cannot connect, or there are more of them than GPUs.
+    Raises a UserError if the processes cannot connect, or if there are more of them than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -188,12 +184,8 @@ def broadcast_object(value: T) -> T:
 def permute(local: Tensor, order: Tensor) -> Tensor:
     """Permutes the rows of a global batch over the processes; none holds more than its share at any time.
 
-    Args:
-        local: (b, ...), this process's rows of the global batch.
-        order: (R b,) int64, a permutation, the same in all processes, on the CPU.
-
-    Returns:
-        (b, ...), rows `rank * b` to `(rank + 1) * b` of `batch[order]`, without gradient.
+    From this process's rows (b, ...) and a permutation (R b,), int64 on the CPU and the same in all processes, to rows `rank * b`
+    to `(rank + 1) * b` of `batch[order]`, without gradient.
     """
     # Maps in channels_last are moved as (B, H, W, C), where each row is contiguous: several times faster.
     channels_last = local.dim() == 4

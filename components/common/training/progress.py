@@ -70,12 +70,7 @@ class Progress:
             log.info("%s: %s, loss %.3g, ETA %s", self._stage, place, loss, self.eta(step))
 
     def end_epoch(self, row: dict[str, float], metric: str | None) -> None:
-        """Logs one line, at most 100 characters with the time before it: the five numbers that matter.
-
-        Args:
-            row: numbers of the epoch, those of `measurements` among them.
-            metric: name of the main validation metric; None if there is none.
-        """
+        """Logs one line, at most 100 characters with the time before it: the five numbers that matter, `metric` among them."""
         epoch = int(row[EPOCH])
         shown = [f"epoch {epoch}/{self._epochs}", f"loss {row['loss']:.3g}"]
         if metric and math.isfinite(row.get(metric, math.nan)):
@@ -84,7 +79,7 @@ class Progress:
         log.info("%s: %s", self._stage, ", ".join([*shown, *speed, f"ETA {self.eta(epoch * self._steps)}"]))
 
     def measurements(self, batch_size: int) -> dict[str, float]:
-        """Images per second, and the fraction of the time spent waiting for data, in this epoch or what this process did of it."""
+        """Returns images per second, and the fraction of the time spent waiting for data, in this process's part of the epoch."""
         seconds = time.monotonic() - self._epoch_started
         return {"images_per_second": self._epoch_done * batch_size / seconds, "data_wait": self._waited / seconds}
 

@@ -45,21 +45,13 @@ class _RowGroup:
 
 
 class Reader:
-    """The images of one split."""
+    """The images of one split; of each global batch the slice `rank` of `ranks`.
+
+    Small columns, image_id, patient_id, labels and `columns`, are read at once into `table`, pixels batch by batch. A split without
+    images is a UserError.
+    """
 
     def __init__(self, shards: Shards, split: str, columns: tuple[str, ...] = (), rank: int = 0, ranks: int = 1):
-        """Reads the small columns; pixels are read batch by batch.
-
-        Args:
-            shards: opened shards.
-            split: train, val or test.
-            columns: columns of `table` in addition to image_id, patient_id and labels.
-            rank: which slice of each global batch to take.
-            ranks: number of slices.
-
-        Raises:
-            UserError: the split has no images.
-        """
         self._rank, self._ranks = rank, ranks
         self.size = shards.size
         table = shards.table(["split", "image_id", "patient_id", "labels", *columns])
@@ -86,13 +78,9 @@ class Reader:
         return prefetch(self._load(_windows(self._groups), None, batch_size, 0))
 
     def shuffled(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yields one epoch of full global batches, this rank's slice of each.
+        """Yields full global batches, this rank's slice of each, from batch `start` on, in the order of the seed and the epoch.
 
-        Args:
-            batch_size: size of a global batch; a multiple of the number of ranks.
-            seed: determines the order, together with `epoch`.
-            epoch: counts from 0.
-            start: first batch to yield, to resume within an epoch.
+        `batch_size`, that of a global batch, is a multiple of the number of ranks.
         """
         rng = generator_for(seed, epoch)
         order = rng.permutation(len(self._groups))
@@ -118,7 +106,6 @@ class Reader:
             yield self._decode(self._slice(rest))
 
     def _slice(self, rows: list[T]) -> list[T]:
-        """Returns this rank's part of a global batch."""
         return rows[self._rank * len(rows) // self._ranks : (self._rank + 1) * len(rows) // self._ranks]
 
     def _decode(self, rows: list[tuple[int, dict[str, Any]]]) -> Batch:
@@ -149,7 +136,6 @@ def _windows(groups: list[_RowGroup]) -> list[list[_RowGroup]]:
 
 
 def _row_groups(parts: list[Part], selected: npt.NDArray[np.bool_]) -> list[_RowGroup]:
-    """Finds the row groups that hold selected rows."""
     groups = []
     numbers = np.cumsum(selected) - 1
     at = 0

@@ -35,15 +35,10 @@ def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: flo
 
 
 def stratified(traits: Traits, count: int, seed: int) -> Rows:
-    """Returns the first `count` patients of an order in which every prefix has nearly the same traits as the whole.
+    """Returns (count,) positions: the first of an order in which every prefix has nearly the same traits as the whole.
 
-    Args:
-        traits: (P, K), 1 where a patient has a trait, else 0.
-        count: at most P.
-        seed: determines each halving, together with the halves chosen so far, whatever the count.
-
-    Returns:
-        (count,) positions.
+    Traits are (P, K), 1 where a patient has a trait, else 0. The seed and the halves chosen so far determine each halving, whatever
+    the count.
     """
     taken: list[Rows] = [np.empty(0, np.int64)]
     rest, path = np.arange(len(traits)), [seed]
@@ -79,7 +74,7 @@ def _halves(traits: Traits, members: Rows, rng: np.random.Generator) -> tuple[Ro
 
 
 def _traits(labels: Traits, who: Rows, count: int) -> Traits:
-    """(P, 2 F): whether a patient has a positive image of each finding, and whether any image with a known label."""
+    """Returns (P, 2 F): whether a patient has a positive image of each finding, and whether any image with a known label."""
     found = np.zeros((count, 2 * labels.shape[1]))
     np.maximum.at(found, who, np.concatenate([labels == 1, ~np.isnan(labels)], axis=1).astype(np.float64))
     return found
