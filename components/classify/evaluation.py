@@ -33,11 +33,7 @@ NAMES = {
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Classification":
-    """Evaluates the predictions of one classifier.
-
-    Raises:
-        UserError: columns that are missing, or that hold what they must not; findings that metric names cannot tell apart.
-    """
+    """Evaluates the predictions of one classifier; a UserError if columns are missing or hold what they must not."""
     names = _names(table, model)
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
     val, test = (_split(rows_of(table, split), split, names, model.path(PREDICTIONS)) for split in ("val", "test"))
@@ -109,11 +105,7 @@ class Classification:
         return found + subgroups.warnings(self.subgroups, few)
 
     def compare(self, baseline: "Classification") -> list[Difference]:
-        """Compares AUROC and average precision: the macro average alone, the findings with Holm's correction.
-
-        Raises:
-            UserError: other images, targets or findings than the baseline's.
-        """
+        """Compares AUROC and average precision, the findings with Holm's correction; a UserError if images, targets or findings differ."""
         self._check_comparable(baseline)
         differences = []
         for metric in PAIRED:
@@ -142,7 +134,6 @@ class Classification:
         return paired_differences([(f"{metric}_macro", f"Macro {NAMES[metric]}")], [estimate], samples[None], self.params.confidence)
 
     def _finding_differences(self, metric: str, baseline: "Classification") -> list[Difference]:
-        """Compares the counted findings."""
         counted = [index for index, finding in enumerate(self.findings.each) if finding.counted]
         name = NAMES[metric][:1].upper() + NAMES[metric][1:]
         found = [self.findings.each[index].name for index in counted]

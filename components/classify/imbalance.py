@@ -12,24 +12,11 @@ Targets = npt.NDArray[np.float32]
 
 
 def set_positive_rates(targets: Targets, patients: npt.ArrayLike, findings: list[str], rates: Mapping[str, float], seed: int) -> Targets:
-    """Subsamples labels to the given positive rates.
+    """Subsamples labels (N, F), 1, 0 or NaN, to the fractions of positives among known labels in `rates`; returns a copy.
 
-    Positives, or negatives if there are too many, become unknown, which every loss ignores: each finding gets its rate whatever
-    the others have, and its images still teach the others. Patients leave in a seeded order, the same for all findings; the
-    positives of a lower rate are a subset of those of a higher one.
-
-    Args:
-        targets: (N, F), 1, 0 or NaN.
-        patients: (N,) ids.
-        findings: names of the F findings.
-        rates: fraction of positives among the known labels, by finding.
-        seed: seed of the order.
-
-    Returns:
-        (N, F), a copy.
-
-    Raises:
-        UserError: a finding does not exist, or has only one class.
+    Positives, or negatives if there are too many, become unknown, which every loss ignores: each finding gets its rate whatever the
+    others have, and its images still teach the others. Patients leave in a seeded order, the same for all findings; the positives
+    of a lower rate are a subset of those of a higher one. A finding that does not exist, or has only one class, is a UserError.
     """
     subsampled = targets.copy()
     names, who = np.unique(np.asarray(patients), return_inverse=True)
@@ -47,7 +34,7 @@ def set_positive_rates(targets: Targets, patients: npt.ArrayLike, findings: list
 
 
 def _kept(positives: int, negatives: int, rate: float) -> tuple[int, int]:
-    """How many of either class stay: all of one, and at least one of the other."""
+    """Returns how many of either class stay: all of one, and at least one of the other."""
     if positives > rate * (positives + negatives):
         return max(1, round(negatives * rate / (1 - rate))), negatives
     return positives, max(1, round(positives * (1 - rate) / rate))

@@ -18,9 +18,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def make(params: Classify, prior: Tensor) -> tuple[Loss, Tensor]:
     """Returns the loss that the parameters ask for, and the initial bias of the head: the best constant logits under that loss.
 
-    Args:
-        params: loss, focal_gamma and adjustment.
-        prior: (findings,), `prior_logits` of the training labels.
+    `prior` (findings,) are the `prior_logits` of the training labels.
     """
     if params.loss == "weighted_bce":
         weight = torch.exp(-prior)

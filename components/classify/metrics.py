@@ -30,15 +30,15 @@ class ClassificationSplit:
 
     @property
     def patient_count(self) -> int:
-        """P."""
+        """The number of patients, P."""
         return len(np.unique(self.patients))
 
     def each(self, metric: Callable[[Floats, Floats], float]) -> Floats:
-        """A metric of targets and scores for every finding, (F,)."""
+        """Returns a metric of targets and scores for every finding, (F,)."""
         return np.array([metric(target, score) for target, score in zip(self.targets.T, self.scores.T, strict=True)])
 
     def counts(self, index: int) -> tuple[int, int, int]:
-        """Positives, negatives and unknown targets of a finding."""
+        """Counts positives, negatives and unknown targets of a finding."""
         target = self.targets[:, index]
         return int((target == 1).sum()), int((target == 0).sum()), int(np.isnan(target).sum())
 
@@ -82,14 +82,7 @@ class Findings:
 
 
 def evaluate(names: list[str], val: ClassificationSplit, test: ClassificationSplit, params: Evaluate) -> Findings:
-    """Evaluates the scores of F findings.
-
-    Args:
-        names: of the findings.
-        val: thresholds are chosen here.
-        test: everything else is measured here.
-        params: bootstrap, thresholds and macro average.
-    """
+    """Evaluates the scores of F findings: thresholds are chosen on val, everything else is measured on test."""
     thresholds = val.each(lambda target, score: _threshold(target, score, params))
     estimates, samples = _measure(test, thresholds, params)
     counted = has_both(test.targets, params.min_positives)
@@ -120,15 +113,9 @@ def evaluate(names: list[str], val: ClassificationSplit, test: ClassificationSpl
 
 
 def macro_interval(estimates: Floats, samples: Floats, counted: Flags, confidence: float) -> Interval:
-    """Mean over the counted findings.
+    """Averages (F,) estimates and (B, F) samples over the counted findings, without those whose estimate is NaN.
 
     A resample in which one of them is undefined is left out, since it would average other findings than the rest.
-
-    Args:
-        estimates: (F,); NaN is left out, such as the accuracy of a finding without a threshold.
-        samples: (B, F).
-        counted: (F,).
-        confidence: level.
     """
     chosen = counted & ~np.isnan(estimates)
     if not chosen.any():
@@ -137,7 +124,7 @@ def macro_interval(estimates: Floats, samples: Floats, counted: Flags, confidenc
 
 
 def correct(targets: Floats, scores: Floats, thresholds: Floats) -> Floats:
-    """Whether each target (n, F) is on the right side of its finding's threshold (F,): 1, 0, or NaN where either is unknown."""
+    """Tells whether each target (n, F) is on the right side of its finding's threshold (F,): 1, 0, or NaN where either is unknown."""
     right = (scores >= thresholds) == (targets == 1)
     return np.where(np.isnan(targets) | np.isnan(thresholds), np.nan, right)
 
@@ -149,7 +136,7 @@ def _threshold(target: Floats, score: Floats, params: Evaluate) -> float:
 
 
 def _measure(test: ClassificationSplit, thresholds: Floats, params: Evaluate) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """By metric, the estimates (F,) and the samples (B, F)."""
+    """Returns by metric the estimates (F,), and the samples (B, F)."""
     right = correct(test.targets, test.scores, thresholds)
     means = {
         "accuracy": right,

@@ -39,8 +39,7 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
     """Compares by the targets of the new version, since labels may have been corrected meanwhile.
 
-    Raises:
-        NotComparable: the findings or the test images differ, or no finding has enough positives and negatives.
+    Raises NotComparable if the findings or the test images differ, or no finding has enough positives and negatives.
     """
     mine, theirs = new.test_predictions.sort_by("image_id"), champion.predictions.sort_by("image_id")
     names = findings_of(mine)
@@ -88,7 +87,6 @@ def card_values(candidate: Candidate) -> dict[str, Any]:
 
 
 def _results(candidate: Candidate) -> str:
-    """Tabulates the macro average and each finding, with intervals."""
     metrics, rows = candidate.metrics, [("**macro average**", METRIC, "")]
     for finding in candidate.description["findings"]:
         name = metric_key(finding)
@@ -100,7 +98,6 @@ def _results(candidate: Candidate) -> str:
 
 
 def _subgroups(metrics: dict[str, float | None]) -> str:
-    """Tabulates the macro AUROC by subgroup, as far as the evaluation has subgroups."""
     prefix = f"{METRIC}_"
     keys = [name for name in metrics if name.startswith(prefix) and not name.endswith(("_low", "_high"))]
     if not keys:

@@ -43,7 +43,7 @@ def _shortage(finding: Finding, params: Evaluate) -> str:
 
 
 def _curves(finding: Finding) -> tuple[Chart, Chart]:
-    """The ROC and the precision-recall curve, with the chosen threshold marked."""
+    """Draws the ROC and the precision-recall curve, with the chosen threshold marked."""
     assert finding.roc is not None and finding.pr is not None
     positives, negatives, _ = finding.counts["test"]
     prevalence = positives / (positives + negatives)

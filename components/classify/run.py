@@ -36,18 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, backbone: str | None = None) -> None:
-    """Trains a classifier of all findings of the shards.
+    """Trains a classifier of all findings of the shards, on a backbone of pretrain or from random weights.
 
-    Args:
-        shards: output folders of preprocess.
-        out: output folder.
-        params: the section `classify`.
-        runtime: the section `runtime`.
-        backbone: output folder of pretrain; None starts from random weights.
-
-    Raises:
-        UserError: shards or a backbone that cannot be used.
-        Interrupted: a signal came; the checkpoint is written.
+    Raises a UserError for shards or a backbone that cannot be used, and Interrupted after a signal, when the checkpoint is written.
     """
     opened = open_shards(shards)
     if not opened.findings:
@@ -65,11 +56,7 @@ def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, back
 
 
 def finish(classification: Classification, job: StageRun) -> dict[str, float]:
-    """Writes the best epoch's model, calibrated on val, and its predictions for val and test.
-
-    Returns:
-        The temperature, and the validation split's negative log-likelihood before and after calibration.
-    """
+    """Writes the best epoch's model, calibrated on val, and predictions; returns the temperature and val's likelihoods before and after."""
     network, shards = classification.best_network(), classification.shards
     val = Reader(shards, "val", META)
     logits, targets = classification.predict(network, val), val.labels().astype(np.float64)

@@ -75,15 +75,7 @@ def exportable(network: Classifier) -> nn.Module:
 
 
 def load(description: dict[str, Any], weights: Path) -> Classifier:
-    """Builds a classifier with its weights, for inference.
-
-    Args:
-        description: content of model.json.
-        weights: model.safetensors, with torchvision's names.
-
-    Raises:
-        UserError: the weights do not fit the description.
-    """
+    """Builds a classifier from the content of model.json and its weights, for inference; a UserError if they do not fit together."""
     made = Classifier(description)
     backbones.load_state(made.network, weights.read_bytes(), str(weights))
     return made.eval().to(best_device())

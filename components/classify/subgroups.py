@@ -55,10 +55,7 @@ class Subgroup:
 def evaluate(rows: pa.Table, found: Findings, params: Evaluate) -> list[Subgroup]:
     """Evaluates the groups of every attribute that has more than one value.
 
-    Args:
-        rows: the test split, in the order of `found.test`; attributes without a column are skipped.
-        found: scores, targets and thresholds of all images.
-        params: resamples, seed, confidence and the minimum number of positives.
+    The rows are the test split in the order of `found.test`; attributes without a column are skipped.
     """
     groups: list[Subgroup] = []
     for attribute in ATTRIBUTES:

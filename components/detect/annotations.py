@@ -43,8 +43,7 @@ class Annotations:
 def choose_classes(reader: Reader, wanted: tuple[str, ...]) -> list[str]:
     """Returns the wanted classes, or all that have a box in this (the train) split, in alphabetical order.
 
-    Raises:
-        UserError: the split has no boxes, or none of a wanted class.
+    Raises a UserError if the split has no boxes, or none of a wanted class.
     """
     found = Counter(box["label"] for boxes in reader.table["boxes"].to_pylist() for box in boxes)
     if not found:
@@ -60,12 +59,9 @@ def annotate(reader: Reader, classes: list[str], findings: list[str]) -> Annotat
 
 
 def annotate_rows(table: pa.Table, labels: npt.NDArray[np.float32], size: int, classes: list[str], findings: list[str]) -> Annotations:
-    """Places the boxes of rows of the shards on the square images.
+    """Places the boxes of rows of the shards, with image_id and the COLUMNS, on the square images.
 
-    The table has image_id and the COLUMNS, labels are (N, findings); boxes of other classes are left out.
-
-    Raises:
-        UserError: a box is empty or outside its image.
+    Labels are (N, findings). Boxes of other classes are left out; an empty box, or one outside its image, is a UserError.
     """
     rows = table.select(["image_id", *COLUMNS]).to_pylist()
     extent = np.array([[row["width"], row["height"]] for row in rows], np.int64)

@@ -33,11 +33,7 @@ FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))  # differences whose 
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Detection":
-    """Evaluates the predictions of one detector.
-
-    Raises:
-        UserError: columns that are missing or impossible, or no image of the test split in which all classes are known.
-    """
+    """Evaluates the predictions of one detector; a UserError if columns are missing or impossible, or if no test image has known boxes."""
     classes = _classes(table, model)
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
     val, test = (_split(rows_of(table, name), classes, model.path(PREDICTIONS)) for name in ("val", "test"))
@@ -99,10 +95,9 @@ class Detection:
         return found
 
     def compare(self, baseline: "Detection") -> list[Difference]:
-        """Compares the metrics over the classes and AP@50 of each class; sensitivities, and classes, with Holm's correction.
+        """Compares metrics over the classes and AP@50 of each class; sensitivities, and classes, with Holm's correction.
 
-        Raises:
-            UserError: other images, boxes or classes than the baseline's.
+        Raises a UserError if images, boxes or classes differ from the baseline's.
         """
         self._check_comparable(baseline)
         mine, theirs = self.boxes, baseline.boxes
@@ -158,7 +153,6 @@ def _split(rows: pa.Table, classes: list[str], source: str) -> DetectionSplit:
 
 
 def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tuple[Floats, Integers]:
-    """Returns boxes (n, 4) and class numbers (n,)."""
     if strange := [box["label"] for box in boxes if box["label"] not in classes]:
         raise UserError(f"{source}: a box of the class {strange[0]}, which {DESCRIPTION} does not name; run detect again")
     places = np.array([[box[name] for name in COORDINATES] for box in boxes], np.float64).reshape(-1, 4)

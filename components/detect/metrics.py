@@ -46,7 +46,7 @@ class DetectionSplit:
 
     @property
     def boxes(self) -> int:
-        """Number of annotated boxes."""
+        """The number of annotated boxes."""
         return sum(len(image.targets) for image in self.images)
 
 
@@ -83,25 +83,18 @@ class DetectorMetrics(NamedTuple):
     auroc: Floats  # (1 + C, B): of images, for any box and for each class
 
     def overall(self, counted: Sequence[int]) -> dict[str, Floats]:
-        """Metrics by the names in OVERALL; means are over the counted classes."""
+        """Returns metrics by the names in OVERALL; means are over the counted classes."""
         precision = self.precision[list(counted)].mean(axis=0) if counted else np.full(self.precision.shape[1:], np.nan)
         return dict(zip(OVERALL, [precision[0], precision.mean(axis=0), *self.sensitivity, self.auroc[0]], strict=True))
 
     def of_class(self, index: int) -> dict[str, Floats]:
-        """Metrics by the names in OF_CLASS."""
+        """Returns metrics by the names in OF_CLASS."""
         precision = self.precision[index]
         return dict(zip(OF_CLASS, [precision[0], precision.mean(axis=0), self.auroc[1 + index]], strict=True))
 
 
 def evaluate(classes: list[str], val: DetectionSplit, test: DetectionSplit, params: Evaluate) -> DetectorResult:
-    """Measures a detector on the test split.
-
-    Args:
-        classes: names in the order of their numbers.
-        val: for the metric by which the epoch was chosen.
-        test: with images.
-        params: of the bootstrap.
-    """
+    """Measures a detector on the test split; the val split is for the metric by which the epoch was chosen."""
     matched = [match(test.images, label) for label in range(len(classes))]
     counted = [label for label, one in enumerate(matched) if one.targets.sum()]
     estimates, samples = _measure(matched, test, params)
@@ -128,7 +121,7 @@ def evaluate(classes: list[str], val: DetectionSplit, test: DetectionSplit, para
 
 
 def froc_points(curve: FrocCurve, most: float) -> list[tuple[float, float]]:
-    """Thinned (false positives per image, sensitivity) up to `most` false positives; one point for a detector that finds nothing."""
+    """Thins (false positives per image, sensitivity) up to `most` false positives; one point for a detector that finds nothing."""
     kept = curve.false_positives <= most
     if kept.sum() < 2:
         return [(0.0, 0.0)]
@@ -140,7 +133,7 @@ def _intervals(estimates: dict[str, Floats], samples: dict[str, Floats], params:
 
 
 def _measure(matched: list[MatchedDetections], test: DetectionSplit, params: Evaluate) -> tuple[DetectorMetrics, DetectorMetrics]:
-    """Estimates on the test split, and samples of the bootstrap."""
+    """Returns estimates on the test split, and samples of the bootstrap."""
     pooled = pool(matched)
 
     def weighted(weights: Weights) -> tuple[Floats, Floats]:
@@ -156,7 +149,7 @@ def _measure(matched: list[MatchedDetections], test: DetectionSplit, params: Eva
 
 
 def _image_scores(images: list[ImageBoxes], classes: int) -> tuple[Floats, Floats]:
-    """Targets and scores (N, 1 + C) of images: for any box, and for each class."""
+    """Returns targets and scores (N, 1 + C) of images: for any box, and for each class."""
     targets, scores = np.zeros((2, len(images), 1 + classes))
     for row, image in enumerate(images):
         targets[row, 1 + image.target_labels] = 1

@@ -40,10 +40,7 @@ class Detector(nn.Module):
         self._first_class = first_class
 
     def losses(self, image_B1SS: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
-        """Computes the terms of the loss, named loss_*, for images in [0, 1] and per image boxes (G, 4) and labels (G,).
-
-        Boxes are left, top, right, bottom in pixels.
-        """
+        """Computes the terms of the loss, loss_*, for images in [0, 1], their boxes (G, 4), left, top, right, bottom, and labels (G,)."""
         targets = [{"boxes": box, "labels": label + self._first_class} for box, label in zip(boxes, labels, strict=True)]
         return {f"loss_{name.removeprefix('loss_')}": term for name, term in self.model(list(image_B1SS), targets).items()}
 
@@ -56,7 +53,7 @@ class Detector(nn.Module):
 def build(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, mean: float, std: float) -> Detector:
     """Builds a detector on a backbone; the rest starts with random weights.
 
-    The number of classes does not include the background; mean and standard deviation of the pixels are fractions of their range.
+    The classes do not include the background; mean and std of the pixels are fractions of their range.
     """
     common = {"min_size": size, "max_size": size, "image_mean": [mean], "image_std": [std]}
     make = _retinanet if params.detector == "retinanet" else _faster_rcnn
@@ -68,16 +65,7 @@ def build(resnet: torchvision.models.ResNet, params: Detect, classes: int, size:
 
 
 def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Detector:
-    """Rebuilds a trained detector.
-
-    Args:
-        description: content of model.json.
-        weights: content of model.safetensors.
-
-    Raises:
-        KeyError: the description is incomplete.
-        RuntimeError: the weights do not fit the description.
-    """
+    """Rebuilds a trained detector from model.json and its weights; a RuntimeError if they do not fit together."""
     params = Detect.model_validate({name: description[name] for name in SETTINGS})
     classes, normalisation = len(description["classes"]), description["normalisation"]
     detector = build(backbones.build(params.arch), params, classes, description["size"], **normalisation)
@@ -94,13 +82,13 @@ def train_mode(detector: Detector, params: Detect) -> None:
 
 
 def anchor_sizes(size: int, stride: int) -> list[float]:
-    """Sides of the anchors of each level in pixels, the finest first, for an image side and the stride of the finest level."""
+    """Returns the sides of the anchors of each level in pixels, finest first, for an image side and the stride of the finest level."""
     finest = max(FINEST * size, STRIDES_PER_ANCHOR * stride)
     return [finest * 2**level for level in range(LEVELS)]
 
 
 def _retinanet(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, common: dict[str, Any]) -> Detector:
-    """The paper's pyramid starts at stride 8; small images need a finer one, and can afford it."""
+    """Starts the pyramid at stride 8, as in the paper; small images need a finer one, and can afford it."""
     coarse = FINEST * size >= STRIDES_PER_ANCHOR * backbones.STRIDES["layer2"]
     stages = backbones.STAGES[1:] if coarse else backbones.STAGES
     extra = LastLevelP6P7(backbones.width(resnet), params.channels) if coarse else LastLevelMaxPool()

@@ -43,8 +43,7 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
     """Compares as `evaluate --baseline` does.
 
-    Raises:
-        NotComparable: the classes, the test images or their boxes differ, or there is no box in them.
+    Raises NotComparable if the classes, the test images or their boxes differ, or there is no box in them.
     """
     mine, theirs = new.description["classes"], champion.description["classes"]
     if mine != theirs:
@@ -94,7 +93,6 @@ def card_values(candidate: Candidate) -> dict[str, Any]:
 
 
 def _results(candidate: Candidate) -> str:
-    """Tabulates the metrics over all classes and of each class."""
     metrics = candidate.metrics
     overall = table(("measure", "value (95 % interval)"), ((n, interval(metrics, f"detect_test_{k}")) for k, n in evaluation.NAMES.items()))
     rows = (

@@ -25,18 +25,9 @@ from components.detect.training import Detection
 
 
 def run(*, shards: list[str], out: str, params: Detect, runtime: Runtime, backbone: str | None = None) -> None:
-    """Trains a detector of the classes that have boxes.
+    """Trains a detector of the classes that have boxes, on a backbone of pretrain or from scratch.
 
-    Args:
-        shards: output folders of preprocess.
-        out: output folder.
-        params: the section `detect`.
-        runtime: the section `runtime`.
-        backbone: output folder of pretrain; None trains from scratch.
-
-    Raises:
-        UserError: shards or a backbone that cannot be used, such as shards without boxes.
-        Interrupted: a signal came; the checkpoint is written.
+    Raises a UserError for shards or a backbone that cannot be used, and Interrupted after a signal, when the checkpoint is written.
     """
     detection = Detection(params, open_shards(shards), backbone)
     with stage_run("detect", out, params, detection.inputs, runtime=runtime, upstream=detection.upstream) as job:

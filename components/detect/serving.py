@@ -37,7 +37,7 @@ class Boxes:
         return [to_numpy(each, *self._place(image)) for each, image in zip(found, images, strict=True)]
 
     def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
-        """Returns one row per box, by descending score within an image: image (its number in the call), label, score, x, y, width, height.
+        """Returns one row per box, by descending score within an image, whose number in the call is `image`.
 
         Boxes are in pixels of the source (for arrays: of the array), with the origin at the top left, as in boxes.csv.
         """
@@ -79,13 +79,5 @@ def exportable(network: Boxes) -> torch.nn.Module:
 
 
 def load(description: dict[str, Any], weights: Path) -> Boxes:
-    """Builds a detector with its weights, for inference.
-
-    Args:
-        description: content of model.json.
-        weights: model.safetensors.
-
-    Raises:
-        UserError: the weights do not fit the description.
-    """
+    """Builds a detector from the content of model.json and its weights, for inference; a UserError if they do not fit together."""
     return restore(weights, lambda tensors: Boxes(description, rebuild(description, tensors)))

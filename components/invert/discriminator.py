@@ -12,10 +12,9 @@ GROUP = 4  # number of images over which the last layers see the standard deviat
 
 
 class Discriminator(nn.Module):
-    """Images to logits of being real."""
+    """Images to logits of being real; arguments as for the generator."""
 
     def __init__(self, size: int, channel_base: int, channel_max: int):
-        """Draws the weights; arguments as for the generator."""
         super().__init__()
         widths = [channels(resolution, channel_base, channel_max) for resolution in reversed(resolutions(size))]
         self.from_gray = EqualConv(1, widths[0], 1)
@@ -26,7 +25,7 @@ class Discriminator(nn.Module):
         self.logit = EqualLinear(last, 1)
 
     def forward(self, image_B1HW: Tensor) -> Tensor:
-        """(B, 1, size, size) -> (B,)."""
+        """Maps (B, 1, size, size) to (B,)."""
         x = self.blocks(activate(self.from_gray(image_B1HW)))
         x = activate(self.conv(append_batch_deviation(x)))
         logit_B: Tensor = self.logit(activate(self.hidden(x.flatten(1))))[:, 0]
@@ -52,8 +51,7 @@ class ResidualBlock(nn.Module):
 def append_batch_deviation(x_BCHW: Tensor) -> Tensor:
     """Appends a channel with the mean standard deviation over groups of images (Karras et al. 2018, arXiv 1710.10196, section 3).
 
-    Returns:
-        (B, C + 1, H, W). Groups have GROUP images, or the largest divisor of GROUP that divides B.
+    Groups have GROUP images, or the largest divisor of GROUP that divides B.
     """
     count = len(x_BCHW)
     groups = count // math.gcd(count, GROUP)

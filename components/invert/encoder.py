@@ -16,12 +16,11 @@ COARSE, MEDIUM = 3, 7
 
 
 class Encoder(nn.Module):
-    """A backbone, a feature pyramid, and a small network for each latent ("map2style")."""
+    """A backbone, a feature pyramid, and a small network for each latent ("map2style"); at first every image gives the mean latent."""
 
     mean_latent: Tensor
 
     def __init__(self, resnet: torchvision.models.ResNet, size: int, latents: int, mean_latent: Tensor):
-        """Builds the layers above the backbone. At first every image is encoded as the mean latent."""
         super().__init__()
         dim = len(mean_latent)
         self.backbone = resnet

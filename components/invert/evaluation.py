@@ -23,11 +23,7 @@ DESCRIBED = ("generator_size", "judge", "perceptual", "ms_ssim_scales", "kid_sam
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Inversion":
-    """Evaluates the reconstructions of one model.
-
-    Raises:
-        UserError: columns that are missing or not finite, or a model.json that lacks something.
-    """
+    """Evaluates the reconstructions of one model; a UserError if columns or keys of model.json are missing, or errors not finite."""
     if missing := [name for name in (*ERRORS, MEAN_IMAGE) if name not in table.column_names]:
         raise UserError(f"{model.path(PREDICTIONS)}: lacks the column {missing[0]}; run invert again")
     if missing := [name for name in DESCRIBED if name not in model.description]:
@@ -76,8 +72,7 @@ class Inversion:
     def compare(self, baseline: "Inversion") -> list[Difference]:
         """Compares all errors with Holm's correction; feature distances only if both models have the same judge.
 
-        Raises:
-            UserError: other images, or images of another size, than the baseline's.
+        Raises a UserError if the images, or their size, differ from the baseline's.
         """
         mine, theirs = self.found, baseline.found
         pair = f"{self.model.path(PREDICTIONS)} and {baseline.model.path(PREDICTIONS)}"

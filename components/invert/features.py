@@ -18,10 +18,9 @@ CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 2
 
 
 class FeatureSpace:
-    """The features that a frozen backbone computes from images, (B, 1, H, W) in [0, 1]."""
+    """The features of images, (B, 1, H, W) in [0, 1], in a frozen backbone; `name` describes it in the reports."""
 
     def __init__(self, name: str, resnet: torchvision.models.ResNet, mean_std: tuple[float, float], device: torch.device):
-        """Freezes the network, which expects pixels to be normalised by `mean_std`; `name` describes it in the reports."""
         self.name, self.mean_std = name, mean_std
         self.resnet = resnet.to(device).eval().requires_grad_(False)
 
@@ -36,7 +35,7 @@ class FeatureSpace:
         return FeatureSpace(self.name, copy.deepcopy(self.resnet).double(), self.mean_std, next(self.resnet.parameters()).device)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B,): squared differences of the normalised maps, summed over channels and stages, averaged over positions.
+        """Sums squared differences of normalised maps over channels and stages, averaged over positions, (B,).
 
         LPIPS (Zhang et al. 2018, arXiv 1801.03924, equation 1) with all weights 1.
         """
@@ -63,17 +62,13 @@ class FeatureSpace:
 
 
 def maps_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """(B,): the distance of images, given their maps."""
+    """Computes the distance of images, (B,), from their maps."""
     terms = [(x - y).square().sum(1).mean((1, 2)) for x, y in zip(a, b, strict=True)]
     return torch.stack(terms).sum(0)
 
 
 def pretrained_space(folder: str, arch: str, device: torch.device) -> FeatureSpace:
-    """Loads the feature space of a backbone written by pretrain.
-
-    Raises:
-        UserError: not a backbone, or another architecture.
-    """
+    """Loads the feature space of a backbone of pretrain; a UserError if it is none, or has another architecture."""
     resnet, description, _ = backbones.load(folder, arch)
     name = f"{arch}, pretrained by {description.get('method', 'an unknown method')} ({description['sha256'][:8]})"
     return FeatureSpace(name, resnet, (description["normalisation"]["mean"], description["normalisation"]["std"]), device)

@@ -18,22 +18,21 @@ SHAPE = ("size", "latent_dim", "mapping_layers", "channel_base", "channel_max")
 
 
 def channels(resolution: int, base: int, most: int) -> int:
-    """Number of channels at a resolution: base / resolution, at most `most`."""
+    """Returns the number of channels at a resolution: base / resolution, at most `most`."""
     return min(base // resolution, most)
 
 
 def resolutions(size: int) -> list[int]:
-    """Resolutions of the blocks: 4, 8, ... `size`."""
+    """Returns the resolutions of the blocks: 4, 8, ... `size`."""
     return [2**power for power in range(int(math.log2(START)), int(math.log2(size)) + 1)]
 
 
 class Generator(nn.Module):
-    """Mapping network and synthesis network."""
+    """Mapping network and synthesis network; `size`, the side of the images, is a power of two, and z and w are (latent_dim,)."""
 
     latents: int  # N, number of layers with a latent of their own: W+ is (N, latent_dim)
 
     def __init__(self, size: int, latent_dim: int, mapping_layers: int, channel_base: int, channel_max: int):
-        """Draws the weights. The side of the images, `size`, is a power of two; z and w are (latent_dim,)."""
         super().__init__()
         self.latent_dim = latent_dim
         self.mapping = Mapping(latent_dim, mapping_layers)
@@ -46,14 +45,9 @@ class Generator(nn.Module):
         self.latents = 2 * len(widths)
 
     def synthesise(self, w_BND: Tensor, noise: torch.Generator | None = None) -> Tensor:
-        """Generates images from latents.
+        """Generates (B, 1, size, size), about [-1, 1], from the latent of each layer; an output layer shares that of the next convolution.
 
-        Args:
-            w_BND: (B, N, latent_dim), the latent of each layer; an output layer shares that of the next convolution.
-            noise: draws the noise that is added to the maps; None adds none, so that an image depends only on w.
-
-        Returns:
-            (B, 1, size, size), about [-1, 1].
+        `noise` draws the noise that is added to the maps; without it an image depends only on w.
         """
         x = self.convs[0](self.constant.expand(len(w_BND), -1, -1, -1), w_BND[:, 0], noise)
         image: Tensor = self.to_gray[0](x, w_BND[:, 1])
@@ -65,7 +59,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def mean_latent(self, samples: int = 4096) -> Tensor:
-        """(latent_dim,): the mean of w over a fixed sample of z."""
+        """Returns the mean of w, (latent_dim,), over a fixed sample of z."""
         z = torch.randn(samples, self.latent_dim, generator=torch.Generator().manual_seed(0))
         w: Tensor = self.mapping(z.to(self.constant.device))
         return w.mean(0)

@@ -31,7 +31,7 @@ MODEL_KEYS = {name: "generator_size" if name == "size" else name for name in SET
 
 
 class Inverter:
-    """Encoder and generator, and the loss that refines latents."""
+    """Encoder and frozen generator, and the loss that refines latents; of the parameters the SETTINGS are used."""
 
     def __init__(
         self,
@@ -41,10 +41,6 @@ class Inverter:
         normalisation: Mapping[str, float],
         perceptual: FeatureSpace | None,
     ):
-        """Combines the parts and freezes the generator; of the parameters the SETTINGS are used.
-
-        `normalisation` has mean and std of the encoder's input; `perceptual` is the feature space of the perceptual loss, if any.
-        """
         self.params, self.normalisation, self.perceptual = params, normalisation, perceptual
         self.encoder, self.generator = encoder, generator.requires_grad_(False)
 
@@ -67,10 +63,7 @@ class Inverter:
     def terms(self, image: Tensor, maps: list[Tensor], w_BND: Tensor) -> dict[str, Tensor]:
         """Computes the weighted losses, each a mean over the batch: Richardson et al. 2021, equations 1 to 3 and 5, without identity.
 
-        Args:
-            image: (B, 1, S, S), in [0, 1].
-            maps: its maps in the perceptual backbone; empty without one.
-            w_BND: latents to evaluate.
+        Images are (B, 1, S, S) in [0, 1]; `maps` are theirs in the perceptual backbone, empty without one.
         """
         params, made = self.params, (self.generator.synthesise(w_BND) + 1) / 2
         terms = {"pixel": params.lambda_pixel * mse(made, image).mean()}
@@ -96,10 +89,9 @@ class Inverter:
 
 
 class TrainedInverter:
-    """The result of the stage: an inverter with its judge and the mean image."""
+    """The result of the stage: an inverter, its judge of feature distance and KID, and the mean image (1, 1, S, S) of the train split."""
 
     def __init__(self, inverter: Inverter, judge: FeatureSpace, mean_image: Tensor):
-        """Combines the parts: the judge measures feature distance and KID, `mean_image` (1, 1, S, S) is that of the train split."""
         self.inverter, self.judge, self.mean_image = inverter, judge, mean_image
 
     def latents(self, image_B1SS: Tensor) -> Tensor:
@@ -119,7 +111,6 @@ class TrainedInverter:
 
     @cached_property
     def _double(self) -> Inverter:
-        """A copy in float64."""
         one = self.inverter
         encoder, generator = copy.deepcopy(one.encoder).double(), copy.deepcopy(one.generator).double()
         return Inverter(one.params, encoder, generator, one.normalisation, one.perceptual and one.perceptual.double())
@@ -153,17 +144,7 @@ class TrainedInverter:
 
 
 def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor], device: torch.device) -> TrainedInverter:
-    """Rebuilds a trained inverter from the output of the stage.
-
-    Args:
-        description: content of model.json.
-        weights: content of model.safetensors.
-        device: where to compute.
-
-    Raises:
-        KeyError: the description is incomplete.
-        RuntimeError: the weights do not fit the description.
-    """
+    """Rebuilds a trained inverter from model.json and its weights; a RuntimeError if they do not fit together."""
     params = Invert.model_validate({name: description[key] for name, key in MODEL_KEYS.items()})
     generator = build_generator(params)
     generator.load_state_dict(part(weights, GENERATOR))

@@ -13,14 +13,9 @@ BLOCK = 1000  # images of each set that are compared at a time; the estimates of
 def kid(x: Features, y: Features, paired: bool = False) -> float:
     """Estimates the squared maximum mean discrepancy under the kernel (x . y / d + 1)^3 without bias; it may be negative.
 
-    Images are not compared with themselves. If the sets are paired (an original and its reconstruction), neither are the images of
-    a pair, since they resemble each other more than independent draws would (Gretton et al. 2012, JMLR 13, equation 4): the
-    distance of a set to itself is then 0.
-
-    Args:
-        x: (n, d), n at least 2.
-        y: (m, d), m at least 2; m = n when paired.
-        paired: whether x[i] and y[i] form a pair.
+    The sets are (n, d) and (m, d), of at least two images. Images are not compared with themselves. If the sets are paired (x[i] is
+    an original and y[i] its reconstruction), neither are the images of a pair, since they resemble each other more than independent
+    draws would (Gretton et al. 2012, JMLR 13, equation 4): the distance of a set to itself is then 0.
     """
     blocks = math.ceil(max(len(x), len(y)) / BLOCK)
     pairs = zip(np.array_split(x, blocks), np.array_split(y, blocks), strict=True)
@@ -38,6 +33,6 @@ def _kernel(x: Features, y: Features) -> Features:
 
 
 def _off_diagonal(square: Features) -> float:
-    """Mean over the entries off the diagonal."""
+    """Averages the entries off the diagonal."""
     count = len(square)
     return float((square.sum() - np.trace(square)) / (count * (count - 1)))

@@ -21,10 +21,9 @@ def activate(x: Tensor) -> Tensor:
 
 
 class EqualLinear(nn.Module):
-    """A linear layer with equalised learning rate: (B, inputs) -> (B, outputs)."""
+    """A linear layer with equalised learning rate, times `lr_multiplier`: (B, inputs) -> (B, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_multiplier: float = 1.0):
-        """Draws the weights; `lr_multiplier` is the factor of the learning rate relative to other layers."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
@@ -55,20 +54,11 @@ class EqualConv(nn.Module):
 
 
 def modulated_conv(x_BIHW: Tensor, weight_OIKK: Tensor, style_BI: Tensor, demodulate: bool = True, up: bool = False) -> Tensor:
-    """A convolution whose weights are scaled by each sample's style: equations 1 to 3 of StyleGAN2.
+    """Convolves with weights scaled by each sample's style: (B, I, H, W) -> (B, O, H, W), equations 1 to 3 of StyleGAN2.
 
-    w'_ijk = s_i w_ijk, and with demodulation w''_ijk = w'_ijk / sqrt(sum over i, k of w'_ijk^2 + epsilon). Instead of the
-    weights the maps are scaled, before and after: the same by linearity, and the whole batch shares one convolution.
-
-    Args:
-        x_BIHW: (B, I, H, W).
-        weight_OIKK: (O, I, K, K) with K odd.
-        style_BI: (B, I).
-        demodulate: whether to restore the variance of the inputs.
-        up: whether to double the size, followed by a low-pass filter.
-
-    Returns:
-        (B, O, H, W), or with `up` (B, O, 2 H, 2 W).
+    w'_ijk = s_i w_ijk, and with demodulation, which restores the variance of the inputs, w''_ijk = w'_ijk / sqrt(sum over i, k of
+    w'_ijk^2 + epsilon). Instead of the weights the maps are scaled, before and after: the same by linearity, and the whole batch
+    shares one convolution. K is odd; `up` doubles the size and applies a low-pass filter.
     """
     x = x_BIHW * style_BI[:, :, None, None]
     if up:
@@ -97,7 +87,7 @@ def downsample(x: Tensor) -> Tensor:
 
 
 def _kernel(x: Tensor, gain: float) -> Tensor:
-    """(C, 1, 4, 4), where each channel sums to `gain`."""
+    """Returns (C, 1, 4, 4), where each channel sums to `gain`."""
     return _filter(gain, x.device, x.dtype).expand(x.shape[1], 1, 4, 4)
 
 

@@ -55,14 +55,7 @@ class Reconstructions:
 
 
 def evaluate(val: InversionSplit, test: InversionSplit, model: dict[str, Any], params: Evaluate) -> Reconstructions:
-    """Computes means and intervals.
-
-    Args:
-        val: for the mean PSNR only.
-        test: at least one image.
-        model: model.json.
-        params: resamples, seed and confidence.
-    """
+    """Computes means and intervals on the test split, and the mean PSNR on val; `model` is model.json."""
     samples = bootstrap_mean(test.errors, test.patients, params.resamples, params.seed)
     found = zip(NAMES, test.errors.mean(axis=0), samples.T, strict=True)
     kid = [float("nan") if model[name] is None else float(model[name]) for name in ("kid_samples", "kid_reconstructions")]

@@ -23,7 +23,7 @@ def shrink(image_B1SS: Tensor, size: int) -> Tensor:
 
 @cache
 def area_weights(source: int, target: int) -> Tensor:
-    """(target, source): the fraction of a target pixel's length that each source pixel covers; rows sum to 1."""
+    """Returns (target, source): the fraction of a target pixel's length that each source pixel covers; rows sum to 1."""
     edges = torch.arange(target + 1, dtype=torch.float64) * source / target
     left = torch.arange(source, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)

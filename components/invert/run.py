@@ -57,6 +57,8 @@ def run(
 ) -> None:
     """Trains a generator and an encoder into its latents, and reconstructs the val and test images.
 
+    Raises a UserError for inputs that cannot be used, and Interrupted after a signal, when the checkpoint is written.
+
     Args:
         shards: output folders of preprocess.
         out: output folder.
@@ -66,10 +68,6 @@ def run(
         perceptual: output folder of pretrain, for the perceptual loss; None: that of `backbone`.
         judge: output folder of pretrain, for feature distances and KID; None: a network with random weights.
         generator: output folder of an earlier run of this stage, whose generator is used; None: one is trained.
-
-    Raises:
-        UserError: inputs that cannot be used.
-        Interrupted: a signal came; the checkpoint is written.
     """
     inputs = open_inputs(params, open_shards(shards), InputFolders(backbone, perceptual, judge, generator))
     with stage_run("invert", out, params, inputs.digests, runtime=runtime, upstream=inputs.upstream) as job:

@@ -83,15 +83,7 @@ def exportable(network: Latents) -> nn.Module:
 
 
 def load(description: dict[str, Any], weights: Path) -> Latents:
-    """Builds an encoder and a generator with their weights, for inference.
-
-    Args:
-        description: content of model.json.
-        weights: model.safetensors.
-
-    Raises:
-        UserError: the weights do not fit the description.
-    """
+    """Builds an encoder and a generator from model.json and their weights, for inference; a UserError if they do not fit together."""
     return restore(weights, lambda tensors: Latents(description, rebuild(description, tensors, best_device())))
 
 
