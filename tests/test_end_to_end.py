@@ -38,7 +38,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def line() -> None:
+def run_all_stages() -> None:
     """Runs all stages, each of which must exit with 0."""
     assert main(["simulate", "--out", "data"]) == 0
     assert main(["preprocess", "--raw", "data", "--out", "a/shards"]) == 0
@@ -49,7 +49,7 @@ def line() -> None:
 
 
 def test_from_raw_files_to_a_registered_model(workplace: Path) -> None:
-    line()
+    run_all_stages()
 
     registration = json.loads((workplace / "a/registration/registration.json").read_text())
     assert registration["alias"] == "champion"

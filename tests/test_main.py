@@ -17,7 +17,7 @@ def params(tmp_path: Path) -> str:
     return str(path)
 
 
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs a command that must be refused; returns its error message, which must be one line."""
     try:
         code = main(list(arguments))
@@ -35,26 +35,26 @@ def register(params: str, *more: str) -> list[str]:
 
 
 def test_missing_input(params: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, *register(params))
+    line = error_of(capsys, *register(params))
     assert line == "register: /nowhere/model.json: not found; /nowhere must be the output folder of classify, detect or invert"
 
 
 def test_unknown_keys(params: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, *register(params, "--set", "register.min_auc=1"))
+    line = error_of(capsys, *register(params, "--set", "register.min_auc=1"))
     assert line == f"register: {params}: register.min_auc is not a parameter; did you mean min_auroc?"
     (tmp_path / "params.yaml").write_text("pretrian: {}")
-    assert fails(capsys, *register(params)) == f"register: {params}: pretrian is not a parameter; did you mean pretrain?"
+    assert error_of(capsys, *register(params)) == f"register: {params}: pretrian is not a parameter; did you mean pretrain?"
 
 
 def test_set_overrides_and_is_checked(params: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, *register(params, "--set", "register.min_auroc=7"))
+    line = error_of(capsys, *register(params, "--set", "register.min_auroc=7"))
     assert "register.min_auroc: input should be less than or equal to 1, not 7" in line
-    assert fails(capsys, *register(params, "--set", "min_auroc")) == "register: --set min_auroc: must have the form section.key=value"
-    assert "model.json: not found" in fails(capsys, *register(params, "--set", "register.min_auroc=0.1"))
+    assert error_of(capsys, *register(params, "--set", "min_auroc")) == "register: --set min_auroc: must have the form section.key=value"
+    assert "model.json: not found" in error_of(capsys, *register(params, "--set", "register.min_auroc=0.1"))
 
 
 def test_missing_params_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nowhere.yaml: cannot be read" in fails(capsys, *register("nowhere.yaml"))
+    assert "nowhere.yaml: cannot be read" in error_of(capsys, *register("nowhere.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_missing_params_file(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_command_lines(arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, *arguments)
+    line = error_of(capsys, *arguments)
     assert part in line
     assert "--help" in line
 

@@ -51,7 +51,7 @@ def browse(page: Path, profile: Path, *flags: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def told(page: Path, profile: Path, which: int, heads: list[int], width: int) -> dict[str, list[str]]:
+def run_probe(page: Path, profile: Path, which: int, heads: list[int], width: int) -> dict[str, list[str]]:
     """Runs the probe in a copy of the page and returns its report."""
     copy = page.with_name("probed.html")
     probe = PROBE.replace("WHICH", str(which)).replace("HEADS", str(heads))
@@ -76,7 +76,7 @@ def page(make_predictions: MakePredictions, tmp_path: Path) -> Path:
 
 def test_tables_sort_by_a_click(page: Path, tmp_path: Path) -> None:
     """Sorted by AUROC, findings without a value come after the others and the macro average stays last."""
-    found = told(page, tmp_path / "profile", 1, [2, 2, 0], 1280)
+    found = run_probe(page, tmp_path / "profile", 1, [2, 2, 0], 1280)
     assert "Absent" in found["before"][0]
     first, second, by_name = (names.split(";") for names in found["then"])
     assert first[-2:] == second[-2:] == ["Absent", "Macro average of 2"]
@@ -87,7 +87,7 @@ def test_tables_sort_by_a_click(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [1280, 600])
 def test_page_fits_its_window_and_makes_no_requests(width: int, page: Path, tmp_path: Path) -> None:
-    found = told(page, tmp_path / "profile", 0, [], width)
+    found = run_probe(page, tmp_path / "profile", 0, [], width)
     assert found["overflow"] == ["0"] and found["requests"] == ["0"] and found["unnamed"] == ["0"]
 
 

@@ -86,13 +86,13 @@ def test_means_and_intervals_are_those_of_a_bootstrap_over_patients(make_inverte
         assert found[f"invert_test_{name}"] == pytest.approx(test[name].mean())
     assert found["invert_test_psnr_gain"] == pytest.approx((test["psnr"] - test["mean_image_psnr"]).mean())
     assert found["invert_val_psnr"] == pytest.approx(table[table["split"] == "val"]["psnr"].mean())
-    low, high = np.quantile(by_patient(test), [0.025, 0.975])
+    low, high = np.quantile(bootstrap_means(test), [0.025, 0.975])
     assert found["invert_test_psnr_low"] == pytest.approx(low, abs=0.05)
     assert found["invert_test_psnr_high"] == pytest.approx(high, abs=0.05)
     assert (found["invert_test_kid_samples"], found["invert_test_kid_reconstructions"]) == (0.25, 0.125)
 
 
-def by_patient(test: Any) -> list[float]:
+def bootstrap_means(test: Any) -> list[float]:
     """Computes the mean PSNR of 2000 bootstrap resamples of patients, one resample at a time."""
     rng = np.random.default_rng(1)
     groups = [group["psnr"].to_numpy() for _, group in test.groupby("patient_id")]

@@ -87,9 +87,9 @@ def test_errors_agree_with_the_saved_model(finished: dict[str, Path]) -> None:
     """Rebuilds encoder and generator from the files and compares images with scikit-image."""
     encoder, generator = rebuilt(finished["out"])
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(finished["shards"].glob("part-*.parquet"))).to_pylist()
-    mean_image = np.mean([shrunk(decode(row)) for row in rows if row["split"] == "train"], axis=0)
+    mean_image = np.mean([downsampled(decode(row)) for row in rows if row["split"] == "train"], axis=0)
     row = next(row for row in rows if row["split"] == "test")
-    original = shrunk(decode(row))
+    original = downsampled(decode(row))
     with torch.no_grad():
         w = encoder((torch.from_numpy(original)[None, None] - 0.25) / 0.5)
         made = ((generator.synthesise(w)[0, 0] + 1) / 2).clamp(0, 1).numpy()
@@ -114,7 +114,7 @@ def rebuilt(out: Path) -> tuple[Encoder, Generator]:
     return encoder.eval(), generator
 
 
-def shrunk(image: Pixels) -> np.ndarray:
+def downsampled(image: Pixels) -> np.ndarray:
     return cv2.resize(square(image, 32).astype(np.float32) / 255, (16, 16), interpolation=cv2.INTER_AREA)
 
 

@@ -63,7 +63,7 @@ def test_merged_partitions_equal_a_single_run(tmp_path: Path, raw: Path, total: 
     assert sum(json.loads((tmp_path / f"partition{n}" / "metrics.json").read_text())["files"] for n in range(total)) == 35
 
 
-def fails(capsys: pytest.CaptureFixture[str], code: int) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
     assert code == 2
     return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("preprocess"))
 
@@ -73,24 +73,24 @@ def test_unknown_names_are_judged_at_the_merge(tmp_path: Path, raw: Path, capsys
         file.write("nobody.dcm,1\n1.2.3.4,0\n")
     for number in range(3):
         assert partition(tmp_path, number, 3) == 0
-    message = fails(capsys, merge(tmp_path, 0, 1, 2))
+    message = error_of(capsys, merge(tmp_path, 0, 1, 2))
     assert f"{raw}/labels.csv: names 2 images that are not among the files, first nobody.dcm in line 17" in message
     assert not (tmp_path / "merged").exists()
 
 
 def test_partitions_that_do_not_fit_together(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (partition(tmp_path, 0, 2), partition(tmp_path, 1, 2, "size=40")) == (0, 0)
-    assert "lacks the partitions 1/2; give all 2 of them" in fails(capsys, merge(tmp_path, 0))
-    assert "differs from" in (message := fails(capsys, merge(tmp_path, 0, 1))) and "in params.size" in message
+    assert "lacks the partitions 1/2; give all 2 of them" in error_of(capsys, merge(tmp_path, 0))
+    assert "differs from" in (message := error_of(capsys, merge(tmp_path, 0, 1))) and "in params.size" in message
     assert partition(tmp_path, 1, 2) == 0
-    assert "names the partition 0/2 twice" in fails(capsys, merge(tmp_path, 0, 0, 1))
+    assert "names the partition 0/2 twice" in error_of(capsys, merge(tmp_path, 0, 0, 1))
     part = next((tmp_path / "partition0").glob("part-*.parquet"))
     content = part.read_bytes()
     part.unlink()
     part.write_bytes(content[:-1])
-    assert f"{part}: is not what the partition wrote" in fails(capsys, merge(tmp_path, 0, 1))
+    assert f"{part}: is not what the partition wrote" in error_of(capsys, merge(tmp_path, 0, 1))
     (tmp_path / "partition1" / "run.json").unlink()
-    assert "has not finished" in fails(capsys, merge(tmp_path, 0, 1))
+    assert "has not finished" in error_of(capsys, merge(tmp_path, 0, 1))
 
 
 def test_a_partition_has_no_manifest(tmp_path: Path, raw: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_partition_has_no_manifest(tmp_path: Path, raw: Path) -> None:
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/4", "a/b", "1/0", "1/", "0.5/2"])
 def test_partition_must_be_one_of_n(tmp_path: Path, raw: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = fails(capsys, main([*arguments(tmp_path), f"--partition={text}"]))
+    message = error_of(capsys, main([*arguments(tmp_path), f"--partition={text}"]))
     assert f"--partition {text}: must be I/N" in message
 
 

@@ -130,7 +130,7 @@ def test_the_report_does_not_depend_on_processes(tmp_path: Path) -> None:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-def warned(manifest: dict[str, Any]) -> list[str]:
+def warnings_of(manifest: dict[str, Any]) -> list[str]:
     """Returns the warnings in the report on a manifest."""
     content = render(manifest, ReportStatistics(), {}).split('<section class="note">')
     return re.findall(r"<li>(.*?)</li>", content[1].split("</section>")[0], re.DOTALL) if len(content) > 1 else []
@@ -144,17 +144,17 @@ def test_findings_that_a_split_lacks_are_warned_of(made: Path) -> None:
     labels["train"]["Nodule"].update(positive=4, negative=9)
     labels["val"]["Nodule"].update(positive=5, negative=9)
     labels["test"]["Nodule"].update(positive=7, negative=0)
-    (found,) = [line for line in warned(manifest) if "Nodule" in line]
+    (found,) = [line for line in warnings_of(manifest) if "Nodule" in line]
     assert found == "<b>Nodule</b> has only 4 positives in training and no negatives in test."
     labels["train"]["Nodule"]["positive"] = labels["test"]["Nodule"]["negative"] = 5
-    assert not any("Nodule" in line for line in warned(manifest))
+    assert not any("Nodule" in line for line in warnings_of(manifest))
 
 
 def test_an_empty_split_and_missing_labels_are_warned_of(made: Path) -> None:
     manifest = manifest_of(made)
     manifest["findings"] = []
     manifest["counts"]["images"]["val"] = 0
-    found = warned(manifest)
+    found = warnings_of(manifest)
     assert "The validation split has no images." in found and any("no labels" in line for line in found)
 
 
@@ -163,7 +163,7 @@ def test_no_warnings_no_list(made: Path) -> None:
     for labels in manifest["counts"]["labels"].values():
         for counts in labels.values():
             counts.update(positive=5, negative=5)
-    assert warned(manifest) == []
+    assert warnings_of(manifest) == []
 
 
 def row(image_id: str, **values: Any) -> dict[str, Any]:

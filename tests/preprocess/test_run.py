@@ -266,7 +266,7 @@ def test_input_digest_is_of_sorted_paths_and_contents(tmp_path: Path) -> None:
     assert input_digest(ledger) == hashlib.sha256(b"a\x0000\nb\x0011\n").hexdigest()
 
 
-def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+def error_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     capsys.readouterr()
     assert main(arguments(tmp_path, *overrides)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("preprocess: ")]
@@ -275,25 +275,25 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -
 
 
 def test_mistakes_get_one_sentence(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"{raw}: no such file or folder" in fails(tmp_path, capsys)
+    assert f"{raw}: no such file or folder" in error_of(tmp_path, capsys)
     raw.mkdir()
-    assert f"{raw}: holds no files" in fails(tmp_path, capsys)
+    assert f"{raw}: holds no files" in error_of(tmp_path, capsys)
     write_cohort(raw, 2)
     monkeypatch.delenv(ENVIRONMENT_VARIABLE)
-    assert ENVIRONMENT_VARIABLE in fails(tmp_path, capsys)
+    assert ENVIRONMENT_VARIABLE in error_of(tmp_path, capsys)
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "short")
-    assert ENVIRONMENT_VARIABLE in fails(tmp_path, capsys)
+    assert ENVIRONMENT_VARIABLE in error_of(tmp_path, capsys)
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, KEY)
     inside = arguments(tmp_path, out="raw/shards")
     assert main(inside) == 2 and "lies inside the raw folder" in capsys.readouterr().err
     raw.joinpath("labels.csv").write_text("image,Mass\np0/0.dcm,1\nnobody.dcm,1\n1.2.3,0\n")
-    assert f"{raw}/labels.csv: names 2 images that are not among the files, first nobody.dcm" in fails(tmp_path, capsys)
+    assert f"{raw}/labels.csv: names 2 images that are not among the files, first nobody.dcm" in error_of(tmp_path, capsys)
     raw.joinpath("labels.csv").write_text("image,Mass\np0/0.dcm,maybe\n")
-    assert "labels.csv line 2: Mass is 'maybe'" in fails(tmp_path, capsys)
+    assert "labels.csv line 2: Mass is 'maybe'" in error_of(tmp_path, capsys)
     raw.joinpath("labels.csv").unlink()
     raw.joinpath("boxes.csv").write_text("image,label,x,y,width,height\np0/0.dcm,Mass,500,500,10,10\n")
-    assert "boxes.csv line 2: the box lies outside" in fails(tmp_path, capsys)
-    assert "boxes.csv line 2: the box lies outside" in fails(tmp_path, capsys, "workers=2")
+    assert "boxes.csv line 2: the box lies outside" in error_of(tmp_path, capsys)
+    assert "boxes.csv line 2: the box lies outside" in error_of(tmp_path, capsys, "workers=2")
 
 
 def test_labels_may_name_quarantined_files(tmp_path: Path, raw: Path) -> None:
@@ -306,7 +306,7 @@ def test_labels_may_name_quarantined_files(tmp_path: Path, raw: Path) -> None:
 
 def test_too_many_quarantined_files_fail_until_the_limit_is_raised(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cohort(raw, 4)
-    message = fails(tmp_path, capsys, "max_quarantined=0.2")
+    message = error_of(tmp_path, capsys, "max_quarantined=0.2")
     assert "3 of 11 files are quarantined (not_dicom 2, wrong_body_part 1)" in message
     report = Path(message.split("see ")[1].split(",")[0])
     assert pq.read_table(report).num_rows == 3 and not (tmp_path / "shards").exists()
@@ -323,7 +323,7 @@ def test_file_names_that_are_not_utf8(tmp_path: Path, raw: Path) -> None:
 
 def test_no_usable_file_at_all(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(raw / "ct.dcm", Modality="CT")
-    assert "none of the 1 files is a usable radiograph (wrong_modality 1)" in fails(tmp_path, capsys, "max_quarantined=1")
+    assert "none of the 1 files is a usable radiograph (wrong_modality 1)" in error_of(tmp_path, capsys, "max_quarantined=1")
 
 
 def test_a_simulated_cohort_needs_no_key(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

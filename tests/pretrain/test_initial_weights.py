@@ -33,7 +33,7 @@ def resnet(channels: int = 3, seed: int = 0) -> nn.Module:
     return network
 
 
-def published(
+def write_published(
     path: Path, channels: int = 1, queue: bool = True, hidden: int = 512, dim: int = 8, pointer: int = 0
 ) -> dict[str, torch.Tensor]:
     """Writes a checkpoint in the format of the authors' code."""
@@ -57,15 +57,15 @@ def model() -> MoCo:
     return MoCo("resnet18", dim=8, queue_size=6, key_momentum=0.9)
 
 
-def started(model: MoCo, path: Path) -> MoCo:
+def load_into(model: MoCo, path: Path) -> MoCo:
     initial_weights.load(model, initial_weights.read(str(path), "resnet18"))
     return model
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_moco_checkpoint_is_loaded_whole(model: MoCo, tmp_path: Path, channels: int) -> None:
-    state = published(tmp_path / "moco.pth.tar", channels)
-    started(model, tmp_path / "moco.pth.tar")
+    state = write_published(tmp_path / "moco.pth.tar", channels)
+    load_into(model, tmp_path / "moco.pth.tar")
     for which, encoder in (("q", model.query), ("k", model.key)):
         for name, tensor in encoder.backbone.state_dict().items():
             theirs = state[f"module.encoder_{which}.{name}"]
@@ -77,8 +77,8 @@ def test_a_moco_checkpoint_is_loaded_whole(model: MoCo, tmp_path: Path, channels
 
 
 def test_the_queue_continues_at_its_pointer(model: MoCo, tmp_path: Path) -> None:
-    state = published(tmp_path / "moco.pth", pointer=4)
-    started(model, tmp_path / "moco.pth")
+    state = write_published(tmp_path / "moco.pth", pointer=4)
+    load_into(model, tmp_path / "moco.pth")
     model.enqueue(torch.zeros(2, 8))  # replaces the two oldest keys, given by the pointer
     kept = {tuple(key.tolist()) for key in model.queue.T if key.abs().sum()}
     assert kept == {tuple(key.tolist()) for key in state["module.queue"].T[:4]}
@@ -86,22 +86,22 @@ def test_the_queue_continues_at_its_pointer(model: MoCo, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("size", [4, 10])
 def test_a_queue_of_another_length_gives_its_newest_keys(tmp_path: Path, size: int) -> None:
-    state = published(tmp_path / "moco.pth", pointer=2)
-    model = started(MoCo("resnet18", dim=8, queue_size=size, key_momentum=0.9), tmp_path / "moco.pth")
+    state = write_published(tmp_path / "moco.pth", pointer=2)
+    model = load_into(MoCo("resnet18", dim=8, queue_size=size, key_momentum=0.9), tmp_path / "moco.pth")
     newest_first = state["module.queue"].T[[1, 0, 5, 4, 3, 2]]
     assert torch.equal(model.queue.T.flip(0)[: min(size, 6)], newest_first[: min(size, 6)])
 
 
 def test_without_a_queue_the_keys_stay(model: MoCo, tmp_path: Path) -> None:
     before = model.queue.clone()
-    published(tmp_path / "moco.pth", queue=False)
-    assert torch.equal(started(model, tmp_path / "moco.pth").queue, before)
+    write_published(tmp_path / "moco.pth", queue=False)
+    assert torch.equal(load_into(model, tmp_path / "moco.pth").queue, before)
 
 
 def test_with_another_head_the_head_and_the_keys_stay(model: MoCo, tmp_path: Path) -> None:
     before = copy.deepcopy(model.state_dict())
-    state = published(tmp_path / "moco.pth", hidden=64)
-    after = started(model, tmp_path / "moco.pth").state_dict()
+    state = write_published(tmp_path / "moco.pth", hidden=64)
+    after = load_into(model, tmp_path / "moco.pth").state_dict()
     for name in ("queue", "query.head.0.weight", "key.head.0.weight"):
         assert torch.equal(after[name], before[name])
     for which, encoder in (("q", "query"), ("k", "key")):
@@ -118,7 +118,7 @@ def test_an_imagenet_resnet_sees_grey_images_as_before(model: MoCo, tmp_path: Pa
         save_file(state, path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind != "legacy")
-    started(model, path)
+    load_into(model, path)
     theirs.fc = nn.Identity()
     grey = torch.rand(2, 1, 64, 64)
     expected = theirs.eval()(grey.expand(-1, 3, -1, -1))
@@ -197,7 +197,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_from_its_start_and_records_it(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    state = published(tmp_path / "moco.pth", dim=16)
+    state = write_published(tmp_path / "moco.pth", dim=16)
     params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"epochs": 1, "lr": 1e-9, "weight_decay": 0.0})})
     run(shards=[make_shards()], start=str(tmp_path / "moco.pth"), out=str(tmp_path / "out"), **params.arguments("pretrain"))
     weights = load_file(tmp_path / "out" / "backbone.safetensors")

@@ -38,7 +38,7 @@ def test_a_finding_without_known_labels_has_no_scores() -> None:
     assert np.isnan(scores[:, 1]).all()
 
 
-def halves(batch: Batch) -> torch.Tensor:
+def side_brightness(batch: Batch) -> torch.Tensor:
     """Returns features that reveal the findings: the brightness of each side."""
     image = to_unit(batch.images, torch.device("cpu"))
     return torch.stack([image[..., 12:24, 6:13].mean((1, 2, 3)), image[..., 12:24, 18:25].mean((1, 2, 3))], dim=1)
@@ -46,7 +46,7 @@ def halves(batch: Batch) -> torch.Tensor:
 
 def test_features_that_show_the_findings_predict_them(make_shards: MakeShards) -> None:
     found = probe.Probe(open_shards(make_shards(images=120)), width=2)
-    assert found(halves, batch_size=7) > 0.8
+    assert found(side_brightness, batch_size=7) > 0.8
     noise = torch.Generator().manual_seed(0)
     assert found(lambda batch: torch.randn(len(batch.rows), 2, generator=noise), batch_size=7) < 0.75
 

@@ -32,7 +32,7 @@ ERRORS = ["mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr
 PLACE = ["x", "y", "width", "height", "score"]
 
 # Runs without the repository or the current folder on sys.path. All models are loaded into one process.
-STRANGER = """
+SCRIPT = """
 import sys, mlflow.pyfunc
 folder, files = sys.argv[1], sys.argv[2:]
 models = [mlflow.pyfunc.load_model(f"{folder}/{task}") for task in ("classify", "detect", "invert")]
@@ -58,9 +58,7 @@ def answers(heads: Heads, packed: Path) -> dict[str, pd.DataFrame]:
     """Predictions of the packaged models for the DICOM files of the test split, by task."""
     files = [str(heads.files()[image]) for image in heads.predictions("detect").index]
     environment = {"PATH": os.environ["PATH"], "HOME": str(packed), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(packed), *files], cwd=packed, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(packed), *files], cwd=packed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert packed / "classify" / "code" in Path(done.stdout.strip()).parents
     return {task: pd.read_csv(packed / f"{task}.csv") for task in ("classify", "detect", "invert")}

@@ -21,7 +21,7 @@ from components.simulate import run as simulate
 from tests.register import folders
 
 # Runs without the repository or the current folder on sys.path.
-STRANGER = """
+SCRIPT = """
 import sys, mlflow.pyfunc, pathlib
 files = sorted(map(str, pathlib.Path(sys.argv[2]).rglob("*.dcm")))
 mlflow.pyfunc.load_model(sys.argv[1]).predict(files).to_csv(sys.argv[3], index=False)
@@ -76,7 +76,7 @@ def expected_scores(images: dict[str, np.ndarray], paths: list[str]) -> np.ndarr
 
 def test_the_packaged_model_reproduces_the_scores_from_dicom_files(packed: Path, cohort: Path, tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    command = [sys.executable, "-c", STRANGER, str(packed), str(cohort / "raw"), str(tmp_path / "out.csv")]
+    command = [sys.executable, "-c", SCRIPT, str(packed), str(cohort / "raw"), str(tmp_path / "out.csv")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr

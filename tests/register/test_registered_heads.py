@@ -125,12 +125,12 @@ def test_the_interval_agrees_with_a_bootstrap_over_patients(heads: Heads, tmp_pa
     """The interval agrees with an explicit bootstrap, over patients, of the gain in PSNR."""
     better = np.random.default_rng(0).normal(0.3, 0.2, 1000)
 
-    def a_bit(row: dict[str, Any]) -> None:
+    def improve(row: dict[str, Any]) -> None:
         closer_by(0.5)(row)
         row["psnr"] += float(better[int(row["patient_id"], 16) % 1000])
 
     registration_of(name, *variant(heads, "invert", tmp_path / "fair", closer_by(0.5)), tmp_path / "out")
-    found = registration_of(name, *variant(heads, "invert", tmp_path / "better", a_bit), tmp_path / "out")["difference"]
+    found = registration_of(name, *variant(heads, "invert", tmp_path / "better", improve), tmp_path / "out")["difference"]
     table = heads.predictions("invert")
     gain = pd.Series(better[[int(patient, 16) % 1000 for patient in table["patient_id"]]])
     sums = gain.groupby(table["patient_id"].to_numpy()).agg(["sum", "size"])

@@ -32,7 +32,7 @@ def chest(seed: int = 0, size: int = 512) -> Image:
     return np.clip(255 * image, 0, 255).astype(np.uint8)
 
 
-def written(image: Image, text: str, place: tuple[float, float], height: int = 10, value: int = 255) -> Image:
+def draw_text(image: Image, text: str, place: tuple[float, float], height: int = 10, value: int = 255) -> Image:
     """Draws text with capitals of `height` pixels; `place` is its lower left corner (x, y) as fractions of the image size."""
     scale = cv2.getFontScaleFromHeight(cv2.FONT_HERSHEY_SIMPLEX, height)
     at = round(place[0] * image.shape[1]), round(place[1] * image.shape[0])
@@ -51,7 +51,7 @@ def test_text_in_a_corner_on_a_dark_ground(place: tuple[float, float], text: str
     image[:60] //= 4
     image[-60:] //= 4
     assert not is_text_suspected(image)
-    assert is_text_suspected(written(image, text, place, height))
+    assert is_text_suspected(draw_text(image, text, place, height))
 
 
 def test_chests_without_text_are_not_suspected() -> None:
@@ -59,24 +59,24 @@ def test_chests_without_text_are_not_suspected() -> None:
 
 
 def test_a_side_marker_alone_is_no_text() -> None:
-    assert not any(is_text_suspected(written(chest(), letter, (0.9, 0.08), 16)) for letter in "LR")
+    assert not any(is_text_suspected(draw_text(chest(), letter, (0.9, 0.08), 16)) for letter in "LR")
 
 
 def test_text_in_the_middle_is_not_looked_for() -> None:
-    assert not is_text_suspected(written(chest(), "DOE JOHN", (0.35, 0.5)))
+    assert not is_text_suspected(draw_text(chest(), "DOE JOHN", (0.35, 0.5)))
 
 
 def test_text_at_an_edge_outside_the_corners() -> None:
-    assert is_text_suspected(written(chest() // 3, "DOE JOHN", (0.4, 0.05)))
+    assert is_text_suspected(draw_text(chest() // 3, "DOE JOHN", (0.4, 0.05)))
 
 
 def test_sixteen_bits_are_judged_like_eight() -> None:
-    plain, labelled = chest(), written(chest(), "DOE JOHN", PLACES["top left"])
+    plain, labelled = chest(), draw_text(chest(), "DOE JOHN", PLACES["top left"])
     assert [is_text_suspected(image.astype(np.uint16) * 257) for image in (plain, labelled)] == [False, True]
 
 
 def test_dark_text_is_found_on_request() -> None:
-    inverted = written(255 - chest(), "LTLTL", (0.02, 0.07), 18, value=0)
+    inverted = draw_text(255 - chest(), "LTLTL", (0.02, 0.07), 18, value=0)
     assert is_text_suspected(inverted, dark=True) and not is_text_suspected(inverted)
 
 
@@ -88,7 +88,7 @@ def test_degenerate_pictures_do_not_raise(image: npt.NDArray[np.generic]) -> Non
 @pytest.fixture
 def two_images(tmp_path: Path) -> Path:
     write(tmp_path / "raw" / "plain.dcm", chest())
-    write(tmp_path / "raw" / "labelled.dcm", written(chest(1), "DOE JOHN 5550123", PLACES["top left"]))
+    write(tmp_path / "raw" / "labelled.dcm", draw_text(chest(1), "DOE JOHN 5550123", PLACES["top left"]))
     return tmp_path
 
 

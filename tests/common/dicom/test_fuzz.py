@@ -61,19 +61,19 @@ def test_mutated_files_end_as_a_row_or_in_quarantine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_mutated_files_in_bounded_memory() -> None:
-    counts = in_a_process("mutated", 10_000)
+    counts = run_in_subprocess("mutated", 10_000)
     assert counts["files"] == 10_000
     assert counts["peak"] < MAX_RESIDENT_BYTES
 
 
 @pytest.mark.slow
 def test_bombs_are_refused_in_bounded_memory() -> None:
-    counts = in_a_process("bombs", 0)
+    counts = run_in_subprocess("bombs", 0)
     assert counts["rows"] == 0
     assert counts["peak"] < MAX_RESIDENT_BYTES
 
 
-def in_a_process(what: str, count: int) -> dict[str, int]:
+def run_in_subprocess(what: str, count: int) -> dict[str, int]:
     """Runs `main` in a subprocess, so that a crash or a hang fails the test instead of ending pytest."""
     command = [sys.executable, "-m", "tests.common.dicom.test_fuzz", what, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_A_FILE + count, check=False)

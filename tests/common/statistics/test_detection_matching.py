@@ -44,7 +44,7 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([rng.integers(0, 40, (count, 2)), rng.integers(8, 24, (count, 2))], axis=1).astype(float)
 
 
-def whole(images: int) -> np.ndarray:
+def unit_weights(images: int) -> np.ndarray:
     return np.ones((images, 1), np.int32)
 
 
@@ -58,7 +58,7 @@ def test_iou_agrees_with_coco() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_average_precision_agrees_with_pycocotools(seed: int) -> None:
     images = scenes(seed)
-    mine = np.concatenate([average_precision(match(images, label), whole(len(images))) for label in range(CLASSES)], axis=1)
+    mine = np.concatenate([average_precision(match(images, label), unit_weights(len(images))) for label in range(CLASSES)], axis=1)
     np.testing.assert_allclose(mine, coco_average_precision(images, CLASSES), rtol=0, atol=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_weights_are_repeated_images() -> None:
         repeated = [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
         np.testing.assert_allclose(mine[:, :, column], coco_average_precision(repeated, CLASSES), rtol=0, atol=1e-12)
         again = pool([match(repeated, label) for label in range(CLASSES)])
-        np.testing.assert_allclose(froc[:, column], sensitivity_at(again, whole(len(repeated)), RATES)[:, 0])
+        np.testing.assert_allclose(froc[:, column], sensitivity_at(again, unit_weights(len(repeated)), RATES)[:, 0])
 
 
 def test_resampling_in_parts_gives_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_average_precision_reads_scikit_learns_curve_at_101_recalls() -> None:
     precision, recall, _ = precision_recall_curve(hit, scores)
     precision, recall = precision[:-1], recall[:-1]  # scikit-learn appends the last point by convention
     expected = np.mean([precision[recall >= level].max() for level in np.linspace(0, 1, 101)])
-    assert average_precision(marks, whole(1))[0, 0] == pytest.approx(expected, abs=1e-12)
+    assert average_precision(marks, unit_weights(1))[0, 0] == pytest.approx(expected, abs=1e-12)
 
 
 def brute_force_froc(images: list[ImageBoxes], rate: float) -> float:
@@ -130,7 +130,7 @@ def brute_force_froc(images: list[ImageBoxes], rate: float) -> float:
 def test_froc_agrees_with_brute_force(seed: int) -> None:
     images = scenes(seed, 12)
     marks = pool([match(images, label) for label in range(CLASSES)])
-    found = sensitivity_at(marks, whole(len(images)), RATES)[:, 0]
+    found = sensitivity_at(marks, unit_weights(len(images)), RATES)[:, 0]
     expected = [brute_force_froc(images, rate) for rate in RATES]
     assert found.tolist() == pytest.approx(expected)
     curve = froc_curve(marks)
@@ -160,12 +160,12 @@ def test_perfect_and_hopeless() -> None:
     assert mean_average_precision(perfect, CLASSES) == (1.0, 1.0)
     for hopeless in (nothing, beside):
         assert mean_average_precision(hopeless, CLASSES) == (0.0, 0.0)
-        assert not sensitivity_at(match(hopeless, 0), whole(len(images)), RATES).any()
+        assert not sensitivity_at(match(hopeless, 0), unit_weights(len(images)), RATES).any()
 
 
 def test_without_boxes_nothing_is_defined() -> None:
     images = [image._replace(targets=np.zeros((0, 4)), target_labels=np.zeros(0, int)) for image in scenes(5)]
     assert np.isnan(mean_average_precision(images, CLASSES)).all()
-    assert np.isnan(sensitivity_at(match(images, 0), whole(len(images)), RATES)).all()
+    assert np.isnan(sensitivity_at(match(images, 0), unit_weights(len(images)), RATES)).all()
     assert np.isnan(coco_average_precision(images, CLASSES)).all()
     assert np.isnan(mean_average_precision([], CLASSES)).all()
