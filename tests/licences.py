@@ -1,4 +1,4 @@
-"""Check the licences of the packages in requirements.lock: `python -m tests.licences` lists them and fails if one is not accepted.
+"""Checks the licences of the packages in requirements.lock: `python -m tests.licences` lists them and fails if one is not accepted.
 
 Licences are read from the metadata of the installed packages. DECIDED lists packages whose metadata states no licence, and packages
 whose licence needed a decision.
@@ -43,14 +43,14 @@ DECIDED = {
 
 
 def stated(package: Message) -> str:
-    """Return the licence in a package's metadata: the SPDX expression, else the classifiers, else the first line of the free text."""
+    """Returns the licence in a package's metadata: the SPDX expression, else the classifiers, else the first line of the free text."""
     found = [item.rpartition(" :: ")[2] for item in package.get_all("Classifier", []) if item.startswith("License ::")]
     text = (package.get("License") or "").strip().splitlines()
     return package.get("License-Expression") or "; ".join(found) or (text[0] if text else "")
 
 
 def is_allowed(licence: str) -> bool:
-    """Return whether a licence is accepted: all licences joined by AND, and at least one of those joined by OR."""
+    """Returns whether a licence is accepted: all licences joined by AND, and at least one of those joined by OR."""
     if not licence:
         return False
     for needed in re.split(r"\bAND\b|;", licence.upper()):
@@ -63,12 +63,12 @@ def is_allowed(licence: str) -> bool:
 
 
 def locked() -> list[str]:
-    """Return the package names in requirements.lock."""
+    """Returns the package names in requirements.lock."""
     return re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
 
 
 def licences() -> dict[str, str]:
-    """Return licences by package name, for locked packages that are installed; the others are for other platforms."""
+    """Returns licences by package name, for locked packages that are installed; the others are for other platforms."""
     found = {}
     for name in locked():
         try:
@@ -79,7 +79,7 @@ def licences() -> dict[str, str]:
 
 
 def refused() -> dict[str, str]:
-    """Return the licences that are neither accepted nor decided on."""
+    """Returns the licences that are neither accepted nor decided on."""
     return {name: licence for name, licence in licences().items() if name not in DECIDED and not is_allowed(licence)}
 
 

@@ -54,7 +54,7 @@ def test_user_and_labels(images: Images, target: str) -> None:
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_no_secret_enters_an_image(images: Images, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither other files of the checkout than code and locks, nor the environment of the builder."""
+    """Images contain only code and lock files of the checkout, and nothing of the builder's environment."""
     listing = inside(getattr(images, target), "sh", "-c", "cd /opt/cxr && ls -A").stdout.split()
     profiles = [path.name for path in ROOT.glob("params*.yaml")]
     assert sorted(listing) == sorted(["components", "pipelines", *profiles, "study"])
@@ -78,7 +78,7 @@ def test_packages_are_those_of_the_locks(images: Images) -> None:
 
 
 def test_the_build_prints_the_sizes(images: Images) -> None:
-    """As reported by the engine, in GB of 10^9 bytes."""
+    """Sizes are those reported by the engine, in GB (10^9 bytes)."""
     sizes = {}
     for target in ("cpu", "gpu"):
         (said,) = re.findall(rf"^cxr-{target}:tested ([0-9.]+) GB$", images.printed, re.MULTILINE)
@@ -89,7 +89,7 @@ def test_the_build_prints_the_sizes(images: Images) -> None:
 
 
 def normal(name: str) -> str:
-    """Normalizes the name of a package (PEP 503)."""
+    """Normalises the name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -34,7 +34,7 @@ def use_its_database(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def test_training_in_containers_gives_the_same_result(workplace: Workplace, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Byte for byte, since image and environment have the same packages."""
+    """Results are identical byte for byte, since image and environment have the same packages."""
     hand = by_hand(workplace, *HEADS)
     monkeypatch.setenv("PYTHONPATH", "")
 
@@ -55,7 +55,7 @@ def test_training_in_containers_gives_the_same_result(workplace: Workplace, imag
 def test_a_step_that_fails_at_once_fails_the_run(
     workplace: Workplace, images: Images, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kfp may count it as done if its container is removed before the exit code is read."""
+    """kfp may count a step as done if its container is removed before the exit code is read."""
     workplace.raw = workplace.folder / "empty"
     workplace.raw.mkdir()
 

@@ -9,7 +9,7 @@ from tests.pipelines.conftest import SETTINGS
 
 @pytest.mark.parametrize("cut", range(12))
 def test_lines_are_whole(cut: int) -> None:
-    """The engine may cut its stream within a character."""
+    """The engine may split its stream within a character."""
     stream = "grün\n100 µm".encode()
     assert list(containers.lines([stream[:cut], stream[cut:]])) == ["grün", "100 µm"]
 

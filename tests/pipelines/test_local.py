@@ -91,7 +91,7 @@ def compare(workplace: Workplace, folder: Path, *heads: str) -> None:
 
 
 def test_preempted_training_gives_the_same_result(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Partitions, a step that is killed and retried, a gate that refuses, and the last step."""
+    """Covers partitions, a step that is killed and retried, a gate that refuses, and the exit step."""
     marker = kill_first_attempt(workplace, monkeypatch)
 
     assert run(workplace, workplace.settings(pretrain=1), "--set", "register.min_auroc=1") == 0

@@ -79,7 +79,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, example: Settings, params:
 
 @pytest.mark.parametrize("name", sorted(packages.PIPELINES))
 def test_compiling_needs_no_torch_and_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
-    """In two processes with different hash seeds."""
+    """Compiles in two processes with different hash seeds."""
     contents = []
     for seed in ("1", "2"):
         out = tmp_path / f"{seed}.yaml"
@@ -196,7 +196,7 @@ def test_only_the_first_step_is_never_cached(package: Package) -> None:
 
 
 def test_no_construct_is_used_that_kubeflow_or_local_runs_misread(package: Package) -> None:
-    """Fields of the items of a loop, loops with names, and conditions on outputs that are not named `Output`."""
+    """There are no fields of loop items, no named loops, and no conditions on outputs with a name other than `Output`."""
     assert "parseJson" not in package.text
     groups = [(name, task) for component in package.spec.components.values() for name, task in component.dag.tasks.items()]
     loops = [(name, task) for name, task in groups if task.WhichOneof("iterator")]
@@ -207,7 +207,7 @@ def test_no_construct_is_used_that_kubeflow_or_local_runs_misread(package: Packa
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.parent.name)
 def test_components_are_short_and_import_kfp_alone(path: Path) -> None:
-    """At the top kfp and the standard library only; bodies of at most ten lines around the `run` of the stage."""
+    """Modules import only kfp and the standard library; functions have at most ten lines around the `run` of the stage."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
             body = [line for statement in node.body[1:] for line in ast.unparse(statement).splitlines()]

@@ -50,7 +50,7 @@ def test_a_second_attempt_finds_the_run(raw: str) -> None:
     ],
 )
 def test_end_closes_open_runs(raw: str, state: str, expected: list[str]) -> None:
-    """The run of a stage whose process was killed as well; if the state is RUNNING, the stages decide."""
+    """This includes the run of a stage whose process was killed. If the state is RUNNING, the states of the stages decide."""
     runs = start(raw)
     end(state=state)
     assert statuses(*runs) == expected

@@ -55,7 +55,7 @@ def test_the_same_study_has_the_same_folder_and_another_has_another(params: Para
 
 
 def test_dvc_makes_the_same_cells() -> None:
-    """study/dvc.yaml has the same number of models of each kind."""
+    """study/dvc.yaml has the same number of models of each kind as the plan."""
     stages = yaml.safe_load((ROOT / "study/dvc.yaml").read_text())["stages"]
     study = load(ROOT / "params.yaml").study
     sizes = {"arm": len(study.arms), "seed": len(study.seeds), "fraction": len(study.fractions), "rate": len(study.positive_rates)}
@@ -72,7 +72,7 @@ def test_dvc_makes_the_same_cells() -> None:
 
 
 def test_dvc_depends_on_the_same_code_as_for_a_single_model() -> None:
-    """And a change of common/html reruns the page only."""
+    """A change of common/html reruns only the page."""
     study, single = (yaml.safe_load((ROOT / path).read_text())["stages"] for path in ("study/dvc.yaml", "dvc.yaml"))
     for name, stage in study.items():
         command = "evaluate" if name == "page" else stage["cmd"].split()[3]

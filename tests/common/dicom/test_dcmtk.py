@@ -188,7 +188,7 @@ def test_modality_lut(then: str, photometric: str, tmp_path: Path) -> None:
 
 
 def test_padding_changes_nothing_where_there_is_an_image(tmp_path: Path) -> None:
-    """dcmtk shows padding like any other value, we mask it: all other pixels must agree up to the clip."""
+    """dcmtk shows padding like any other value and we mask it; all other pixels must agree up to the clip."""
     pixels = picture(bits=12)
     pixels[:, :9] = 4000
     made = dataset(pixels, 12, WindowCenter="1500", WindowWidth="2000")

@@ -38,7 +38,7 @@ def test_likelihood_agrees_with_torch() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_likelihood_never_gets_worse(seed: int) -> None:
-    """The logits are few, contradict the targets, or separate them perfectly."""
+    """Includes logits that contradict the targets or separate them perfectly."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, 2, (8, 1)).astype(float)
     logits = rng.normal(0, 3, (8, 1)) + rng.choice([-9, 0, 9]) * (targets - 0.5)
