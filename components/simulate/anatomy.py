@@ -138,7 +138,6 @@ def _ribs(draws: Draws, half_width: float, apex: float, floor: float) -> list[Ar
 
 
 def _vessel(draws: Draws, side: int, half_width: float, apex: float, floor: float) -> tuple[int, bool, Arc]:
-    """A vessel from the hilum outwards."""
     hilum = 0.45 * apex + 0.55 * floor - 0.12
     downwards = draws.chance(0.45)
     length, width = draws.uniform(0.25, 0.55), draws.uniform(0.012, 0.026)

@@ -17,21 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import openjpeg.utils
 from pydicom import dcmwrite
+from pydicom import uid as uids
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
-from pydicom.uid import (
-    UID,
-    ComputedRadiographyImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLSLossless,
-    RLELossless,
-)
 
 from components.simulate.draws import Draws, Map
 
@@ -42,8 +32,8 @@ Voi = Literal["none", "window", "lut"]
 Attributes = dict[str, Any]  # values by DICOM keyword
 Stored = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
-SYNTAXES = (*UNCOMPRESSED, RLELossless, JPEGLSLossless, JPEG2000Lossless)
+UNCOMPRESSED = (uids.ImplicitVRLittleEndian, uids.ExplicitVRLittleEndian, uids.DeflatedExplicitVRLittleEndian)
+SYNTAXES = (*UNCOMPRESSED, uids.RLELossless, uids.JPEGLSLossless, uids.JPEG2000Lossless)
 BITS = (8, 10, 12, 14, 16)
 MANUFACTURERS = ("Umbra Imaging", "Penumbra Medical", "Lichtschatten")
 INSTITUTION = "Phantom General Hospital"
@@ -62,7 +52,7 @@ class Recording:
     voi: Voi
     slope: str  # Rescale Slope: a decimal string that is exact in binary
     intercept: str
-    syntax: UID
+    syntax: uids.UID
     manufacturer: str
 
     @property
@@ -88,9 +78,9 @@ class Identity:
     person: Person
     study_date: date
     accession_number: str
-    study_uid: UID
-    series_uid: UID
-    image_uid: UID
+    study_uid: uids.UID
+    series_uid: uids.UID
+    image_uid: uids.UID
     view: str  # PA or AP
 
     @property
@@ -117,12 +107,9 @@ def draw_recording(draws: Draws) -> Recording:
     )
 
 
-def uid(name: str) -> UID:
+def uid(name: str) -> uids.UID:
     """UID derived from a name by way of a UUID (PS3.5 B.2)."""
-    return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, f'phantom:{name}').int}")
-
-
-IMPLEMENTATION = uid("implementation 1")
+    return uids.UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, f'phantom:{name}').int}")
 
 
 def store(image: Map, recording: Recording) -> Stored:
@@ -143,7 +130,7 @@ def encode(image: Map, identity: Identity, recording: Recording) -> bytes:
     dataset = _dataset(_common(identity, recording, pixels) | _display(recording) | specific)
     dataset.file_meta = _file_meta(dataset, recording.syntax)
     _set_pixels(dataset, pixels)
-    if recording.syntax == DeflatedExplicitVRLittleEndian:
+    if recording.syntax == uids.DeflatedExplicitVRLittleEndian:
         return _deflated_file(dataset)
     buffer = BytesIO()
     dcmwrite(buffer, dataset, enforce_file_format=True)
@@ -158,7 +145,6 @@ def _dataset(attributes: Attributes) -> Dataset:
 
 
 def _common(identity: Identity, recording: Recording, pixels: Stored) -> Attributes:
-    """Attributes of CR and DX alike."""
     person, study_date = identity.person, f"{identity.study_date:%Y%m%d}"
     spacing = f"{400 / max(pixels.shape):.6f}"  # a detector of 40 cm
     return {
@@ -210,7 +196,7 @@ def _common(identity: Identity, recording: Recording, pixels: Stored) -> Attribu
 
 def _display(recording: Recording) -> Attributes:
     """Modality LUT and VOI LUT, PS3.3 C.11.1 and C.11.2, and the SOP class that has them."""
-    sop_class = ComputedRadiographyImageStorage if recording.modality == "CR" else DigitalXRayImageStorageForPresentation
+    sop_class = uids.ComputedRadiographyImageStorage if recording.modality == "CR" else uids.DigitalXRayImageStorageForPresentation
     attributes: Attributes = {"SOPClassUID": sop_class}
     if recording.modality == "DX" or recording.slope != "1":
         attributes |= {"RescaleSlope": recording.slope, "RescaleIntercept": recording.intercept, "RescaleType": "US"}
@@ -257,30 +243,29 @@ def _code(value: str, meaning: str) -> Dataset:
     return _dataset({"CodeValue": value, "CodingSchemeDesignator": "SCT", "CodeMeaning": meaning})  # SNOMED CT
 
 
-def _file_meta(dataset: Dataset, syntax: UID) -> FileMetaDataset:
+def _file_meta(dataset: Dataset, syntax: uids.UID) -> FileMetaDataset:
     """PS3.10, 7.1. The implementation is this module, so that pydicom's version does not show."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = syntax
-    meta.ImplementationClassUID = IMPLEMENTATION
+    meta.ImplementationClassUID = uid("implementation 1")
     meta.ImplementationVersionName = "PHANTOM_1"
     return meta
 
 
 def _set_pixels(dataset: Dataset, pixels: Stored) -> None:
-    """Adds the pixels in the encoding of the transfer syntax."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in UNCOMPRESSED:
         raw = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
         dataset.PixelData = raw + b"\0" * (len(raw) % 2)
         dataset["PixelData"].VR = "OW"
-    elif syntax == JPEG2000Lossless:
+    elif syntax == uids.JPEG2000Lossless:
         stream = openjpeg.utils.encode_array(pixels, bits_stored=dataset.BitsStored, photometric_interpretation=2, use_mct=False)
         dataset.PixelData = encapsulate([_without_comment(stream)])
         dataset["PixelData"].VR = "OB"
     else:
-        plugin = "pydicom" if syntax == RLELossless else "pyjpegls"
+        plugin = "pydicom" if syntax == uids.RLELossless else "pyjpegls"
         dataset.compress(syntax, pixels, encoding_plugin=plugin, generate_instance_uid=False)
 
 
