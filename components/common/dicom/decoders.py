@@ -8,8 +8,8 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+from pydicom import uid
 from pydicom.encaps import get_frame
-from pydicom.uid import UID, ExplicitVRBigEndian
 
 from components.common.dicom.checks import check_decodable_size
 from components.common.dicom.elements import ITEM, Elements, integer, pixel_data
@@ -18,16 +18,12 @@ from components.common.dicom.header import Header
 from components.common.dicom.refusal import Reason, Refused
 from components.common.errors import UserError
 
-JPEG2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
-RLE = "1.2.840.10008.1.2.5"
-JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
-JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
-"""Baseline, extended, lossless (process 14), lossless with first-order prediction."""
+JPEG2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+RLE = uid.RLELossless
 DECODERS: dict[str, Callable[[bytes], Any]] = {
-    **dict.fromkeys(JPEG2000 + HTJ2K, partial(imagecodecs.jpeg2k_decode, numthreads=1)),
-    **dict.fromkeys(JPEG_LS, imagecodecs.jpegls_decode),
-    **dict.fromkeys(JPEG, imagecodecs.jpeg8_decode),
+    **dict.fromkeys(JPEG2000, partial(imagecodecs.jpeg2k_decode, numthreads=1)),
+    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, imagecodecs.jpegls_decode),
+    **dict.fromkeys(uid.JPEGTransferSyntaxes, imagecodecs.jpeg8_decode),
 }
 """Transfer syntax -> decoder: OpenJPEG, CharLS and libjpeg-turbo. They are called directly since pydicom's plugins for the same
 libraries are up to a fifth slower, and none for JPEG lossless is both fast and free of the GPL. OpenJPH would be faster than
@@ -53,7 +49,7 @@ def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> C
     if header.height < 1 or header.width < 1:
         raise Refused(Reason.UNREADABLE, "no Rows or Columns")
     allocated = integer(elements, "BitsAllocated", 0)
-    if UID(header.transfer_syntax).is_encapsulated:
+    if uid.UID(header.transfer_syntax).is_encapsulated:
         return _prepare_encapsulated(elements, header, grayscale, allocated)
     return partial(_decode_native, elements, header, grayscale, allocated)
 
@@ -64,7 +60,7 @@ def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, all
     if not 0 <= len(data) - header.height * row < row:  # less than a row more is padding
         raise _wrong_length(len(data), header)
     check_decodable_size(header.height, header.width)
-    big = header.transfer_syntax == ExplicitVRBigEndian
+    big = header.transfer_syntax == uid.ExplicitVRBigEndian
     if big and allocated == 8 and elements.dataset["PixelData"].VR == "OW":  # words of two pixels each (PS3.5 8.1.1)
         data = np.frombuffer(data, np.uint8)[: len(data) // 2 * 2].reshape(-1, 2)[:, ::-1].tobytes()
     dtype = np.dtype(f"{'>' if big else '<'}{'i' if grayscale.signed else 'u'}{allocated // 8}")
@@ -86,7 +82,7 @@ def _prepare_encapsulated(elements: Elements, header: Header, grayscale: Graysca
     if header.transfer_syntax == RLE:
         return lambda: _apply_sign(_decode_rle(frame, header, allocated), grayscale)
     if header.transfer_syntax not in DECODERS:
-        raise Refused(Reason.UNREADABLE, f"no decoder for {UID(header.transfer_syntax).name}")
+        raise Refused(Reason.UNREADABLE, f"no decoder for {uid.UID(header.transfer_syntax).name}")
     if codestream_shape(frame) != (header.height, header.width, 1):
         raise Refused(Reason.UNREADABLE, f"the codestream is not of {header.height} x {header.width} pixels")
     if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):

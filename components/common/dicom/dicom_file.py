@@ -117,7 +117,6 @@ def _read_file_meta(content: bytes) -> tuple[str, int] | None:
 
 
 def _guess_syntax(implicit: bool, little: bool) -> str:
-    """Returns the uncompressed transfer syntax of the encoding that pydicom found."""
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
