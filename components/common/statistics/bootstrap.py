@@ -28,10 +28,7 @@ def patient_count(patients: Integers) -> int:
 
 
 def resampled_weights(count: int, resamples: int, seed: int) -> Iterator[Weights]:
-    """Yields how often each of `count` patients is drawn, in chunks of shape (count, up to CHUNK).
-
-    The same arguments give the same resamples on any machine.
-    """
+    """Yields how often each of `count` patients is drawn, (count, up to CHUNK) at a time, the same on any machine."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, CHUNK):
         weights = np.empty((min(CHUNK, resamples - start), count), np.int32)

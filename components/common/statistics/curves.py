@@ -1,7 +1,4 @@
-"""ROC and precision-recall curves, the thresholds chosen on them, and their reduction to few points.
-
-Targets are 1, 0 or NaN (unknown, left out).
-"""
+"""ROC and precision-recall curves, thresholds on them, and their reduction to few points. Targets are 1, 0 or NaN (left out)."""
 
 from typing import NamedTuple
 
@@ -27,10 +24,7 @@ def roc_curve(targets: Floats, scores: Floats) -> Curve:
 
 
 def precision_recall_curve(targets: Floats, scores: Floats) -> Curve:
-    """Recall against precision at every distinct score of (n,) targets, with a positive, and finite scores.
-
-    Precision is 1 where nothing is called positive.
-    """
+    """Recall against precision, 1 where nothing is called positive, at every distinct finite score of (n,) targets with a positive."""
     false, true, thresholds = _cumulative_counts(targets, scores)
     precision = np.divide(true, true + false, out=np.ones_like(true), where=true + false > 0)
     return Curve(true / true[-1], precision, thresholds)

@@ -18,7 +18,7 @@ import numpy as np
 from components.common.statistics.arrays import Flags, Floats, Integers, Weights, divide
 
 IOUS: Floats = np.linspace(0.5, 0.95, 10)  # COCO's thresholds; the first is used by mAP@50 and FROC
-RECALLS: Floats = np.linspace(0.0, 1.0, 101)  # recalls at which COCO reads the precision-recall curve
+RECALLS: Floats = np.linspace(0.0, 1.0, 101)  # where COCO reads the highest precision at that recall or a higher one
 ELEMENTS = 2**24  # size limit of a matrix of detections by resamples
 
 
@@ -78,10 +78,7 @@ def pool(classes: Sequence[MatchedDetections]) -> MatchedDetections:
 
 
 def average_precision(matched: MatchedDetections, weights: Weights) -> Floats:
-    """COCO's average precision of one class, (T, B), in images with weights (N, B); NaN where there is no box.
-
-    It is the mean, over 101 recalls, of the highest precision at that recall or a higher one.
-    """
+    """COCO's average precision of one class, (T, B), in images with weights (N, B); NaN where there is no box."""
     return np.concatenate([_average_precision(matched, chunk) for chunk in _chunks(matched, weights)], axis=1)
 
 

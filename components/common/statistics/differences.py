@@ -56,10 +56,7 @@ def bootstrap_p(differences: Floats) -> float:
 
 
 def holm(p_values: Floats) -> Floats:
-    """Adjusts (m,) p-values to control the chance of any false positive (Holm, Scand J Stat 1979); NaN stays NaN.
-
-    In ascending order the k-th of m p-values is multiplied by m + 1 - k, and none is below the one before it.
-    """
+    """Adjusts (m,) p-values to control the chance of any false positive (Holm, Scand J Stat 1979); NaN stays NaN."""
     adjusted = np.full(len(p_values), np.nan)
     known = np.flatnonzero(~np.isnan(p_values))
     order = known[np.argsort(p_values[known], kind="stable")]
