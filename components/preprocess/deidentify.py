@@ -97,11 +97,6 @@ def patient_identity(header: Header, record: Record | None, path: str) -> Identi
     return Identity("file", f"file:{path}")
 
 
-def image_uid(header: Header, path: str) -> str:
-    """Identifies the image by SOPInstanceUID, else by path."""
-    return header.sop_instance_uid or path
-
-
 def describe(header: Header, record: Record | None) -> dict[str, Any]:
     """Returns the columns of ALLOW_LIST, from the header, or from a table if the header lacks them."""
     age = parse_age(header.age)

@@ -148,5 +148,4 @@ class StoredMap(MutableMapping[str, V]):
             yield to_text(key)
 
     def __len__(self) -> int:
-        count: int = self._index.connection.execute("SELECT COUNT(*) FROM maps WHERE map = ?", (self._name,)).fetchone()[0]
-        return count
+        return int(self._index.connection.execute("SELECT COUNT(*) FROM maps WHERE map = ?", (self._name,)).fetchone()[0])

@@ -38,11 +38,6 @@ class Box(NamedTuple):
     file: str = BOXES  # file name of the table
 
 
-def itself(path: str) -> str:
-    """Key of tables that name images by their path."""
-    return path
-
-
 def base_name(path: str) -> str:
     """Key of tables that name images by their file name."""
     return path.rpartition("/")[2]
@@ -61,7 +56,7 @@ class Table:
     records: Mapping[str, Record] = field(default_factory=dict)
     boxes: Mapping[str, list[Box]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # file name of a table -> SHA-256
-    key: Callable[[str], str] = itself  # relative path of an image -> its name in `records` and `boxes`
+    key: Callable[[str], str] = str  # relative path of an image -> its name in `records` and `boxes`
     folders: tuple[str, ...] = ()  # patterns of the top-level folders that hold the images; empty: every file but the tables is an image
     folder_splits: Mapping[str, str] = field(default_factory=dict)  # top-level folder -> official split, if the records do not name it
     complete: bool = True  # whether every image that is named must exist; many people have only a part of a public data set

@@ -25,10 +25,8 @@ class Ledger:
     def __init__(self, path: Path):
         path.unlink(missing_ok=True)
         self.files = 0
-        self.kept = 0
-        """Number of files that are not quarantined, including duplicates."""
-        self.reasons: dict[str, int] = {}
-        """Reason -> number of quarantined files."""
+        self.kept = 0  # files that are not quarantined, including duplicates
+        self.reasons: dict[str, int] = {}  # number of quarantined files by reason
         self._database = connect(path)
         self._database.executescript(_SCHEMA)
 
@@ -95,8 +93,7 @@ class Ledger:
         self._database.close()
 
     def _count(self, query: str) -> int:
-        count: int = self._database.execute(query).fetchone()[0]
-        return count
+        return int(self._database.execute(query).fetchone()[0])
 
 
 def read_ledger(folder: Path, parts: list[Part]) -> Ledger:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from components.common.formats import shards
 from components.common.formats.manifest import Manifest, Origin, PartEntry, PixelStatistics
 from components.common.runs import storage
-from components.common.runs.storage import write_json
 from components.preprocess import report
 from components.preprocess.ledger import Ledger
 from components.preprocess.part_writer import read_notes
@@ -31,15 +30,13 @@ class Summary:
     """Counts over all rows, and sums over the pixels of the train split."""
 
     findings: list[str]
-    rows: dict[str, int] = field(default_factory=dict)
-    """Number of rows by name of part."""
+    rows: dict[str, int] = field(default_factory=dict)  # by name of part
     images: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[tuple[str, str]]] = field(default_factory=lambda: {split: Counter() for split in shards.SPLITS})
     boxes: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in shards.SPLITS})
     statistics: ReportStatistics = field(default_factory=ReportStatistics)
     identities: Counter[str] = field(default_factory=Counter)
-    sums: list[int] = field(default_factory=lambda: [0, 0, 0])
-    """Number of pixels in the train split, their sum, and the sum of their squares."""
+    sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # pixels of the train split: number, sum, and sum of squares
 
     def add(self, part: Part, ledger: Ledger, folder: Path, out: Path) -> None:
         """Counts a finished part, if it has rows."""
@@ -130,7 +127,7 @@ def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary,
         "params": shared["params"],
         "parts": _part_entries(path.parent, summary.rows, threads),
     }
-    write_json(path, manifest)
+    storage.write_json(path, manifest)
     report.write(path.parent, manifest, summary.statistics)
     return manifest
 

@@ -26,8 +26,7 @@ class Attempts:
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._offset = os.fstat(self._descriptor).st_size
-        self.suspects = set(last_files(path))
-        """Raw files that ended an attempt, or happened to be in progress when it was ended."""
+        self.suspects = set(last_files(path))  # raw files that ended an attempt, or were in progress when it was ended
 
     def begin(self, number: int) -> None:
         """Records that a raw file is begun; the kernel keeps the line if this process dies."""

@@ -16,7 +16,6 @@ from components.common.errors import UserError
 from components.common.formats.manifest import Origin
 from components.common.runs import storage
 from components.common.runs.inputs import read_document
-from components.common.runs.storage import write_json
 from components.preprocess import manifest
 from components.preprocess.ledger import read_ledger
 from components.preprocess.merge import NAMES
@@ -39,10 +38,6 @@ class Output(NamedTuple):
         """Which partition it is."""
         return Partition(*self.described["partition"])
 
-    def parts(self) -> list[Part]:
-        """Returns the parts that have files."""
-        return [Part(number, files) for number, files in self.described["parts"]]
-
     def local_name(self, name: str) -> str:
         """Returns the name of a file beside those of other partitions."""
         return f"{self.partition.number}-{name}" if name == NAMES else name
@@ -60,10 +55,10 @@ def write(context: Context, partition: Partition, parts: list[Part], out: Path) 
         "partition": list(partition),
         "raw": context.raw,
         **manifest.describe(context),
-        "parts": [[part.number, part.files] for part in parts],
+        "parts": [list(part) for part in parts],
         "files": [{"name": name, "sha256": storage.digest_file(out / name)} for name in files],
     }
-    write_json(out / PARTITION, content)
+    storage.write_json(out / PARTITION, content)
     return metrics
 
 
@@ -96,7 +91,8 @@ def gather(outputs: list[Output], folder: Path) -> tuple[list[Part], list[Path]]
     for output in outputs:
         for file in output.described["files"]:
             _fetch(storage.join(output.folder, file["name"]), folder / output.local_name(file["name"]), file["sha256"])
-    return sorted(part for output in outputs for part in output.parts()), [folder / output.local_name(NAMES) for output in outputs]
+    parts = sorted(Part(*numbers) for output in outputs for numbers in output.described["parts"])
+    return parts, [folder / output.local_name(NAMES) for output in outputs]
 
 
 def _fetch(source: str, target: Path, sha256: str) -> None:

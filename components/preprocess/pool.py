@@ -1,7 +1,4 @@
-"""Processes parts in this process or in a pool of child processes.
-
-Each child process imports this module, so it must not import MLflow, which takes seconds.
-"""
+"""Processes parts in this process or in child processes, which import this module: it must not import MLflow (seconds)."""
 
 import os
 import threading
@@ -62,12 +59,9 @@ def _process_here(context: Context, parts: list[Part], advance: Advance) -> None
 
 
 class _Shared:
-    """State shared with all processes of the pool."""
-
     def __init__(self) -> None:
         self.stop = child_process.SPAWN.Event()
-        self.files = child_process.SPAWN.Value("Q", 0)
-        """Number of finished files."""
+        self.files = child_process.SPAWN.Value("Q", 0)  # number of finished ones
 
 
 class _Worker:
@@ -156,7 +150,6 @@ class _Pool:
                 worker.stop()
 
     def _receive(self, worker: _Worker) -> None:
-        """Handles the end of a part, or of the process."""
         try:
             error = worker.connection.recv()
         except (EOFError, ConnectionResetError):

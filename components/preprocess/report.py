@@ -141,7 +141,6 @@ def _mostly_unknown(counts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _prevalence(manifest: Manifest) -> dict[str, list[Bar]]:
-    """The share of positives among the known labels, by finding and split."""
     labels = manifest["counts"]["labels"]
     bars = {
         finding: [_bar(split, (each := labels[split][finding])["positive"], each["positive"] + each["negative"]) for split in SPLITS]
@@ -164,7 +163,6 @@ def _bar(split: str, count: int, total: int) -> Bar:
 
 
 def _scaled(bars: Mapping[str, list[Bar]]) -> dict[str, list[Bar]]:
-    """The same bars with their widths."""
     longest = max((bar.share for row in bars.values() for bar in row if math.isfinite(bar.share)), default=0.0) or 1.0
     return {
         name: [bar._replace(width=bar.share / longest if math.isfinite(bar.share) else 0.0) for bar in row] for name, row in bars.items()

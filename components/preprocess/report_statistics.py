@@ -91,9 +91,8 @@ class ReportStatistics:
     histograms: dict[str, Any] = field(default_factory=lambda: {split: np.zeros(BINS, np.int64) for split in shards.SPLITS})
     """Split -> number of pixels by brightness (BINS,)."""
     text_suspected: Counter[str] = field(default_factory=Counter)
-    """Split -> number of rows with suspected text."""
     text_rows: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="ascii", newline=""))  # noqa: SIM115
-    """These rows as lines of CSV, on disk since there can be many."""
+    """The rows with suspected text as lines of CSV, on disk since there can be many."""
     extremes: dict[str, list[ExtremeImage]] = field(default_factory=lambda: {extreme.name: [] for extreme in EXTREMES})
     """The SHOWN most extreme images of each kind, without those with suspected text, since the report shows them."""
 

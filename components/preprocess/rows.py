@@ -32,8 +32,7 @@ from components.preprocess.split import split_of, split_undivided
 
 Row = dict[str, Any]
 BINS = 32  # number of bins of a histogram
-GROUP_BYTES = 8 * 2**20
-"""Size of a group: files, their stored values and their images together, few enough to stay in the processor's caches."""
+GROUP_BYTES = 8 * 2**20  # files, their stored values and their images together, few enough for the processor's caches
 GROUP_FILES = 32  # maximum number of files in a group
 MAX_BYTES_PER_PIXEL = 2
 
@@ -168,12 +167,10 @@ def _decode(context: Context, work: _Work) -> None:
 
 
 def _render(context: Context, work: _Work) -> None:
-    params = context.params
-    work.rendered = render(work.decoded, params.size, params.bits, params.clip_percentile)
+    work.rendered = render(work.decoded, context.params.size, context.params.bits, context.params.clip_percentile)
 
 
 def _look_for_text(context: Context, work: _Work) -> None:
-    """Notes what looks like text near the border, or refuses the file."""
     dark = work.header.photometric == MONOCHROME1
     work.has_text = context.params.text_check != "off" and is_text_suspected(work.rendered.pixels, dark)
     if work.has_text and context.params.text_check == "quarantine":
@@ -181,13 +178,12 @@ def _look_for_text(context: Context, work: _Work) -> None:
 
 
 def _pack(context: Context, work: _Work) -> None:
-    """Makes the row and its note."""
     context.pseudonyms.check(work.header)
     header, table, image = work.header, context.table, work.rendered.pixels
     identity = deidentify.patient_identity(header, work.record, work.path)
     boxes = table.boxes_within(work.path, work.uid, header.height, header.width)
     row = {
-        "image_id": context.pseudonyms.image(deidentify.image_uid(header, work.path)),
+        "image_id": context.pseudonyms.image(work.uid or work.path),
         "patient_id": context.pseudonyms.patient(identity.text),
         "split": _split(context, work.path, work.record, identity.text),
         **shards.encode(image),
@@ -207,14 +203,8 @@ def _split(context: Context, path: str, record: Record | None, identity: str) ->
     return split_of(identity, params.val_fraction, params.test_fraction)
 
 
-def _scale(box: Box, vertical: float, horizontal: float) -> Row:
-    return {
-        "label": box.label,
-        "x": box.x * horizontal,
-        "width": box.width * horizontal,
-        "y": box.y * vertical,
-        "height": box.height * vertical,
-    }
+def _scale(box: Box, down: float, across: float) -> Row:
+    return {"label": box.label, "x": box.x * across, "width": box.width * across, "y": box.y * down, "height": box.height * down}
 
 
 def _statistics(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int, int], tuple[int, ...]]:

@@ -47,9 +47,7 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
             labels = parse_labels(f"{file} line {line}", row, FINDINGS, values)
             image = name_of(row["Path"])
             if not image:
-                raise UserError(
-                    f"{file} line {line}: the path {row['Path']!r} does not end in patientN/studyN/...; download the file again"
-                )
+                raise UserError(f"{file} line {line}: {row['Path']!r} does not end in patientN/studyN/...; download the file again")
             patient, split = image.partition("/")[0], SPLITS[base_name(file)]
             view = LATERAL if row["Frontal/Lateral"] == "Lateral" else row["AP/PA"]
             tables.add_record(image, Record(line, labels, patient, view, row["Sex"], row["Age"], split, file))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from components.common.errors import UserError
+from components.common.statistics.detection_matching import iou
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table, parse_box, stem
 from components.preprocess.params import Preprocess
@@ -69,8 +70,7 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
         merged = merge_overlapping(box for box in drawn.get(image, ()) if has[box.label])
         if merged:
             tables.boxes[image] = merged
-    splits = FOLDER_SPLITS
-    return Table(findings, tables.records, tables.boxes, tables.digests, stem, tuple(splits), splits, complete=False)
+    return Table(findings, tables.records, tables.boxes, tables.digests, stem, tuple(FOLDER_SPLITS), FOLDER_SPLITS, complete=False)
 
 
 def _read_physionet(tables: Tables) -> tuple[tuple[str, ...], dict[str, Opinions]]:
@@ -127,11 +127,10 @@ def merge_overlapping(boxes: Iterable[Box]) -> list[Box]:
     groups: list[list[Box]] = []
     for box in boxes:
         same = (group for group in groups if group[0].label == box.label and overlap(_mean(group), box) >= _SAME_BOX)
-        group = next(same, None)
-        if group is None:
-            groups.append([box])
-        else:
-            group.append(box)
+        group = next(same, [])
+        if not group:
+            groups.append(group)
+        group.append(box)
     return [_mean(group) for group in groups]
 
 
@@ -142,7 +141,4 @@ def _mean(group: list[Box]) -> Box:
 
 def overlap(one: Box, other: Box) -> float:
     """Computes the intersection over union."""
-    across = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
-    down = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
-    shared = max(across, 0.0) * max(down, 0.0)
-    return shared / (one.width * one.height + other.width * other.height - shared)
+    return float(iou(np.array([one[2:6]]), np.array([other[2:6]]))[0, 0])
