@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from components.common.dicom.refusal import Reason
 from components.common.dicom.render import resize
 from components.common.formats.manifest import Manifest
 from components.common.formats.pages import REPORT
+from components.common.formats.quarantine import Reason
 from components.common.formats.shards import SPLITS, Pixels
 from components.common.html import page
 from components.common.html.charts import UNIT, Axis, Chart, Line, nice_axis

@@ -18,10 +18,11 @@ from components.common.dicom import recipe
 from components.common.dicom.burned_in_text import is_text_suspected
 from components.common.dicom.grayscale import Decoded
 from components.common.dicom.header import MONOCHROME1, Header
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
 from components.common.dicom.render import Rendered, render
 from components.common.errors import UserError
 from components.common.formats import shards
+from components.common.formats.quarantine import Reason
 from components.common.runs import storage
 from components.preprocess import child_process, deidentify
 from components.preprocess.deidentify import Pseudonyms

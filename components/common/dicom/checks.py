@@ -5,8 +5,9 @@ data sets wrap their images as Secondary Capture objects with Modality CR or DX.
 """
 
 from components.common.dicom.header import PHOTOMETRICS, Header
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
 from components.common.dicom.views import LATERALS, is_accepted
+from components.common.formats.quarantine import Reason
 
 MODALITIES = ("CR", "DX")
 SOP_CLASSES = (

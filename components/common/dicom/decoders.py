@@ -15,8 +15,9 @@ from components.common.dicom.checks import check_decodable_size
 from components.common.dicom.elements import ITEM, Elements, integer, pixel_data
 from components.common.dicom.grayscale import Grayscale, Stored
 from components.common.dicom.header import Header
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
 from components.common.errors import UserError
+from components.common.formats.quarantine import Reason
 
 JPEG2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 RLE = uid.RLELossless

@@ -18,7 +18,8 @@ from components.common.dicom.decoders import prepare_frame
 from components.common.dicom.elements import Elements, read_plain
 from components.common.dicom.grayscale import Decoded, read_grayscale
 from components.common.dicom.header import Header, read_header
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
+from components.common.formats.quarantine import Reason
 
 # Its warnings and log quote header values, which may identify a patient.
 config.settings.reading_validation_mode = config.IGNORE

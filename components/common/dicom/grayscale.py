@@ -21,7 +21,8 @@ from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from components.common.dicom.elements import Elements, integer, is_empty, items, text
 from components.common.dicom.header import MONOCHROME1, Header
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
+from components.common.formats.quarantine import Reason
 
 Stored = npt.NDArray[np.integer[Any]]  # stored values (H, W)
 Values = npt.NDArray[np.float64]

@@ -23,7 +23,8 @@ from PIL import Image
 from components.common.dicom.checks import check_size
 from components.common.dicom.grayscale import Decoded, Grayscale
 from components.common.dicom.header import Header
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
+from components.common.formats.quarantine import Reason
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"

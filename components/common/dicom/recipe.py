@@ -11,8 +11,9 @@ from components.common.dicom import dicom_file, png_jpeg
 from components.common.dicom.checks import check_header, check_size
 from components.common.dicom.grayscale import Decoded
 from components.common.dicom.header import Header
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
 from components.common.dicom.render import Rendered, render
+from components.common.formats.quarantine import Reason
 
 MAX_FILE_BYTES = 512 * 2**20
 

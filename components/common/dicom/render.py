@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from components.common.dicom.grayscale import Decoded, Grayscale, Stored, Values
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
+from components.common.formats.quarantine import Reason
 
 GrayImage = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), bright = dense tissue
 

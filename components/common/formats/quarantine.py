@@ -1,9 +1,10 @@
-"""`quarantine.parquet`: the files that preprocess refused, one row per file.
+"""`quarantine.parquet`: the files that preprocess refused, one row per file, and the closed list of reasons.
 
 The only output with raw paths: it never goes to MLflow.
 """
 
 from collections.abc import Iterable
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,21 @@ import pyarrow.parquet as pq
 QUARANTINE = "quarantine.parquet"
 SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("path", "reason", "detail")])
 _ROWS_PER_GROUP = 10_000
+
+
+class Reason(StrEnum):
+    """Why a file is quarantined, in the order in which the checks are made."""
+
+    NOT_DICOM = "not_dicom"  # neither DICOM, PNG nor JPEG
+    NO_PIXELS = "no_pixels"
+    WRONG_MODALITY = "wrong_modality"
+    WRONG_BODY_PART = "wrong_body_part"
+    WRONG_VIEW = "wrong_view"
+    UNSUPPORTED_PHOTOMETRIC = "unsupported_photometric"
+    BURNED_IN_TEXT = "burned_in_text"
+    UNREADABLE = "unreadable"  # truncated, undecodable, or pixel data that does not fit the header
+    IMPLAUSIBLE_SIZE = "implausible_size"
+    BLANK_IMAGE = "blank_image"
 
 
 def write_quarantine(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 
-from components.common.dicom.refusal import Reason
+from components.common.formats.quarantine import Reason
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Record, Table

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from components.common.dicom.refusal import Reason
 from components.common.formats import shards
+from components.common.formats.quarantine import Reason
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Table

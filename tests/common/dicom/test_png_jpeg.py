@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from components.common.dicom import dicom_file, png_jpeg
-from components.common.dicom.refusal import Reason, Refused
+from components.common.dicom.refusal import Refused
 from components.common.dicom.render import render
+from components.common.formats.quarantine import Reason
 from tests.common.dicom.phantoms import dataset, to_bytes
 from tests.common.dicom.phantoms import picture as phantom
 
