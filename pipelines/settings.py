@@ -178,7 +178,7 @@ class Pool(_Group):
 
 
 class StepResources(_Group):
-    """What a step may use."""
+    """Resources of a step."""
 
     cpu: tuple[Cpu, Cpu] = ("1", "2")
     """Cores, request and limit."""

@@ -1,4 +1,4 @@
-"""What a data set's own tables say about its images, in one form for all layouts: records, boxes and the official split."""
+"""Content of a data set's own tables, in one form for all layouts: records, boxes and the official split."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -14,7 +14,7 @@ _UNCERTAIN = {"ignore": math.nan, "ones": 1.0, "zeros": 0.0}
 
 
 class Record(NamedTuple):
-    """What a table says about an image; text is empty where it says nothing."""
+    """Entry of a table for one image; text is empty where the table has none."""
 
     line: int
     labels: tuple[float, ...]

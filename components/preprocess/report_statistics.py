@@ -34,7 +34,7 @@ OTHER = "other"
 
 
 class ImageStatistics(NamedTuple):
-    """What makes an image extreme."""
+    """Property in which the image is extreme."""
 
     image_id: str
     mean: float  # mean of its pixels, as a fraction of the full range

@@ -40,7 +40,7 @@ MAX_BYTES_PER_PIXEL = 2
 
 @dataclass(frozen=True)
 class Note:
-    """What the merge needs to know about one file. Notes stay in the work folder; they hold raw paths, but no raw ids."""
+    """Record of one file for the merge. Notes stay in the work folder; they hold raw paths, but no raw ids."""
 
     path: str
     sha256: str
@@ -55,7 +55,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Context:
-    """What all files of a run share."""
+    """Context that all files of a run share."""
 
     raw: str
     folder: Path  # folder of the parts and notes

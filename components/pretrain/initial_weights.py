@@ -34,7 +34,7 @@ HEAD = {"fc.0.": "head.0.", "fc.2.": "head.2."}
 """Layers of MoCo v2's head: their names in the published checkpoints and in `Encoder`."""
 
 UNREADABLE = (pickle.UnpicklingError, SafetensorError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError)
-"""What reading a damaged or foreign file raises, wherever torch.load fails on it."""
+"""Exceptions that torch.load raises for a damaged or foreign file."""
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ class Normalisation(TypedDict):
 
 
 class Description(TypedDict):
-    """What pretrain knows about a backbone."""
+    """Content of backbone.json before the digest of the weights is added."""
 
     arch: str
     method: str

@@ -73,7 +73,7 @@ def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, Backbone, s
 
 
 class Start(NamedTuple):
-    """What the training of a head starts from."""
+    """The starting point of a head: a backbone and its normalisation."""
 
     resnet: torchvision.models.ResNet
     mean: float  # mean of the pixels, as the backbone expects them

@@ -1,4 +1,4 @@
-"""What trained models of all heads have in common at inference: their interface, and how images and weights reach them."""
+"""Inference with the models of all heads: batches, devices and the loading of weights."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
