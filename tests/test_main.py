@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import COMMANDS, main
+from components.heads import ANY_HEAD
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +37,7 @@ def register(params: str, *more: str) -> list[str]:
 
 def test_missing_input(params: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = error_of(capsys, *register(params))
-    assert line == "register: /nowhere/model.json: not found; /nowhere must be the output folder of classify, detect or invert"
+    assert line == f"register: /nowhere/model.json: not found; /nowhere must be the output folder of {ANY_HEAD}"
 
 
 def test_unknown_keys(params: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

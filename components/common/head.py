@@ -141,7 +141,7 @@ class EvaluationModule(Protocol):
 
         Args:
             table: predictions.parquet with its common columns checked: one row per image, splits val and test, no patient in
-                both, test not empty.
+                both, test not empty. Of the versions that the gate compares, only the test rows are given.
             model: everything else in the folder.
             params: resamples, confidence, seed, and so on.
 

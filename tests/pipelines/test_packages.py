@@ -122,8 +122,8 @@ def test_a_new_head_adds_a_step(tmp_path: Path) -> None:
 
 
 def test_steps_are_the_stages(package: Package) -> None:
-    stages = {"preprocess", "merge", "pretrain", "classify", "detect", "invert", "evaluate", "register"}
-    registrations = {"register", "register-2", "register-3"}  # one per model, numbered by kfp
+    stages = {"preprocess", "merge", "pretrain", *HEADS, "evaluate", "register"}
+    registrations = {"register", *(f"register-{number}" for number in range(2, len(HEADS) + 1))}  # one per model, numbered by kfp
     assert set(package.containers) == stages | registrations | {"begin", "end"}
 
 

@@ -1,0 +1,1 @@
+"""Mean brightness: a linear layer on the features of the backbone."""
