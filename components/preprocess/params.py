@@ -48,9 +48,9 @@ class Preprocess(Section):
     test_fraction: Fraction = 0.2
     """Fraction of the patients in the test split."""
     unknown_labels: Literal["ignore", "ones", "zeros"] = "ignore"
-    """What a label of -1 becomes: unknown, positive or negative (CheXpert's U-Ignore, U-Ones and U-Zeros)."""
+    """Meaning of a label of -1: unknown, positive or negative (CheXpert's U-Ignore, U-Ones and U-Zeros)."""
     text_check: Annotated[Literal["report", "quarantine", "off"], BeforeValidator(_not_a_yaml_boolean)] = "report"
-    """What happens to an image that seems to have text near its border. report: it is counted and listed; quarantine: it is refused."""
+    """Handling of an image that seems to have text near its border. report: it is counted and listed; quarantine: it is refused."""
 
     @model_validator(mode="after")
     def _splits_leave_training(self) -> "Preprocess":

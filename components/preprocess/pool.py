@@ -76,7 +76,6 @@ class _Worker:
         self.part: Part | None = None
 
     def give(self, part: Part) -> None:
-        """Assigns a part."""
         self.part = part
         self.connection.send(part)
 
@@ -87,7 +86,6 @@ class _Worker:
             self.process.kill()
 
     def stop(self) -> None:
-        """Waits until the process has ended."""
         self.connection.close()
         self.process.join(_STOP_SECONDS)
         if self.process.is_alive():
@@ -112,7 +110,7 @@ class _Pool:
         self._thread.start()
 
     def finish(self) -> None:
-        """Waits until all parts are done or a signal arrives; raises what a part raised."""
+        """Waits until all parts are done or a signal arrives; raises the error of a part."""
         with signals.deferred():
             self._thread.join()
         if self._error:

@@ -118,7 +118,7 @@ def _empty(counts: Mapping[str, Any]) -> list[str]:
 
 
 def _shortages(manifest: Manifest) -> dict[str, list[Shortage]]:
-    """Lists positives, negatives or labels that a split with images lacks, by finding."""
+    """Finds splits that have images but too few labels, by finding."""
     counts = manifest["counts"]
     present = [split for split in SPLITS if split not in _empty(counts)]
     short = {name: [each for split in present for each in _lacking(split, counts["labels"][split][name])] for name in manifest["findings"]}

@@ -34,7 +34,7 @@ OTHER = "other"
 
 
 class ImageStatistics(NamedTuple):
-    """Property in which the image is extreme."""
+    """Values by which an image can be extreme."""
 
     image_id: str
     mean: float  # mean of its pixels, as a fraction of the full range

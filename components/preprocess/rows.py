@@ -110,7 +110,7 @@ def process_file(context: Context, path: str, content: bytes) -> Processed:
 def _process_group(
     context: Context, files: Iterator[tuple[int, tuple[str, bytes]]], begin: Callable[[int], object], suspects: Container[int]
 ) -> list[Processed]:
-    """Processes the next group; a function of its own, so that nothing of it is alive when the next one starts."""
+    """Processes the next group, in a function of its own so that its memory is free when the next one starts."""
     group = list(_open_group(context, files, begin, suspects))
     for step in (_decode, _render, _look_for_text, _pack):
         for number, work in group:

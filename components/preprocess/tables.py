@@ -113,4 +113,4 @@ def check_known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Raises UserError if a name is not one of the data set's labels."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"{place}: {unknown[0]!r} is no label of this data set; download the file again")
+        raise UserError(f"{place}: {unknown[0]!r} is not a label of this data set; download the file again")

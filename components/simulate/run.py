@@ -48,7 +48,7 @@ def _check_names(out: str, expected: list[str]) -> frozenset[str]:
 
 
 def _refusal(out: str, difference: str) -> UserError:
-    return UserError(f"{out}: holds something else than this cohort ({difference}); move it away or choose another --out")
+    return UserError(f"{out}: holds something other than this cohort ({difference}); move it away or choose another --out")
 
 
 def _write_folder(patients: list[Patient], size: int, out: Path) -> None:

@@ -118,7 +118,7 @@ def test_anything_else_is_refused_and_kept(copy, difference):
         "missing": "patient-00003/image-1.dcm is missing",
         "edited": "patient-00003/image-1.dcm differs",
     }
-    with pytest.raises(UserError, match=expected.get(difference, "holds something else")) as error:
+    with pytest.raises(UserError, match=expected.get(difference, "holds something other than this cohort")) as error:
         run(out=str(copy), **_params(seed=int(difference == "seed")).arguments("simulate"))
     assert str(copy) in str(error.value) and "choose another --out" in str(error.value)
     assert _tree(copy) == before

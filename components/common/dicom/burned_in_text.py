@@ -34,7 +34,7 @@ class Component(NamedTuple):
 
 
 def is_text_suspected(image: GrayImage, dark: bool = False) -> bool:
-    """Whether there seems to be text near the borders of an image; `dark`: or black text, which was white in a MONOCHROME1 image."""
+    """Whether there seems to be bright text near the borders of an image or, with `dark`, black text (which MONOCHROME1 inverts)."""
     gray = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     operations = (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT) if dark else (cv2.MORPH_TOPHAT,)
     return any(_has_row(_components(cv2.morphologyEx(gray, operation, _KERNEL))) for operation in operations)

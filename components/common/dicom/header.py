@@ -73,9 +73,9 @@ def read_header(elements: Elements, transfer_syntax: str) -> Header:
 
 
 def read_manufacturer(elements: Elements) -> str:
-    """Returns Manufacturer in upper case; empty if it is missing or may identify a person or a hospital.
+    """Returns Manufacturer in upper case; empty if it is missing or could identify a person or a hospital.
 
-    It may if it is written like a person's name, holds a long number, or shares a word with one of the IDENTIFYING attributes.
+    It could if it is written like a person's name, holds a long number, or shares a word with one of the IDENTIFYING attributes.
     """
     manufacturer = text(elements, "Manufacturer").upper()
     if not manufacturer or "^" in manufacturer or re.search(r"\d{4}", manufacturer):

@@ -76,7 +76,7 @@ def _read_png(content: bytes) -> tuple[bytes, tuple[int, int]]:
     if not height or not width:
         raise Refused(Reason.UNREADABLE, "no pixels")
     if depth < 8 and color != _PALETTE:
-        raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"{depth} bits a pixel")
+        raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"{depth} bits per pixel")
     return b"".join(needed), (height, width)
 
 

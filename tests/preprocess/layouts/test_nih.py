@@ -109,7 +109,7 @@ def test_only_image_folders_are_looked_at(raw: Path) -> None:
     ("name", "lines", "message"),
     [
         ("Data_Entry_2017_v2020.csv", [HEADER, ENTRIES[0], ENTRIES[0]], "line 3: names the same image as line 2"),
-        ("Data_Entry_2017_v2020.csv", [HEADER, ENTRIES[0].replace("Emphysema", "Emphys")], "line 2: 'Emphys' is no label"),
+        ("Data_Entry_2017_v2020.csv", [HEADER, ENTRIES[0].replace("Emphysema", "Emphys")], "line 2: 'Emphys' is not a label"),
         ("Data_Entry_2017_v2020.csv", ["Image Index,Labels"], "line 1: lacks the column Finding Labels"),
         ("Data_Entry_2017_v2020.csv", [HEADER, ENTRIES[0] + ",1,2"], "line 2: has 13 cells, the header 11"),
         ("BBox_List_2017.csv", [BOXES[0], "00000001_000.png,Mass,1,2,x,4,,,"], "line 2: x, y, width and height"),

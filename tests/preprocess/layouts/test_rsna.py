@@ -64,7 +64,7 @@ def test_missing_tables_are_named(raw: Path, name: str) -> None:
     ("name", "lines", "message"),
     [
         (CLASSES, ["patientId,class", f"{ILL},Normal", f"{ILL},Lung Opacity"], "line 3: another class than in line 2"),
-        (CLASSES, ["patientId,class", f"{ILL},Ill"], "line 2: 'Ill' is no label"),
+        (CLASSES, ["patientId,class", f"{ILL},Ill"], "line 2: 'Ill' is not a label"),
         (BOXES, ["patientId,x,y,width,height,Target", f"{ILL},1,2,,4,1"], "line 2: x, y, width and height"),
         (BOXES, ["patientId,x,y,width,Target"], "line 1: lacks the column height"),
     ],

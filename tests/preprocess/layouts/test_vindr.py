@@ -111,7 +111,7 @@ def test_boxes_of_one_finding_that_overlap_are_merge_overlapping() -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([KAGGLE[0], f"{A},Cardio,3,R1,1,1,5,5"], "line 2: 'Cardio' is no label"),
+        ([KAGGLE[0], f"{A},Cardio,3,R1,1,1,5,5"], "line 2: 'Cardio' is not a label"),
         ([KAGGLE[0], f"{A},ILD,5,R1,1,1,x,5"], "line 2: x_min, y_min, x_max and y_max must be numbers"),
         ([KAGGLE[0], f"{A},ILD,5,R1,9,1,5,5"], "line 2: x, y, width and height"),
         (["image_id,class_name"], "line 1: lacks the column rad_id"),
