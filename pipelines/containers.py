@@ -18,12 +18,10 @@ from components.common.errors import UserError
 from components.common.runs.provenance import IMAGE_VARIABLE, KFP_VARIABLE
 from pipelines.settings import STEPS, Settings, User, memory_bytes
 
-docker = docker_task_handler.docker
-"""The package of that name; mypy and ruff would take an import for the folder of this repository."""
+docker = docker_task_handler.docker  # the package of that name; mypy and ruff would take an import for the folder of this repository
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-DATABASE = "mlflow.db"
-"""MLflow database in the folder of all outputs, used if no server is named."""
+DATABASE = "mlflow.db"  # MLflow database in the folder of all outputs, used if no server is named
 PASSED_ON = (
     KFP_VARIABLE,
     "AWS_ACCESS_KEY_ID",

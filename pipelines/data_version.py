@@ -24,12 +24,9 @@ REPOSITORY = Path(__file__).parents[1]
 class DataVersion(NamedTuple):
     """The raw files at a commit."""
 
-    md5: str
-    """MD5 of the folder, as computed by DVC."""
-    files: dict[str, str]
-    """MD5 by path."""
-    remote: str
-    """Prefix of the objects in the remote."""
+    md5: str  # MD5 of the folder, as computed by DVC
+    files: dict[str, str]  # MD5 by path
+    remote: str  # prefix of the objects in the remote
 
     def folder(self, root: str) -> str:
         """Returns the prefix that the files are copied to, below the prefix of all outputs."""

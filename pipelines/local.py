@@ -20,10 +20,8 @@ from components.params import Params
 from pipelines import packages, parameters
 from pipelines.settings import COMMIT, EXAMPLE, STEPS, Images, Settings
 
-BUILT = Images(cpu=f"cxr-cpu:{COMMIT}", gpu=f"cxr-gpu:{COMMIT}")
-"""The images that `make images` builds from a clean checkout."""
-UI_FILES = "ui"
-"""Folder for the artifacts that Kubeflow would keep in its own store."""
+BUILT = Images(cpu=f"cxr-cpu:{COMMIT}", gpu=f"cxr-gpu:{COMMIT}")  # the images that `make images` builds from a clean checkout
+UI_FILES = "ui"  # folder for the artifacts that Kubeflow would keep in its own store
 REPOSITORY = Path(__file__).parents[1]
 
 

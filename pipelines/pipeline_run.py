@@ -8,8 +8,7 @@ from components.common.errors import UserError
 from components.common.runs import storage, tracking
 from components.common.runs.provenance import KFP_VARIABLE, git_state
 
-STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
-"""MLflow status by Kubeflow state."""
+STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}  # MLflow status by Kubeflow state
 PROBE = ".probe"
 
 log = logging.getLogger(__name__)

@@ -9,18 +9,15 @@ from components.common.runs.work import WORK_VARIABLE
 from components.heads import HEADS
 from pipelines.settings import Affinity, Pool, Secret, Settings, StepResources
 
-RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
-"""Label of each pod that holds the id of the run."""
-SECRETS_FOLDER = "/var/run/secrets/cxr"
-"""Folder with a file per variable, for components/pretrain/trainjob.py."""
+RUN_ID_FIELD = "metadata.labels['pipeline/runid']"  # label of each pod that holds the id of the run
+SECRETS_FOLDER = "/var/run/secrets/cxr"  # folder with a file per variable, for components/pretrain/trainjob.py
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the pod's own
 SCRATCH = "/tmp/cxr-work"  # noqa: S108 - the pod's own
 MAX_BACKOFF_SECONDS = 3600
 S3_AND_MLFLOW = ("s3", "mlflow")
 SECRETS = {"simulate": ("s3",), "preprocess": (*S3_AND_MLFLOW, "pseudonyms"), "end": ("mlflow",)}
 """Fields of settings.Secrets by step; steps that are not named get those for S3 and MLflow."""
-MOUNTS_WORK = ("preprocess", "merge", "pretrain", *HEADS)
-"""Steps that resume, and therefore need the volume for work in progress."""
+MOUNTS_WORK = ("preprocess", "merge", "pretrain", *HEADS)  # steps that resume, and therefore need the volume for work in progress
 
 
 def apply(task: dsl.PipelineTask, name: str, settings: Settings) -> dsl.PipelineTask:

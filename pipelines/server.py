@@ -16,12 +16,10 @@ from kfp.client import KF_PIPELINES_SA_TOKEN_PATH as TOKEN_FILE
 
 from components.common.errors import UserError
 
-TIMEOUT_SECONDS = (10, 30)
-"""For the connection, and for the answer."""
+TIMEOUT_SECONDS = (10, 30)  # for the connection, and for the answer
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105
 """A bearer token; without it, the file that kfp names is read: the token of a service account, which Kubernetes renews."""
-COOKIE_VARIABLE = "KFP_COOKIE"
-"""Cookie of a browser session, such as `oauth2_proxy_kubeflow=...`."""
+COOKIE_VARIABLE = "KFP_COOKIE"  # cookie of a browser session, such as `oauth2_proxy_kubeflow=...`
 HOW_TO_LOG_IN = f"set {TOKEN_VARIABLE}, {TOKEN_FILE_VARIABLE} or {COOKIE_VARIABLE}"
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
@@ -30,15 +28,12 @@ class Submission(NamedTuple):
     """Everything that is sent, besides the package."""
 
     host: str
-    namespace: str | None
-    """Namespace of the profile; None for a single-user installation."""
+    namespace: str | None  # namespace of the profile; None for a single-user installation
     experiment: str
     pipeline: str
     version: str
-    run: str
-    """Display name of the run."""
-    service_account: str | None
-    """Service account of the pods; None: the default of the server."""
+    run: str  # display name of the run
+    service_account: str | None  # service account of the pods; None: the default of the server
     parameters: dict[str, Any]
 
 
@@ -48,10 +43,8 @@ class RunStatus(NamedTuple):
     identity: str
     name: str
     state: str
-    error: str
-    """Why it failed; empty if it did not, or if the server does not say."""
-    steps: list[tuple[str, str]]
-    """Name and state of each step."""
+    error: str  # why it failed; empty if it did not, or if the server does not say
+    steps: list[tuple[str, str]]  # name and state of each step
 
 
 class LostError(UserError):

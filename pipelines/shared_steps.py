@@ -25,13 +25,10 @@ from pipelines.settings import GATED, Settings
 class SharedSteps:
     """Adds steps to the pipeline that is being defined."""
 
-    pipeline: str
-    """Name of the pipeline."""
+    pipeline: str  # name of the pipeline
     settings: Settings
-    params: Params
-    """Parameters that decide on the shape of the pipeline, such as the number of nodes."""
-    given: dict[str, Any]
-    """The parameters of the pipeline, whose values are known only when it runs."""
+    params: Params  # parameters that decide on the shape of the pipeline, such as the number of nodes
+    given: dict[str, Any]  # the parameters of the pipeline, whose values are known only when it runs
 
     def add(self, component: Callable[..., dsl.PipelineTask], step: str, section: str, **inputs: Any) -> dsl.PipelineTask:
         """Adds a stage: its component, the step in the settings, its section of params.yaml, and its inputs."""

@@ -14,19 +14,16 @@ from components.common.runs.provenance import git_state
 from components.params import Params
 
 KEY_DIGITS = 16
-COMPARED = ("pretrain", "classify", "detect", "invert")
-"""Stages that the claims of the paper are about."""
+COMPARED = ("pretrain", "classify", "detect", "invert")  # stages that the claims of the paper are about
 
 
 class StudyPlan(NamedTuple):
     """The models of a study on one set of shards."""
 
     shards: str
-    folder: str
-    """Parent folder of all models."""
+    folder: str  # parent folder of all models
     params: Params
-    heads: tuple[str, ...]
-    """Heads that backbones are compared by; `classify` always is."""
+    heads: tuple[str, ...]  # heads that backbones are compared by; `classify` always is
 
     def prerequisites(self) -> list[dict[str, str]]:
         """Lists the backbones, and the generators, one per seed for all arms."""

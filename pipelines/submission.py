@@ -21,8 +21,7 @@ from pipelines.settings import Settings, commit
 POLL_SECONDS = 5.0
 RUN_LABEL = "cxr/pipeline-run"
 """Label of the TrainJobs that components/pretrain/trainjob.py creates. Kubeflow gives a cancelled step no chance to delete them."""
-PATIENCE_SECONDS = 600.0
-"""How long following a run outlasts a server that does not answer."""
+PATIENCE_SECONDS = 600.0  # how long following a run outlasts a server that does not answer
 
 
 def submit(options: argparse.Namespace, settings: Settings, params: Params) -> int:

@@ -24,13 +24,10 @@ class Entry:
     """One model of the report."""
 
     evaluated: Evaluation
-    number: int
-    """Within its head, from 1."""
-    prefix: str
-    """Prefix of metric names: detect, detect_2."""
+    number: int  # within its head, from 1
+    prefix: str  # prefix of metric names: detect, detect_2
     baseline: Evaluation | None
-    differences: Sequence[Difference]
-    """From the baseline."""
+    differences: Sequence[Difference]  # from the baseline
 
     def metrics(self) -> dict[str, float]:
         """The model's metrics and its differences from the baseline, flat."""

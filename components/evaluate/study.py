@@ -22,8 +22,7 @@ from components.common.statistics.differences import bootstrap_p, holm
 from components.common.statistics.intervals import Interval, percentile_interval
 from components.evaluate.params import Study
 
-ALWAYS = "all"
-"""Condition of a claim that varies nothing."""
+ALWAYS = "all"  # condition of a claim that varies nothing
 
 
 class Claim(NamedTuple):
@@ -31,12 +30,9 @@ class Claim(NamedTuple):
 
     title: str
     task: str
-    metric: str
-    """Name in the task's headline and differences; `{finding}` is the one whose positives are made rare."""
-    condition: str
-    """Axis label of what is varied; empty if nothing is."""
-    statement: str
-    """Ending of the sentence `IFA pretraining ...`."""
+    metric: str  # name in the task's headline and differences; `{finding}` is the one whose positives are made rare
+    condition: str  # axis label of what is varied; empty if nothing is
+    statement: str  # ending of the sentence `IFA pretraining ...`
 
 
 CLAIMS = {
@@ -64,14 +60,10 @@ class Estimate:
 
     arm: str
     condition: str
-    seeds: tuple[float, ...]
-    """One value per seed."""
-    interval: Interval
-    """Interval of the first seed's model."""
-    difference: Interval | None
-    """Difference from the reference, averaged over seeds; None for the reference itself."""
-    p_adjusted: float
-    """After Holm's correction over the comparisons of the claim; NaN for the reference."""
+    seeds: tuple[float, ...]  # one value per seed
+    interval: Interval  # interval of the first seed's model
+    difference: Interval | None  # difference from the reference, averaged over seeds; None for the reference itself
+    p_adjusted: float  # after Holm's correction over the comparisons of the claim; NaN for the reference
 
     @property
     def mean(self) -> float:
@@ -83,15 +75,12 @@ class Estimate:
 class Answer:
     """Result of a claim on this cohort."""
 
-    name: str
-    """Key in CLAIMS."""
+    name: str  # key in CLAIMS
     claim: Claim
-    metric: str
-    """Metric of the claim, with the name of the finding."""
+    metric: str  # metric of the claim, with the name of the finding
     conditions: tuple[str, ...]
     arms: tuple[str, ...]
-    estimates: dict[tuple[str, str], Estimate]
-    """Keyed by condition and arm."""
+    estimates: dict[tuple[str, str], Estimate]  # keyed by condition and arm
 
     def metrics(self) -> dict[str, float]:
         """Entries of metrics.json: CLAIM_CONDITION_ARM, and the difference from the reference."""

@@ -10,8 +10,7 @@ from components.common.runs.params import Evaluate
 from components.evaluate.params import Study
 from components.evaluate.study import ALWAYS, Answer, verdict
 
-STYLES = ("third", "first", "second", "fourth", "fifth", "sixth", "seventh")
-"""Classes of page.css, one per arm."""
+STYLES = ("third", "first", "second", "fourth", "fifth", "sixth", "seventh")  # classes of page.css, one per arm
 SCRATCH = "scratch"
 
 

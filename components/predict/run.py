@@ -35,10 +35,8 @@ from components.preprocess.index import Index
 from components.preprocess.params import Preprocess
 from components.preprocess.parts import Partition
 
-SHARDS = "shards"
-"""Folder in the work folder with the output of preprocess, of which only the manifest and the quarantine are kept."""
-ROWS = 256
-"""Rows read at a time."""
+SHARDS = "shards"  # folder in the work folder with the output of preprocess, of which only the manifest and the quarantine are kept
+ROWS = 256  # rows read at a time
 
 log = logging.getLogger(__name__)
 

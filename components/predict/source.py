@@ -22,10 +22,8 @@ class Source(NamedTuple):
 
     head: str
     network: Network
-    description: dict[str, Any]
-    """Content of model.json."""
-    digest: str
-    """SHA-256 of model.json."""
+    description: dict[str, Any]  # content of model.json
+    digest: str  # SHA-256 of model.json
 
 
 def read(uri: str) -> Source:

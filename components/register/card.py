@@ -10,8 +10,7 @@ from components.heads import HEADS
 from components.register.packing import MODEL_URI
 
 TEMPLATES = Path(__file__).parents[1]
-COMMON = "register/card.md"
-"""The part that all heads have: data, results, training, licence and history."""
+COMMON = "register/card.md"  # the part that all heads have: data, results, training, licence and history
 VIEWS = ("PA", "AP")
 
 

@@ -19,10 +19,8 @@ class Decision:
     """An alias and why."""
 
     alias: Alias
-    reason: str
-    """One sentence."""
-    difference: Interval | None = None
-    """The metric of the new version minus the champion's, where they were compared."""
+    reason: str  # one sentence
+    difference: Interval | None = None  # the metric of the new version minus the champion's, where they were compared
 
 
 def first(floor: Floor) -> Decision:

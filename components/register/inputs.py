@@ -18,11 +18,9 @@ from components.common.dicom.refusal import Refused
 from components.common.formats.shards import Pixels
 from components.common.training.inference import InputImage
 
-COLUMN = "dicom"
-"""Column of a data frame with the bytes of files, raw or in base64."""
+COLUMN = "dicom"  # column of a data frame with the bytes of files, raw or in base64
 CLIP_PERCENTILE = 99.0
-VIEWS = ("PA", "AP")
-"""Defaults for models whose model.json lacks these parameters."""
+VIEWS = ("PA", "AP")  # defaults for models whose model.json lacks these parameters
 EXPECTED = (
     f"give (N, H, W) pixels as an array, a list of paths or of bytes of DICOM files, or a data frame whose column `{COLUMN}` holds "
     "the files' bytes or base64"

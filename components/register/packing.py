@@ -25,8 +25,7 @@ from components.register import imports
 
 ENTRY = Path(__file__).with_name("model.py")
 CARD = "README.md"
-MODEL_URI = "models:/MODEL_ID"
-"""Placeholder in a card for the address of the model."""
+MODEL_URI = "models:/MODEL_ID"  # placeholder in a card for the address of the model
 ONNX = "model.onnx"
 
 

@@ -21,12 +21,9 @@ from components.common.runs.registered_models import download
 from components.register.packing import CARD, ENTRY, MODEL_URI
 
 TEST_PREDICTIONS = f"test_{PREDICTIONS}"
-ARTIFACT = f"artifacts/{DESCRIPTION}"
-"""Path of model.json among the files of a version."""
-PREVIOUS = "champion.previous"
-"""Tag of a champion with the previous champion."""
-WITHDRAWN = "withdrawn"
-"""Tag of a version that a person has withdrawn; it does not become champion again automatically."""
+ARTIFACT = f"artifacts/{DESCRIPTION}"  # path of model.json among the files of a version
+PREVIOUS = "champion.previous"  # tag of a champion with the previous champion
+WITHDRAWN = "withdrawn"  # tag of a version that a person has withdrawn; it does not become champion again automatically
 
 
 ALIASES = ("champion", "challenger")

@@ -21,8 +21,7 @@ from components.register.candidate import copy_weights, read_candidate, registry
 from components.register.packing import pack
 from components.register.registry import TEST_PREDICTIONS, WITHDRAWN, Registry, Version
 
-EXPORT = "model"
-"""Folder in the output with the packed model, as in the registry."""
+EXPORT = "model"  # folder in the output with the packed model, as in the registry
 
 log = logging.getLogger(__name__)
 

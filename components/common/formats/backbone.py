@@ -22,23 +22,18 @@ class Description(TypedDict):
     """Content of backbone.json before the digest of the weights is added."""
 
     arch: str
-    method: str
-    """The preset of pretrain."""
+    method: str  # the preset of pretrain
     epochs: int
-    images: int
-    """Number of training images."""
-    size: int
-    """Longer side of the training images, in pixels."""
+    images: int  # number of training images
+    size: int  # longer side of the training images, in pixels
     normalisation: Normalisation
-    inputs: dict[str, str]
-    """SHA-256 by name of input."""
+    inputs: dict[str, str]  # SHA-256 by name of input
 
 
 class Backbone(Description):
     """The content of a backbone.json."""
 
-    sha256: str
-    """Digest of the weights."""
+    sha256: str  # digest of the weights
 
 
 def check_backbone(content: dict[str, Any], path: str) -> Backbone:

@@ -17,29 +17,20 @@ class RunRecord(TypedDict):
     """The content of a run.json."""
 
     stage: str
-    fingerprint: str
-    """Hash of everything that the output depends on."""
-    params: dict[str, Any]
-    """The section of the stage."""
-    runtime: dict[str, Any]
-    """The section `runtime`; empty for stages that do not read it."""
-    inputs: dict[str, str]
-    """SHA-256 by name of input."""
-    git: dict[str, Any]
-    """`commit`, and whether the code is `dirty`; null outside a repository."""
-    packages: dict[str, str]
-    """Version by name of package."""
+    fingerprint: str  # hash of everything that the output depends on
+    params: dict[str, Any]  # the section of the stage
+    runtime: dict[str, Any]  # the section `runtime`; empty for stages that do not read it
+    inputs: dict[str, str]  # SHA-256 by name of input
+    git: dict[str, Any]  # `commit`, and whether the code is `dirty`; null outside a repository
+    packages: dict[str, str]  # version by name of package
     python: str
     threads: int
-    started: str
-    """Time in UTC."""
+    started: str  # time in UTC
     seconds: float
     resumed: bool
     mlflow_run_id: str | None
-    upstream_mlflow_run_ids: dict[str, str]
-    """MLflow run id by name of input."""
-    files: list[str]
-    """Relative paths of the other files of the output."""
+    upstream_mlflow_run_ids: dict[str, str]  # MLflow run id by name of input
+    files: list[str]  # relative paths of the other files of the output
 
 
 def to_json(content: Any) -> bytes:

@@ -13,14 +13,11 @@ from io import StringIO
 LABELS = "labels.csv"
 BOXES = "boxes.csv"
 IMAGE = "image"
-OPTIONAL = ("patient", "view", "sex", "age")
-"""Columns of labels.csv that are not findings."""
+OPTIONAL = ("patient", "view", "sex", "age")  # columns of labels.csv that are not findings
 BOX_COLUMNS = (IMAGE, "label", "x", "y", "width", "height")
 
-KNOWN = {"": math.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
-"""Cells of a finding and their values; NaN is unknown."""
-UNCERTAIN = ("-1", "-1.0")
-"""Cells of a finding that is uncertain; `preprocess.unknown_labels` says what it becomes."""
+KNOWN = {"": math.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}  # cells of a finding and their values; NaN is unknown
+UNCERTAIN = ("-1", "-1.0")  # cells of a finding that is uncertain; `preprocess.unknown_labels` says what it becomes
 
 
 def to_csv(rows: Iterable[Sequence[str]]) -> bytes:

@@ -16,23 +16,18 @@ class Origin(TypedDict):
     """The part of a manifest that all partitions of a cohort share."""
 
     schema_version: int
-    findings: list[str]
-    """Names of the labels, in the order of the column `labels`."""
+    findings: list[str]  # names of the labels, in the order of the column `labels`
     pseudonym_key_id: str
-    labels: dict[str, str]
-    """SHA-256 by name of the tables with labels and boxes."""
-    params: dict[str, Any]
-    """The section `preprocess`."""
+    labels: dict[str, str]  # SHA-256 by name of the tables with labels and boxes
+    params: dict[str, Any]  # the section `preprocess`
 
 
 class PixelStatistics(TypedDict):
     """The pixels of a split."""
 
     count: int
-    mean: float
-    """As a fraction of the full range."""
-    std: float
-    """The same."""
+    mean: float  # as a fraction of the full range
+    std: float  # the same
 
 
 class PartEntry(TypedDict):
@@ -46,17 +41,12 @@ class PartEntry(TypedDict):
 class Manifest(Origin):
     """The content of a manifest."""
 
-    size: int
-    """Longer side of the images, in pixels."""
-    bits: int
-    """Bits per stored pixel."""
+    size: int  # longer side of the images, in pixels
+    bits: int  # Bits per stored pixel
     train_pixels: PixelStatistics
-    counts: dict[str, Any]
-    """Files, rows, quarantined files and duplicates; images, patients, labels and boxes by split."""
-    patient_id_from: dict[str, int]
-    """Number of rows by what identifies their patient."""
-    input: str
-    """SHA-256 over paths and digests of the raw files."""
+    counts: dict[str, Any]  # files, rows, quarantined files and duplicates; images, patients, labels and boxes by split
+    patient_id_from: dict[str, int]  # number of rows by what identifies their patient
+    input: str  # SHA-256 over paths and digests of the raw files
     parts: list[PartEntry]
 
 

@@ -3,5 +3,4 @@
 REPORT = "report.html"
 STUDY = "study.html"
 STUDY_TEXT = "study.md"
-FIGURES = "figures"
-"""Folder of PNG files; those of a head are embedded in the report of evaluate."""
+FIGURES = "figures"  # folder of PNG files; those of a head are embedded in the report of evaluate

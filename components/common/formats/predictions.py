@@ -13,16 +13,12 @@ from components.common.errors import UserError
 from components.common.formats.shards import BOX
 
 PREDICTIONS = "predictions.parquet"
-COLUMNS = ("image_id", "patient_id", "split", "task")
-"""Required of every head; `task` is its name."""
-META = ("view", "sex", "age", "manufacturer")
-"""Columns of the shards that define subgroups."""
+COLUMNS = ("image_id", "patient_id", "split", "task")  # required of every head; `task` is its name
+META = ("view", "sex", "age", "manufacturer")  # columns of the shards that define subgroups
 SPLITS = ("val", "test")
 
-DETECTIONS = "boxes"
-"""Column of the head `detect`: a list of SCORED_BOX."""
-TARGETS = "targets"
-"""Column of the head `detect`: a list of boxes as in the shards; null if not known."""
+DETECTIONS = "boxes"  # column of the head `detect`: a list of SCORED_BOX
+TARGETS = "targets"  # column of the head `detect`: a list of boxes as in the shards; null if not known
 SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
 
 

@@ -16,22 +16,15 @@ class Difference(TypedDict):
 class Registration(TypedDict):
     """The content of a registration.json; what is not required is missing after a rollback or demotion."""
 
-    name: str
-    """Name of the registered model."""
+    name: str  # name of the registered model
     task: NotRequired[str]
     version: str
-    model_uri: str
-    """`models:/NAME/VERSION`."""
-    alias: str
-    """champion or challenger."""
+    model_uri: str  # `models:/NAME/VERSION`
+    alias: str  # champion or challenger
     reason: str
-    metric: NotRequired[str]
-    """The metric of the evaluation by which models are compared."""
+    metric: NotRequired[str]  # the metric of the evaluation by which models are compared
     value: NotRequired[float | None]
-    min_auroc: NotRequired[float]
-    """`register.min_auroc`, for classifiers."""
-    champion_before: str | None
-    """Version that was the champion until then."""
+    min_auroc: NotRequired[float]  # `register.min_auroc`, for classifiers
+    champion_before: str | None  # version that was the champion until then
     difference: NotRequired[Difference | None]
-    reused: NotRequired[bool]
-    """Whether the same model was registered before."""
+    reused: NotRequired[bool]  # whether the same model was registered before

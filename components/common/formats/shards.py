@@ -21,8 +21,7 @@ SCHEMA_VERSION = 1
 ROWS_PER_GROUP = 100
 SPLITS = ("train", "val", "test")
 CODEC = "delta-bitshuffle-zstd"
-PACKED = ("image_id", "pixels", "codec", "height", "width", "bits")
-"""Columns that `decode` reads."""
+PACKED = ("image_id", "pixels", "codec", "height", "width", "bits")  # columns that `decode` reads
 
 COORDINATES = ("x", "y", "width", "height")
 BOX = pa.struct([("label", pa.string()), *((name, pa.float32()) for name in COORDINATES)])

@@ -15,8 +15,7 @@ class Axis(NamedTuple):
     high: float
     ticks: tuple[float, ...]
     name: str = ""
-    labels: tuple[str, ...] = ()
-    """One per tick; if empty, ticks are labelled with their values."""
+    labels: tuple[str, ...] = ()  # one per tick; if empty, ticks are labelled with their values
 
     def labelled(self) -> list[tuple[float, str]]:
         """Pairs of tick and label."""
@@ -37,14 +36,11 @@ class Line(NamedTuple):
 class Chart(NamedTuple):
     """Lines in a frame with ticks."""
 
-    lines: Sequence[Line]
-    """Drawn in order."""
+    lines: Sequence[Line]  # drawn in order
     x: Axis
     y: Axis
-    marks: Sequence[Point] = ()
-    """Points marked with a ring."""
-    width: int = 210
-    """In pixels."""
+    marks: Sequence[Point] = ()  # points marked with a ring
+    width: int = 210  # in pixels
     height: int = 200
 
     @property

@@ -16,10 +16,8 @@ class Input:
     many: bool = False
     required: bool = True
     metavar: str = "PATH"
-    marker: str = ""
-    """For an output folder of another stage: the file that it must contain."""
-    made_by: str = ""
-    """The stage that writes `marker`."""
+    marker: str = ""  # for an output folder of another stage: the file that it must contain
+    made_by: str = ""  # the stage that writes `marker`
 
     def check(self, value: str | list[str] | None) -> None:
         """Checks in milliseconds what would otherwise fail after the imports of the stage, which take seconds.

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:  # MLflow is imported once tracking has told it how to behave
     from mlflow import MlflowClient
 
-REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
-"""Error codes of requests that would fail again."""
+REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # error codes of requests that would fail again
 
 log = logging.getLogger(__name__)
 
@@ -18,15 +17,11 @@ log = logging.getLogger(__name__)
 class Message(NamedTuple):
     """A message to a run. Points carry their time, so that sending them again changes nothing."""
 
-    points: tuple[tuple[str, float, int, int], ...] = ()
-    """Metric, value, time in milliseconds since 1970, step."""
+    points: tuple[tuple[str, float, int, int], ...] = ()  # metric, value, time in milliseconds since 1970, step
     tags: Mapping[str, str] = {}
-    file: str = ""
-    """File or folder to upload."""
-    folder: str | None = None
-    """Target folder among the artifacts of the run."""
-    status: str = ""
-    """Final status of the run."""
+    file: str = ""  # file or folder to upload
+    folder: str | None = None  # target folder among the artifacts of the run
+    status: str = ""  # final status of the run
 
 
 def deliver(client: "MlflowClient", run_id: str, message: Message, work: Path, out: str) -> None:

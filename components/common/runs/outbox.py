@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-RETRY_SECONDS = 5.0
-"""Seconds between attempts while the server is unavailable."""
+RETRY_SECONDS = 5.0  # seconds between attempts while the server is unavailable
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,9 @@ import yaml
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("mlflow", "numpy", "opencv-python-headless", "pyarrow", "pydicom", "scipy", "torch", "torchvision")
 """Packages that numbers depend on."""
-IMAGE_VARIABLE = "IMAGE_DIGEST"
-"""Set by the image or the pod: the image that the container was started from."""
-KFP_VARIABLE = "KFP_RUN_ID"
-"""Set by the pipeline in its pods."""
-DVC_VARIABLE = "DVC_EXP_NAME"
-"""Set by `dvc exp run`."""
+IMAGE_VARIABLE = "IMAGE_DIGEST"  # set by the image or the pod: the image that the container was started from
+KFP_VARIABLE = "KFP_RUN_ID"  # set by the pipeline in its pods
+DVC_VARIABLE = "DVC_EXP_NAME"  # set by `dvc exp run`
 
 
 def threads() -> int:

@@ -31,8 +31,7 @@ class Shards:
 
     folders: tuple[str, ...]
     manifests: tuple[Manifest, ...]
-    digests: tuple[str, ...]
-    """SHA-256 of each manifest."""
+    digests: tuple[str, ...]  # SHA-256 of each manifest
 
     @property
     def findings(self) -> list[str]:

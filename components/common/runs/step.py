@@ -27,11 +27,9 @@ KEY_DIGITS = 16
 class Step(NamedTuple):
     """The arguments of the `run` of a stage, and access to its output."""
 
-    params: Any
-    """The section of the stage."""
+    params: Any  # the section of the stage
     runtime: Runtime
-    out: str
-    """Output folder."""
+    out: str  # output folder
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers of metrics.json that are defined."""

@@ -21,27 +21,19 @@ from components.common.formats.documents import to_json
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each further attempt at reading an object."""
-_READ_SECONDS = 60
-"""Seconds without data after which a request is repeated."""
-_CHUNK = 16 * 2**20
-"""Bytes per part of a multipart upload."""
-_UPLOADS = 4
-"""Number of files that are uploaded at a time, and of parts of each."""
-_DIGEST = "sha256"
-"""Name of the metadata with the digest of the whole object; the server's own checksum covers the parts of the upload."""
+_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt at reading an object
+_READ_SECONDS = 60  # seconds without data after which a request is repeated
+_CHUNK = 16 * 2**20  # bytes per part of a multipart upload
+_UPLOADS = 4  # number of files that are uploaded at a time, and of parts of each
+_DIGEST = "sha256"  # name of the metadata with the digest of the whole object; the server's own checksum covers the parts of the upload
 
 
 class Entry(NamedTuple):
     """A file in a listing."""
 
-    path: str
-    """Path relative to the listed folder, with forward slashes."""
-    size: int
-    """Number of bytes."""
-    version: str
-    """Changes with the content: the modification time, or the ETag."""
+    path: str  # path relative to the listed folder, with forward slashes
+    size: int  # number of bytes
+    version: str  # changes with the content: the modification time, or the ETag
 
 
 def is_s3(uri: str) -> bool:

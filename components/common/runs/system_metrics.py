@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-PREFIX = "system/"
-"""MLflow shows metrics with this prefix on a separate page."""
-SECONDS_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"
-"""MLflow's setting: seconds between samples."""
+PREFIX = "system/"  # MLflow shows metrics with this prefix on a separate page
+SECONDS_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"  # MLflow's setting: seconds between samples
 SECONDS = 10.0
 
 

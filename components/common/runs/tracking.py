@@ -50,15 +50,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
-RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
-"""Environment variable with the id of a run that the orchestrator has opened."""
-PIPELINE = "pipeline"
-"""Experiment of the runs that a pipeline opens, whose child runs are those of its stages."""
+RUN_ID_VARIABLE = "MLFLOW_RUN_ID"  # environment variable with the id of a run that the orchestrator has opened
+PIPELINE = "pipeline"  # experiment of the runs that a pipeline opens, whose child runs are those of its stages
 UNSENT = ".unsent"
-WAIT_SECONDS = 60.0
-"""How long the end of a stage waits for a lost server."""
-WAIT_SECONDS_STOPPED = 5.0
-"""The same after a signal or a failure: Kubernetes kills a pod 30 s after SIGTERM."""
+WAIT_SECONDS = 60.0  # how long the end of a stage waits for a lost server
+WAIT_SECONDS_STOPPED = 5.0  # the same after a signal or a failure: Kubernetes kills a pod 30 s after SIGTERM
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,9 @@ from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, 
 from components.common.runs import provenance, signals, storage
 from components.common.runs.params import Runtime, Section, flatten
 
-WORK_VARIABLE = "CXR_WORK_DIR"
-"""Environment variable with the folder for unfinished work whose output goes to S3."""
-RUN_ID_FILE = "mlflow_run_id"
-"""File in the work folder with the id of the MLflow run, for a resumed run."""
-UPLOADING = f"{RUN_RECORD}.uploading"
-"""Name of the note at an S3 prefix while an output is being uploaded."""
+WORK_VARIABLE = "CXR_WORK_DIR"  # environment variable with the folder for unfinished work whose output goes to S3
+RUN_ID_FILE = "mlflow_run_id"  # file in the work folder with the id of the MLflow run, for a resumed run
+UPLOADING = f"{RUN_RECORD}.uploading"  # name of the note at an S3 prefix while an output is being uploaded
 
 W = TypeVar("W", bound="Work")
 
@@ -41,22 +38,14 @@ class Work:
     """The work in progress on one output."""
 
     stage: str
-    out: str
-    """Where the finished output goes: a local path or an s3:// URI."""
-    params: dict[str, Any]
-    """The section of the stage."""
-    runtime: dict[str, Any]
-    """The section `runtime`; empty for stages that do not read it."""
-    inputs: dict[str, str]
-    """SHA-256 by name of input."""
-    fingerprint: str
-    """Hash of everything that the output depends on."""
-    folder: Path
-    """Local folder of the work in progress."""
-    resumed: bool
-    """Whether `folder` existed already."""
-    upstream: dict[str, str] = field(default_factory=dict)
-    """MLflow run id by name of input, where the run record of the input has one."""
+    out: str  # where the finished output goes: a local path or an s3:// URI
+    params: dict[str, Any]  # the section of the stage
+    runtime: dict[str, Any]  # the section `runtime`; empty for stages that do not read it
+    inputs: dict[str, str]  # SHA-256 by name of input
+    fingerprint: str  # hash of everything that the output depends on
+    folder: Path  # local folder of the work in progress
+    resumed: bool  # whether `folder` existed already
+    upstream: dict[str, str] = field(default_factory=dict)  # MLflow run id by name of input, where the run record of the input has one
     started: float = field(default_factory=time.time)
 
     def finish(self, metrics: Mapping[str, float], mlflow_run_id: str | None = None, drop: tuple[str, ...] = ()) -> None:
