@@ -43,7 +43,6 @@ def _shortage(finding: Finding, params: Evaluate) -> str:
 
 
 def _curves(finding: Finding) -> tuple[Chart, Chart]:
-    """Draws the ROC and the precision-recall curve, with the chosen threshold marked."""
     assert finding.roc is not None and finding.pr is not None
     positives, negatives, _ = finding.counts["test"]
     prevalence = positives / (positives + negatives)

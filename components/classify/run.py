@@ -4,13 +4,11 @@ The best epoch, early stopping and the temperature are decided on the validation
 """
 
 import logging
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from safetensors.torch import save_file
 
 from components.classify.network import scale_logits
 from components.classify.params import Classify
@@ -18,16 +16,14 @@ from components.classify.training import MODES, Classification
 from components.common.errors import UserError
 from components.common.formats.history import HISTORY, metrics_of
 from components.common.formats.labels import LABELS
-from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
 from components.common.formats.pages import FIGURES
 from components.common.formats.predictions import META, common_columns, score_column, target_column, write_predictions
-from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
-from components.common.runs.storage import write_json
 from components.common.statistics.calibration import fit_temperature, negative_log_likelihood
 from components.common.training import checkpoints, loop
+from components.common.training.inference import write_model
 from components.common.training.reader import Reader
 
 Array = npt.NDArray[np.float32]
@@ -62,8 +58,18 @@ def finish(classification: Classification, job: StageRun) -> dict[str, float]:
     logits, targets = classification.predict(network, val), val.labels().astype(np.float64)
     temperature = fit_temperature(targets, logits.astype(np.float64))
     scale_logits(network.fc, temperature)
-    save_file(checkpoints.copy_weights(network), job.folder / WEIGHTS)
-    write_json(job.folder / DESCRIPTION, describe(classification, job, temperature))
+    description = {
+        "arch": classification.params.arch,
+        "findings": shards.findings,
+        "size": shards.size,
+        "bits": shards.bits,
+        "normalisation": {"mean": classification.mean, "std": classification.std},
+        "mode": classification.params.mode,
+        "tta_flip": classification.params.tta_flip,
+        "temperature": temperature,  # the weights of the head are divided by it already
+        "best_epoch": classification.best["epoch"],
+    }
+    write_model(job, checkpoints.copy_weights(network), shards, description)
     (job.folder / FIGURES).mkdir(exist_ok=True)
     test = Reader(shards, "test", META)
     tables = [
@@ -74,26 +80,6 @@ def finish(classification: Classification, job: StageRun) -> dict[str, float]:
     divisors = {"val_nll_uncalibrated": 1.0, "val_nll": temperature}
     likelihoods = {name: negative_log_likelihood(targets, logits.astype(np.float64) / value) for name, value in divisors.items()}
     return {"temperature": temperature, **likelihoods}
-
-
-def describe(classification: Classification, job: StageRun, temperature: float) -> dict[str, Any]:
-    """Returns the content of model.json; the weights of the head are divided by the temperature already."""
-    params, shards = classification.params, classification.shards
-    return {
-        **begin_description("classify"),
-        "arch": params.arch,
-        "findings": shards.findings,
-        "size": shards.size,
-        "bits": shards.bits,
-        "normalisation": {"mean": classification.mean, "std": classification.std},
-        "mode": params.mode,
-        "tta_flip": params.tta_flip,
-        "temperature": temperature,
-        "best_epoch": classification.best["epoch"],
-        "preprocessing": shards.preprocessing,
-        "inputs": job.inputs,
-        "sha256": storage.digest_file(job.folder / WEIGHTS),
-    }
 
 
 def table_of(reader: Reader, split: str, scores: Array, findings: list[str]) -> pa.Table:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from components.classify.network import attach_head
 from components.common.formats.predictions import score_column, target_column
 from components.common.formats.shards import Pixels
 from components.common.training import backbones
@@ -27,8 +28,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.labels: list[str] = description["findings"]
         self.size, self.bits = int(description["size"]), int(description["bits"])
-        self.network = backbones.build(description["arch"])
-        self.network.fc = nn.Linear(backbones.width(self.network), len(self.labels))
+        self.network = attach_head(backbones.build(description["arch"]), len(self.labels))
         self.mean, self.std = description["normalisation"]["mean"], description["normalisation"]["std"]
         self.mirrored = bool(description.get("tta_flip", False))
 

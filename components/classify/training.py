@@ -35,6 +35,7 @@ class Classification(loop.Trainable):
     """The labels, the optimizer, and the best weights so far. The test split is not opened."""
 
     metric = "val_auroc_macro"
+    stateful = ("trained", "optimizer", "best", "epochs_done")
     trained: nn.Module  # the module that the optimizer updates
 
     def __init__(self, params: Classify, shards: Shards, folder: str | None):
@@ -61,11 +62,11 @@ class Classification(loop.Trainable):
         """Sets `trained` and returns its parameter groups, each with `scale`, the factor of its learning rate."""
 
     @abstractmethod
-    def logits(self, batch: Batch, epoch: int) -> Tensor:
+    def _logits(self, batch: Batch, epoch: int) -> Tensor:
         """Computes (B, findings) for training images."""
 
     @abstractmethod
-    def val_logits(self) -> Array:
+    def _val_logits(self) -> Array:
         """Computes (N, findings) for the validation split."""
 
     @abstractmethod
@@ -89,13 +90,13 @@ class Classification(loop.Trainable):
         optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
         targets = torch.from_numpy(self.targets[batch.rows]).to(self.device)
         with devices.autocast(self.device):
-            loss = self.loss(self.logits(batch, epoch), targets)
+            loss = self.loss(self._logits(batch, epoch), targets)
         optimization.step(self.optimizer, loss)
         return {"loss": float(loss.detach())}
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Evaluates the validation split and keeps the weights if they are the best so far."""
-        macro = macro_auroc(self.val.labels(), self.val_logits())
+        macro = macro_auroc(self.val.labels(), self._val_logits())
         self.epochs_done = epoch + 1
         # If no finding has both classes in the validation split, the AUROC is NaN and the last epoch is kept.
         if not macro <= self.best["auroc"]:
@@ -134,21 +135,6 @@ class Classification(loop.Trainable):
         """Normalises (B, 1, H, W) in [0, 1] as the backbone expects it."""
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def state(self) -> dict[str, Any]:
-        """Returns the trained weights, the optimizer, and the best weights so far."""
-        return {
-            "trained": self.trained.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "epochs_done": self.epochs_done,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continues from what `state` returned."""
-        self.trained.load_state_dict(state["trained"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best, self.epochs_done = state["best"], state["epochs_done"]
-
 
 class FineTuning(Classification):
     """Trains all weights on augmented images."""
@@ -162,15 +148,13 @@ class FineTuning(Classification):
         self.network.train()
         return self.train.shuffled(self.batch_size, self.params.seed, epoch, start)
 
-    def logits(self, batch: Batch, epoch: int) -> Tensor:
-        """Computes (B, findings) for training images."""
+    def _logits(self, batch: Batch, epoch: int) -> Tensor:
         image = augment(devices.to_unit(batch.images, self.device), batch.rows, self.params.seed, epoch)
         logits: Tensor = self.network(self.normalise(image))
         return logits
 
     @torch.no_grad()
-    def val_logits(self) -> Array:
-        """Computes (N, findings) for the validation split."""
+    def _val_logits(self) -> Array:
         self.network.eval()
         return self._collect(self.val, self.network)
 
@@ -205,13 +189,11 @@ class LinearProbe(Classification):
         for first in range(start * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
             yield Batch(np.empty((0, 0, 0), np.uint8), order[first : first + self.batch_size])
 
-    def logits(self, batch: Batch, epoch: int) -> Tensor:
-        """Computes (B, findings) for training images."""
+    def _logits(self, batch: Batch, epoch: int) -> Tensor:
         return self._head(self.train_features[batch.rows])
 
     @torch.no_grad()
-    def val_logits(self) -> Array:
-        """Computes (N, findings) for the validation split."""
+    def _val_logits(self) -> Array:
         logits: Array = self._head(self.val_features).float().cpu().numpy()
         return logits
 

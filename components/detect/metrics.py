@@ -11,20 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from components.common.runs.params import Evaluate
+from components.common.statistics import detection_matching as matching
 from components.common.statistics.arrays import Floats, Integers, Weights
 from components.common.statistics.bootstrap import patient_count, resampled_weights
 from components.common.statistics.curves import Curve, thin
-from components.common.statistics.detection_matching import (
-    FrocCurve,
-    ImageBoxes,
-    MatchedDetections,
-    average_precision,
-    froc_curve,
-    match,
-    mean_average_precision,
-    pool,
-    sensitivity_at,
-)
+from components.common.statistics.detection_matching import FrocCurve, ImageBoxes, MatchedDetections, pool
 from components.common.statistics.intervals import Interval, percentile_interval
 from components.common.statistics.ranking import auroc, bootstrap_ranking
 
@@ -95,7 +86,7 @@ class DetectorMetrics(NamedTuple):
 
 def evaluate(classes: list[str], val: DetectionSplit, test: DetectionSplit, params: Evaluate) -> DetectorResult:
     """Measures a detector on the test split; the val split is for the metric by which the epoch was chosen."""
-    matched = [match(test.images, label) for label in range(len(classes))]
+    matched = [matching.match(test.images, label) for label in range(len(classes))]
     counted = [label for label, one in enumerate(matched) if one.targets.sum()]
     estimates, samples = _measure(matched, test, params)
     each = [
@@ -104,7 +95,7 @@ def evaluate(classes: list[str], val: DetectionSplit, test: DetectionSplit, para
             boxes=int(one.targets.sum()),
             positives=int((one.targets > 0).sum()),
             intervals=_intervals(estimates.of_class(label), samples.of_class(label), params),
-            froc=froc_curve(one) if label in counted else None,
+            froc=matching.froc_curve(one) if label in counted else None,
         )
         for label, (name, one) in enumerate(zip(classes, matched, strict=True))
     ]
@@ -112,11 +103,11 @@ def evaluate(classes: list[str], val: DetectionSplit, test: DetectionSplit, para
         each=each,
         val=val,
         test=test,
-        val_map_50=mean_average_precision(val.images, len(classes))[0],
+        val_map_50=matching.mean_average_precision(val.images, len(classes))[0],
         intervals=_intervals(estimates.overall(counted), samples.overall(counted), params),
         samples=samples.overall(counted),
         class_samples=samples.precision[:, 0],
-        froc=froc_curve(pool(matched)) if counted else None,
+        froc=matching.froc_curve(pool(matched)) if counted else None,
     )
 
 
@@ -137,7 +128,7 @@ def _measure(matched: list[MatchedDetections], test: DetectionSplit, params: Eva
     pooled = pool(matched)
 
     def weighted(weights: Weights) -> tuple[Floats, Floats]:
-        return np.array([average_precision(one, weights) for one in matched]), sensitivity_at(pooled, weights, RATES)
+        return np.array([matching.average_precision(one, weights) for one in matched]), matching.sensitivity_at(pooled, weights, RATES)
 
     targets, scores = _image_scores(test.images, len(matched))
     values = np.array([[auroc(target, score)] for target, score in zip(targets.T, scores.T, strict=True)])

@@ -37,7 +37,10 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
     value, low = metrics[METRIC], metrics.get(f"{METRIC}_low")
     if value is None or low is None:
         return Floor(False, "mAP@50 on the test split is not known")
-    return Floor(low > 0, f"the lower end of the interval of mAP@50 ({value:.4f}) on the test split, {low:.4f}, is {_above(low)} 0")
+    return Floor(
+        low > 0,
+        f"the lower end of the interval of mAP@50 ({value:.4f}) on the test split, {low:.4f}, is {'' if low > 0 else 'not '}above 0",
+    )
 
 
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
@@ -106,7 +109,3 @@ def _known(predictions: pa.Table) -> list[str]:
     """Returns the ids of the images in which all classes are known; only these are evaluated."""
     ids: list[str] = predictions.filter(predictions[TARGETS].is_valid())["image_id"].to_pylist()
     return ids
-
-
-def _above(low: float) -> str:
-    return "above" if low > 0 else "not above"

@@ -40,5 +40,4 @@ def _chart(curve: FrocCurve, rings: bool = False) -> Chart:
 
 
 def _sensitivity(curve: FrocCurve, rate: float) -> float:
-    """Returns the sensitivity at no more than `rate` false positives per image."""
     return float(curve.sensitivity[curve.false_positives <= rate][-1])

@@ -3,20 +3,14 @@
 The best epoch is the one with the highest mAP@50 on the validation split; the test split is read once, at the end.
 """
 
-from typing import Any
-
-from safetensors.torch import save_file
-
 from components.common.formats.history import HISTORY, metrics_of
-from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
 from components.common.formats.pages import FIGURES
 from components.common.formats.predictions import META, write_predictions
-from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
-from components.common.runs.storage import write_json
 from components.common.training import checkpoints, loop
+from components.common.training.inference import write_model
 from components.common.training.reader import Reader
 from components.detect import annotations, figures, network
 from components.detect.params import Detect
@@ -43,29 +37,20 @@ def finish(detection: Detection, job: StageRun) -> None:
     """Writes the best epoch's model, its predictions for val and test, and figures of some."""
     weights, classes = detection.best["weights"], detection.classes
     detection.network.model.load_state_dict(weights)
-    save_file(weights, job.folder / WEIGHTS)
     readers = {split: Reader(detection.shards, split, (*annotations.COLUMNS, *META)) for split in ("val", "test")}
     known = {split: detection.annotate(reader) for split, reader in readers.items()}
     found = {split: detection.predict(reader, known[split]) for split, reader in readers.items()}
     threshold = operating_threshold(compared(found["val"], known["val"]), len(classes))
-    write_json(job.folder / DESCRIPTION, describe(detection, job, threshold))
-    tables = [table_of(readers[split], split, found[split], known[split], classes) for split in readers]
-    write_predictions(job.folder, tables)
-    figures.draw(job.folder / FIGURES, readers["test"], found["test"], known["test"], classes, threshold)
-
-
-def describe(detection: Detection, job: StageRun, threshold: float) -> dict[str, Any]:
-    """Returns the content of model.json; detections below the threshold are not drawn."""
-    return {
-        **begin_description("detect"),
+    description = {
         **{name: getattr(detection.params, name) for name in network.SETTINGS},
-        "classes": detection.classes,
+        "classes": classes,
         "size": detection.shards.size,
         "bits": detection.shards.bits,
         "normalisation": {"mean": detection.mean, "std": detection.std},
-        "threshold": threshold,
+        "threshold": threshold,  # detections below it are not drawn
         "best_epoch": detection.best["epoch"],
-        "preprocessing": detection.shards.preprocessing,
-        "inputs": job.inputs,
-        "sha256": storage.digest_file(job.folder / WEIGHTS),
     }
+    write_model(job, weights, detection.shards, description)
+    tables = [table_of(readers[split], split, found[split], known[split], classes) for split in readers]
+    write_predictions(job.folder, tables)
+    figures.draw(job.folder / FIGURES, readers["test"], found["test"], known["test"], classes, threshold)

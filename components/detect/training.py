@@ -24,6 +24,7 @@ class Detection(loop.Trainable):
     """The detector, its optimizer, and the best weights so far. The test split is not opened."""
 
     metric = "val_map_50"
+    stateful = ("network", "optimizer", "best")
 
     def __init__(self, params: Detect, shards: Shards, folder: str | None):
         if folder is None and params.batch_norm == "frozen":
@@ -49,7 +50,6 @@ class Detection(loop.Trainable):
         return annotate(reader, self.classes, self.shards.findings)
 
     def _choose_rows(self) -> annotations.Rows:
-        """Selects known images of the train split, from a fraction of the patients."""
         patients, present = self.train.table["patient_id"].to_pylist(), self.known.present(len(self.classes))
         if not self.known.known.any():
             raise UserError("detect: no image of the train split is known for all classes; add labels, or name classes in detect.classes")
@@ -110,16 +110,6 @@ class Detection(loop.Trainable):
         """Counts the training images and boxes, and the images left out because a class is not known."""
         boxes = sum(len(self.known.boxes[row]) for row in self.rows)
         return {"train_images": len(self.rows), "train_boxes": boxes, "train_images_unknown": int((~self.known.known).sum())}
-
-    def state(self) -> dict[str, Any]:
-        """Returns the model, the optimizer and the best weights so far."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continues from what `state` returned."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
 
 
 def corners_of(boxes: annotations.Array) -> annotations.Array:

@@ -1,7 +1,6 @@
 """Training of the encoder through a frozen generator."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ class EncoderTraining(loop.Trainable):
     """The encoder, its optimizer, and what is frozen: the generator and the perceptual backbone."""
 
     metric = "val_psnr"
+    stateful = ("encoder", "optimizer")
 
     def __init__(self, params: Invert, inputs: Inputs, generator: Generator, encoder: Encoder):
         self.params, self.train, self.val = params, inputs.train, inputs.val
@@ -53,12 +53,3 @@ class EncoderTraining(loop.Trainable):
             image = to_images(batch.images, self.params.size, self.device)
             values.append(psnr(image, self.inverter.image(self.inverter.latents(image))))
         return {"val_psnr": float(torch.cat(values).mean())}
-
-    def state(self) -> dict[str, Any]:
-        """Returns the encoder and the optimizer."""
-        return {"encoder": self.encoder.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continues from what `state` returned."""
-        self.encoder.load_state_dict(state["encoder"])
-        self.optimizer.load_state_dict(state["optimizer"])

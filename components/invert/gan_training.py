@@ -86,7 +86,6 @@ class GanTraining(loop.Trainable):
         return {"loss": float(loss.detach()), "loss_path": float(penalty.detach())}
 
     def _sample(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Generates images from random latents; returns both, the latents as (B, N, latent_dim)."""
         w = mixed_latents(self.generator, count, rng)
         return self.generator.synthesise(w, rng), w
 

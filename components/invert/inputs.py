@@ -23,8 +23,7 @@ from components.invert.generator import SHAPE
 from components.invert.inverter import GENERATOR, MODEL_KEYS, part
 from components.invert.params import Invert
 
-PERCEPTUAL_SEED, JUDGE_SEED = 1, 2
-"""Seeds of networks with random weights: the judge must differ from the perceptual backbone."""
+PERCEPTUAL_SEED, JUDGE_SEED = 1, 2  # seeds of networks with random weights: the judge must differ from the perceptual backbone
 
 log = logging.getLogger(__name__)
 

@@ -33,6 +33,5 @@ def _kernel(x: Features, y: Features) -> Features:
 
 
 def _off_diagonal(square: Features) -> float:
-    """Averages the entries off the diagonal."""
     count = len(square)
     return float((square.sum() - np.trace(square)) / (count * (count - 1)))

@@ -11,8 +11,7 @@ from components.common.statistics.arrays import Floats, Integers
 from components.common.statistics.bootstrap import bootstrap_mean
 from components.common.statistics.intervals import Interval, percentile_interval
 
-ERRORS = ("psnr", "ssim", "ms_ssim", "mse", "feature_distance")
-"""Columns of the predictions, and what models are compared by."""
+ERRORS = ("psnr", "ssim", "ms_ssim", "mse", "feature_distance")  # columns of the predictions, and what models are compared by
 MEAN_IMAGE = "mean_image_psnr"  # column with the PSNR of the mean training image in place of a reconstruction
 GAIN = "psnr_gain"
 NAMES = {
@@ -45,8 +44,7 @@ class Reconstructions:
     val_psnr: float
     intervals: dict[str, Interval]  # mean over the test images, by error
     samples: Floats  # (B, F), means in each resample of the patients
-    kid_samples: float
-    """Kernel inception distance of generated images to the test images; NaN if there are fewer than two."""
+    kid_samples: float  # kernel inception distance of generated images to the test images; NaN if there are fewer than two
     kid_reconstructions: float  # the same for their reconstructions
     size: int  # side of the images in pixels
     scales: int  # scales of MS-SSIM

@@ -40,6 +40,5 @@ def _distribution(psnr: Floats, mean_image: Floats) -> Chart:
 
 
 def _survival(values: Floats) -> list[Point]:
-    """Returns points (x, share of the values that are at least x)."""
     shares = np.linspace(1, 0, CURVE_POINTS)
     return [(float(x), float(share)) for x, share in zip(np.quantile(values, 1 - shares), shares, strict=True)]

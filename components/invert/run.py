@@ -5,23 +5,22 @@ of the generator's weights is kept. The test split is read once, at the end.
 """
 
 import logging
+import math
 import shutil
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from components.common.formats.history import HISTORY, metrics_of
-from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
 from components.common.formats.pages import FIGURES
 from components.common.formats.predictions import write_predictions
 from components.common.runs import storage
 from components.common.runs.params import Runtime
-from components.common.runs.shards import Shards, open_shards
+from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
-from components.common.runs.storage import write_json
 from components.common.training import checkpoints, devices, loop
+from components.common.training.inference import write_model
 from components.common.training.reader import Reader
 from components.invert import figures
 from components.invert.encoder import Encoder
@@ -115,7 +114,14 @@ def finish(training: EncoderTraining, inputs: Inputs, job: StageRun) -> dict[str
     write_predictions(job.folder, tables)
     distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)
     figures.draw(job.folder / FIGURES, measured["test"].shown, training.generator, params.seed)
-    write_model(trained, inputs.shards, distances, job)
+    description = {
+        **trained.description(),
+        "ms_ssim_scales": scales(params.size),
+        **{name: None if math.isnan(value) else value for name, value in distances.items()},
+        "size": inputs.shards.size,
+        "bits": inputs.shards.bits,
+    }
+    write_model(job, trained.weights(), inputs.shards, description)
     if (job.folder / GAN / HISTORY).exists():
         shutil.copyfile(job.folder / GAN / HISTORY, job.folder / GAN_HISTORY)
     return {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()} | distances
@@ -136,20 +142,3 @@ def set_distances(generator: Generator, judge: FeatureSpace, test: Measured, bat
         "kid_samples": kid(generated / unit, test.originals / unit),
         "kid_reconstructions": kid(test.reconstructions / unit, test.originals / unit, paired=True),
     }
-
-
-def write_model(trained: TrainedInverter, shards: Shards, distances: dict[str, float], job: StageRun) -> None:
-    """Writes the weights, and model.json with what a user of them must know."""
-    save_file(trained.weights(), job.folder / WEIGHTS)
-    description: dict[str, Any] = {
-        **begin_description("invert"),
-        **trained.description(),
-        "ms_ssim_scales": scales(trained.inverter.params.size),
-        **{name: None if value != value else value for name, value in distances.items()},
-        "size": shards.size,
-        "bits": shards.bits,
-        "preprocessing": shards.preprocessing,
-        "inputs": job.inputs,
-        "sha256": storage.digest_file(job.folder / WEIGHTS),
-    }
-    write_json(job.folder / DESCRIPTION, description)

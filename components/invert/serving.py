@@ -56,7 +56,6 @@ class Latents:
         return Exported(self._trained.inverter, self._side)
 
     def _invert(self, images: Sequence[Pixels]) -> Iterator[dict[str, Numbers]]:
-        """Yields latents, reconstructions and errors of one batch at a time."""
         for batch in batches(images, self.size, self.bits, self._device):
             image = shrink(batch, self._side)
             w = self._trained.latents(image)

@@ -115,7 +115,6 @@ def _tensors(content: bytes, source: str) -> dict[str, Tensor]:
 
 
 def _encoder(weights: Mapping[str, Tensor], arch: str, source: str) -> dict[str, Tensor]:
-    """Renames an encoder of a MoCo checkpoint to the names of `Encoder`."""
     heads = {new + name.removeprefix(old): tensor for name, tensor in weights.items() for old, new in HEAD.items() if name.startswith(old)}
     return {**_prefixed(backbones.adapt(weights, arch, source)), **heads}
 

@@ -35,7 +35,6 @@ def run_here(shards: list[str], out: str, params: Pretrain, runtime: Runtime, pr
 
 
 def _call(command: list[str]) -> None:
-    """Runs a command and forwards signals to it."""
     with subprocess.Popen(command) as process:
 
         def forward(number: int, frame: FrameType | None) -> None:

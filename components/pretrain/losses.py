@@ -11,8 +11,7 @@ from torch.autograd.function import once_differentiable
 SLAB = {"cpu": 2**18, "cuda": 2**24}
 """Elements of a map to multiply at a time: few enough for a core's cache, or to be small compared with a GPU's maps."""
 TINY = 1e-30  # squared norm below which a position counts as all zero, since its inverse would overflow
-MSE_POOLED = {"layer1": 16, "layer2": 16, "layer3": 4, "layer4": 4}
-"""Side to which `mse` pools the map after each stage."""
+MSE_POOLED = {"layer1": 16, "layer2": 16, "layer3": 4, "layer4": 4}  # side to which `mse` pools the map after each stage
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -32,13 +31,13 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def ifa(query_map: Tensor, key_map: Tensor, target: float) -> Tensor:
+def ifa(similarity_BHW: Tensor, target: float, inside_BHW: Tensor | None = None) -> Tensor:
     """Computes intermediate feature approximation (Cho et al. 2024, doi 10.1007/s10278-024-01032-x), the mean of |target - s(p)|.
 
-    The maps (B, C, H, W) are those of the two encoders after a stage; `target` is the similarity that each position is pulled
-    towards (the authors' epsilon 0.3, or 1).
+    s is the `similarity_map` of a stage, `target` the similarity that each position is pulled towards (the authors' epsilon 0.3, or
+    1); positions are averaged as in `average`.
     """
-    return average((target - similarity_map(query_map, key_map)).abs())
+    return average((target - similarity_BHW).abs(), inside_BHW)
 
 
 def similarity_map(query_map: Tensor, key_map: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from components.pretrain.align import Geometry, align
-from components.pretrain.losses import MSE_POOLED, average, info_nce, mse, similarity_map
+from components.pretrain.losses import MSE_POOLED, average, ifa, info_nce, mse, similarity_map
 from components.pretrain.moco import Encodings
 from components.pretrain.params import Pretrain, Term
 
@@ -79,4 +79,4 @@ class Objective:
             mean = average(similarity_map(query_map.detach(), key_map), inside)
             return (None if term is None else mse(query_map, key_map, MSE_POOLED[stage])), mean
         similarity = similarity_map(query_map, key_map)
-        return average((term.target - similarity).abs(), inside), average(similarity.detach(), inside)
+        return ifa(similarity, term.target, inside), average(similarity.detach(), inside)

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +36,8 @@ class Pretraining(loop.Trainable):
 
     All randomness is a function of the seed, the epoch and the number of the image or step: no generator's state is kept.
     """
+
+    stateful = ("model", "optimizer", "step")
 
     def __init__(self, params: Pretrain, runtime: Runtime, shards: Shards, start: initial_weights.InitialWeights | None = None):
         self.params, self.runtime, self.shards = params, runtime, shards
@@ -128,16 +129,6 @@ class Pretraining(loop.Trainable):
             f"the projections have collapsed to a point: feature_std is {row['feature_std']:.2g}, below runtime.collapse_std for "
             f"{self.patience} epochs; raise pretrain.key_momentum or lower pretrain.lr, or continue with runtime.collapse_std=0"
         )
-
-    def state(self) -> dict[str, Any]:
-        """Returns both encoders, the queue and its position, and the optimizer."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continues from what `state` returned."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
 
     def export(self, job: StageRun) -> None:
         """Writes the query encoder's backbone and its description."""

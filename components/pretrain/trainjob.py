@@ -9,23 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from kubeflow.trainer import CustomTrainerContainer, TrainerClient
+from kubeflow.trainer import options as option
 from kubeflow.trainer.constants import constants
-from kubeflow.trainer.options import (
-    ActiveDeadlineSeconds,
-    ContainerPatch,
-    JobSetSpecPatch,
-    JobSetTemplatePatch,
-    JobSpecPatch,
-    JobTemplatePatch,
-    Labels,
-    Name,
-    PodSpecPatch,
-    PodTemplatePatch,
-    ReplicatedJobPatch,
-    RuntimePatch,
-    TrainerCommand,
-    TrainingRuntimeSpecPatch,
-)
 
 from components.common.errors import UserError
 from components.common.runs.params import Runtime
@@ -75,28 +60,28 @@ def trainer(cluster: dict[str, Any]) -> CustomTrainerContainer:
 def options(name: str, command: list[str], cluster: dict[str, Any]) -> list[Any]:
     """Returns the rest of the request: name, command, and the pod spec."""
     mounts = [{"name": volume["name"], "mountPath": path} for volume, path in cluster["volumes"]]
-    pod = PodSpecPatch(
+    pod = option.PodSpecPatch(
         service_account_name=cluster["service_account"],
         volumes=[volume for volume, _ in cluster["volumes"]],
-        containers=[ContainerPatch(name=constants.NODE, volume_mounts=mounts)],
+        containers=[option.ContainerPatch(name=constants.NODE, volume_mounts=mounts)],
         image_pull_secrets=cluster["image_pull_secrets"],
         security_context=cluster["security_context"],
         node_selector=cluster["node_selector"],
         tolerations=cluster["tolerations"],
         affinity=cluster["affinity"],
     )
-    job = ReplicatedJobPatch(constants.NODE, JobTemplatePatch(spec=JobSpecPatch(template=PodTemplatePatch(spec=pod))))
+    template = option.PodTemplatePatch(spec=pod)
+    job = option.ReplicatedJobPatch(constants.NODE, option.JobTemplatePatch(spec=option.JobSpecPatch(template=template)))
     return [
-        Name(name),
-        Labels({RUN_LABEL: os.environ.get(KFP_VARIABLE, "none")}),
-        ActiveDeadlineSeconds(cluster["deadline_seconds"]),
-        TrainerCommand(["sh", "-c", WITH_SECRETS, "sh", *command]),
-        RuntimePatch(TrainingRuntimeSpecPatch(JobSetTemplatePatch(spec=JobSetSpecPatch([job])))),
+        option.Name(name),
+        option.Labels({RUN_LABEL: os.environ.get(KFP_VARIABLE, "none")}),
+        option.ActiveDeadlineSeconds(cluster["deadline_seconds"]),
+        option.TrainerCommand(["sh", "-c", WITH_SECRETS, "sh", *command]),
+        option.RuntimePatch(option.TrainingRuntimeSpecPatch(option.JobSetTemplatePatch(spec=option.JobSetSpecPatch([job])))),
     ]
 
 
 def _wait(client: TrainerClient, name: str) -> None:
-    """Waits until the TrainJob ends, and logs the new lines of the first node."""
     shown = 0
     while True:
         status = client.get_job(name).status

@@ -60,12 +60,12 @@ def test_ifa_is_the_formula_written_out(target: float) -> None:
                 norms = math.sqrt(sum(v * v for v in a)) * math.sqrt(sum(v * v for v in c))
                 cosine = sum(v * w for v, w in zip(a, c, strict=True)) / norms if norms else 0.0
                 terms.append(abs(target - cosine))
-    assert float(ifa(query, key, target)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    assert float(ifa(similarity_map(query, key), target)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
 def test_gradient_of_ifa_agrees_with_torch_cosine_similarity() -> None:
     query, key = (maps(2) + 0.1).float().requires_grad_(), (maps(3) + 0.1).float()
-    ifa(query, key, 1.0).backward()
+    ifa(similarity_map(query, key), 1.0).backward()
     peer = query.detach().clone().requires_grad_()
     (1.0 - F.cosine_similarity(peer, key, dim=1)).abs().mean().backward()
     assert query.grad is not None
@@ -74,7 +74,7 @@ def test_gradient_of_ifa_agrees_with_torch_cosine_similarity() -> None:
 
 def test_no_gradient_reaches_the_key_and_zeros_give_finite_ones() -> None:
     query, key = maps(0).requires_grad_(), maps(1).requires_grad_()
-    ifa(query, key, 1.0).backward()
+    ifa(similarity_map(query, key), 1.0).backward()
     assert key.grad is None
     assert query.grad is not None
     assert query.grad.isfinite().all()
@@ -130,7 +130,7 @@ def test_no_copy_of_a_map_is_kept_for_the_backward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ifa(query, key, 1.0)
+        ifa(similarity_map(query, key), 1.0)
     own = sum(size for pointer, size in kept.items() if pointer not in (query.data_ptr(), key.data_ptr()))
     assert own < query.nbytes / 10
 

@@ -16,11 +16,6 @@ WEIGHTS = "model.safetensors"
 SCHEMA_VERSION = 2
 
 
-def begin_description(head: str) -> dict[str, Any]:
-    """Returns the first entries of a new model.json."""
-    return {"schema_version": SCHEMA_VERSION, "task": head}
-
-
 def parse_description(content: bytes, path: str, made_by: str) -> dict[str, Any]:
     """Parses a model.json of this or an earlier schema version; `path` and `made_by` are for the message.
 

@@ -1,19 +1,22 @@
-"""Inference with the models of all heads: batches, devices and the loading of weights."""
+"""The models of all heads: how they are written, and inference with them (batches, devices, loading of weights)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.common.errors import UserError
-from components.common.formats.model import DESCRIPTION
+from components.common.formats.model import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
 from components.common.formats.shards import PACKED, Pixels, decode, square
+from components.common.runs import storage
+from components.common.runs.shards import Shards
+from components.common.runs.stage_run import StageRun
 
 T = TypeVar("T")
 
@@ -26,6 +29,14 @@ class InputImage(NamedTuple):
     pixels: Pixels  # (H, W), as in a row of shards
     height: int  # height of the source image in pixels
     width: int  # width of the source image in pixels
+
+
+def write_model(job: StageRun, weights: dict[str, Tensor], shards: Shards, description: dict[str, Any]) -> None:
+    """Writes model.safetensors, and model.json: the description between what the files of all heads begin and end with."""
+    save_file(weights, job.folder / WEIGHTS)
+    begin = {"schema_version": SCHEMA_VERSION, "task": job.stage}
+    end = {"preprocessing": shards.preprocessing, "inputs": job.inputs, "sha256": storage.digest_file(job.folder / WEIGHTS)}
+    storage.write_json(job.folder / DESCRIPTION, {**begin, **description, **end})
 
 
 def decoded(rows: pa.Table) -> list[Pixels]:

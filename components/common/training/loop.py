@@ -28,6 +28,8 @@ class Trainable(ABC):
     metric: str | None = None  # name of the main validation metric among the numbers of an epoch, for the log
     patience: int = 1  # consecutive epochs that must fail the health check before training stops
 
+    stateful: tuple[str, ...] = ()  # modules, optimizers and plain values among the attributes that checkpoints hold
+
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields the batches of an epoch from number `start` on."""
@@ -39,13 +41,18 @@ class Trainable(ABC):
         `epoch` counts from 0, `progress` is the fraction of all steps that is done, in [0, 1).
         """
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Returns all that determines how training continues: tensors and plain values."""
+        """Returns all that determines how training continues: tensors and plain values, by default those of the `stateful` attributes."""
+        values = {name: getattr(self, name) for name in self.stateful}
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
-    @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from what `state` returned."""
+        for name in self.stateful:
+            if hasattr(value := getattr(self, name), "load_state_dict"):
+                value.load_state_dict(state[name])
+            else:
+                setattr(self, name, state[name])
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Runs after the last step of an epoch; returns further numbers for the history."""
@@ -101,7 +108,6 @@ class Trainer:
         return self.history
 
     def _epoch(self) -> dict[str, float]:
-        """Trains the rest of the current epoch; returns its averages."""
         epoch, first = divmod(self._step, self._steps_per_epoch)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -154,13 +160,11 @@ class Trainer:
             raise UserError(f"{name} is not finite after step {self._step}; lower {self._stage}.lr{self._last_healthy()}")
 
     def _stop_if_unhealthy(self) -> None:
-        """Raises a UserError when each of the last `patience` epochs fails the health check."""
         failures = [self._trainable.health_check(row) for row in self.history[-self._trainable.patience :]]
         if len(failures) == self._trainable.patience and None not in failures:
             processes.raise_everywhere(UserError(f"{failures[-1]}{self._last_healthy()}"))
 
     def _last_healthy(self) -> str:
-        """Returns the end of an error message: from where one could resume."""
         path = checkpoints.latest_healthy(self._folder) if self._folder else None
         return f"; the last healthy checkpoint is {path}" if path else ""
 
