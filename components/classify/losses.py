@@ -16,10 +16,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make(params: Classify, prior: Tensor) -> tuple[Loss, Tensor]:
-    """Returns the loss that the parameters ask for, and the initial bias of the head: the best constant logits under that loss.
-
-    `prior` (findings,) are the `prior_logits` of the training labels.
-    """
+    """Returns the loss that the parameters ask for, and the initial bias of the head: its best constant logits for a prior (findings,)."""
     if params.loss == "weighted_bce":
         weight = torch.exp(-prior)
         return lambda logits, targets: masked_bce(logits, targets, weight.to(logits.device)), torch.zeros_like(prior)

@@ -37,10 +37,7 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
 
 
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
-    """Compares by the targets of the new version, since labels may have been corrected meanwhile.
-
-    Raises NotComparable if the findings or the test images differ, or no finding has enough positives and negatives.
-    """
+    """Compares by the targets of the new version, since labels may have been corrected meanwhile."""
     mine, theirs = new.test_predictions.sort_by("image_id"), champion.predictions.sort_by("image_id")
     names = findings_of(mine)
     if sorted(names) != sorted(findings_of(theirs)):

@@ -32,10 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, backbone: str | None = None) -> None:
-    """Trains a classifier of all findings of the shards, on a backbone of pretrain or from random weights.
-
-    Raises a UserError for shards or a backbone that cannot be used, and Interrupted after a signal, when the checkpoint is written.
-    """
+    """Trains a classifier of all findings of the shards, on a backbone of pretrain or from random weights."""
     opened = open_shards(shards)
     if not opened.findings:
         raise UserError(f"{', '.join(shards)}: the shards have no findings; put a {LABELS} into the raw folder and run preprocess again")
@@ -72,26 +69,18 @@ def finish(classification: Classification, job: StageRun) -> dict[str, float]:
     write_model(job, checkpoints.copy_weights(network), shards, description)
     (job.folder / FIGURES).mkdir(exist_ok=True)
     test = Reader(shards, "test", META)
-    tables = [
-        table_of(val, "val", _sigmoid(logits / np.float32(temperature)), shards.findings),
-        table_of(test, "test", _sigmoid(classification.predict(network, test)), shards.findings),
-    ]
-    write_predictions(job.folder, tables)
+    rows = [(val, "val", logits / np.float32(temperature)), (test, "test", classification.predict(network, test))]
+    write_predictions(job.folder, [table_of(*each, shards.findings) for each in rows])
     divisors = {"val_nll_uncalibrated": 1.0, "val_nll": temperature}
     likelihoods = {name: negative_log_likelihood(targets, logits.astype(np.float64) / value) for name, value in divisors.items()}
     return {"temperature": temperature, **likelihoods}
 
 
-def table_of(reader: Reader, split: str, scores: Array, findings: list[str]) -> pa.Table:
+def table_of(reader: Reader, split: str, logits: Array, findings: list[str]) -> pa.Table:
     """Makes the rows of predictions.parquet for a split: the common columns, and score and target of each finding."""
     columns = common_columns(reader.table, split, "classify")
-    targets = reader.labels()
+    scores, targets = torch.sigmoid(torch.from_numpy(logits)).numpy(), reader.labels()
     for index, finding in enumerate(findings):
         columns[score_column(finding)] = pa.array(scores[:, index])
         columns[target_column(finding)] = pa.array(targets[:, index])
     return pa.table(columns)
-
-
-def _sigmoid(logits: Array) -> Array:
-    scores: Array = torch.sigmoid(torch.from_numpy(logits)).numpy()
-    return scores

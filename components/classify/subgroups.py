@@ -53,10 +53,7 @@ class Subgroup:
 
 
 def evaluate(rows: pa.Table, found: Findings, params: Evaluate) -> list[Subgroup]:
-    """Evaluates the groups of every attribute that has more than one value.
-
-    The rows are the test split in the order of `found.test`; attributes without a column are skipped.
-    """
+    """Evaluates the groups of every attribute with more than one value; `rows` are the test split in the order of `found.test`."""
     groups: list[Subgroup] = []
     for attribute in ATTRIBUTES:
         values = attribute_values(rows, attribute)

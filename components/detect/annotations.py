@@ -41,10 +41,7 @@ class Annotations:
 
 
 def choose_classes(reader: Reader, wanted: tuple[str, ...]) -> list[str]:
-    """Returns the wanted classes, or all that have a box in this (the train) split, in alphabetical order.
-
-    Raises a UserError if the split has no boxes, or none of a wanted class.
-    """
+    """Returns the wanted classes, or all with a box in this (the train) split, sorted; a UserError if a wanted class, or all, have none."""
     found = Counter(box["label"] for boxes in reader.table["boxes"].to_pylist() for box in boxes)
     if not found:
         raise UserError(f"the shards have no boxes in the train split; put a {BOXES} into the raw folder and run preprocess again")

@@ -95,10 +95,7 @@ class Detection:
         return found
 
     def compare(self, baseline: "Detection") -> list[Difference]:
-        """Compares metrics over the classes and AP@50 of each class; sensitivities, and classes, with Holm's correction.
-
-        Raises a UserError if images, boxes or classes differ from the baseline's.
-        """
+        """Compares metrics over the classes and AP@50 of each class; sensitivities, and classes, with Holm's correction."""
         self._check_comparable(baseline)
         mine, theirs = self.boxes, baseline.boxes
         differences = []

@@ -51,10 +51,7 @@ class Detector(nn.Module):
 
 
 def build(resnet: torchvision.models.ResNet, params: Detect, classes: int, size: int, mean: float, std: float) -> Detector:
-    """Builds a detector on a backbone; the rest starts with random weights.
-
-    The classes do not include the background; mean and std of the pixels are fractions of their range.
-    """
+    """Builds a detector of classes (without background) on a backbone; mean and std of the pixels are fractions of their range."""
     common = {"min_size": size, "max_size": size, "image_mean": [mean], "image_std": [std]}
     make = _retinanet if params.detector == "retinanet" else _faster_rcnn
     detector = make(resnet, params, classes, size, common)

@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from components.common.formats.predictions import DETECTIONS, SCORED_BOX, TARGETS, common_columns
+from components.common.formats.predictions import DETECTIONS, SCORED_BOX, TARGETS
 from components.common.formats.shards import BOX, COORDINATES
 from components.common.statistics.detection_matching import ImageBoxes, froc_curve, match, pool
-from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array, Rows
 
 FALSE_POSITIVES = 0.5  # false positives per validation image at the threshold above which detections are drawn
@@ -46,11 +45,6 @@ def operating_threshold(images: list[ImageBoxes], classes: int) -> float:
     curve = froc_curve(marks)
     allowed = curve.thresholds[1:][curve.false_positives[1:] <= FALSE_POSITIVES]
     return float(allowed[-1]) if len(allowed) else 1.0
-
-
-def table_of(reader: Reader, split: str, found: list[Found], known: Annotations, classes: list[str]) -> pa.Table:
-    """Makes the rows of predictions.parquet for a split."""
-    return pa.table({**common_columns(reader.table, split, "detect"), **box_columns(found, known, classes)})
 
 
 def box_columns(found: list[Found], known: Annotations, classes: list[str]) -> dict[str, pa.Array]:

@@ -37,17 +37,12 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
     value, low = metrics[METRIC], metrics.get(f"{METRIC}_low")
     if value is None or low is None:
         return Floor(False, "mAP@50 on the test split is not known")
-    return Floor(
-        low > 0,
-        f"the lower end of the interval of mAP@50 ({value:.4f}) on the test split, {low:.4f}, is {'' if low > 0 else 'not '}above 0",
-    )
+    shown = f"of the interval of mAP@50 ({value:.4f}) on the test split, {low:.4f}"
+    return Floor(low > 0, f"the lower end {shown}, is {'' if low > 0 else 'not '}above 0")
 
 
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
-    """Compares as `evaluate --baseline` does.
-
-    Raises NotComparable if the classes, the test images or their boxes differ, or there is no box in them.
-    """
+    """Compares as `evaluate --baseline` does."""
     mine, theirs = new.description["classes"], champion.description["classes"]
     if mine != theirs:
         raise NotComparable(f"the champion detects other classes ({', '.join(theirs)})")

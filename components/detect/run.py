@@ -3,9 +3,11 @@
 The best epoch is the one with the highest mAP@50 on the validation split; the test split is read once, at the end.
 """
 
+import pyarrow as pa
+
 from components.common.formats.history import HISTORY, metrics_of
 from components.common.formats.pages import FIGURES
-from components.common.formats.predictions import META, write_predictions
+from components.common.formats.predictions import META, common_columns, write_predictions
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
@@ -14,15 +16,12 @@ from components.common.training.inference import write_model
 from components.common.training.reader import Reader
 from components.detect import annotations, figures, network
 from components.detect.params import Detect
-from components.detect.predictions import compared, operating_threshold, table_of
+from components.detect.predictions import box_columns, compared, operating_threshold
 from components.detect.training import Detection
 
 
 def run(*, shards: list[str], out: str, params: Detect, runtime: Runtime, backbone: str | None = None) -> None:
-    """Trains a detector of the classes that have boxes, on a backbone of pretrain or from scratch.
-
-    Raises a UserError for shards or a backbone that cannot be used, and Interrupted after a signal, when the checkpoint is written.
-    """
+    """Trains a detector of the classes that have boxes, on a backbone of pretrain or from random weights."""
     detection = Detection(params, open_shards(shards), backbone)
     with stage_run("detect", out, params, detection.inputs, runtime=runtime, upstream=detection.upstream) as job:
         history = loop.Trainer(detection, "detect", job.folder, params.epochs, runtime).run(job.log)
@@ -51,6 +50,7 @@ def finish(detection: Detection, job: StageRun) -> None:
         "best_epoch": detection.best["epoch"],
     }
     write_model(job, weights, detection.shards, description)
-    tables = [table_of(readers[split], split, found[split], known[split], classes) for split in readers]
+    common = {split: common_columns(reader.table, split, "detect") for split, reader in readers.items()}
+    tables = [pa.table({**common[split], **box_columns(found[split], known[split], classes)}) for split in readers]
     write_predictions(job.folder, tables)
     figures.draw(job.folder / FIGURES, readers["test"], found["test"], known["test"], classes, threshold)

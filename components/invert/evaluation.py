@@ -70,10 +70,7 @@ class Inversion:
         return [*found, kid] if math.isnan(self.found.kid_samples) else found
 
     def compare(self, baseline: "Inversion") -> list[Difference]:
-        """Compares all errors with Holm's correction; feature distances only if both models have the same judge.
-
-        Raises a UserError if the images, or their size, differ from the baseline's.
-        """
+        """Compares all errors with Holm's correction; feature distances only if both models have the same judge."""
         mine, theirs = self.found, baseline.found
         pair = f"{self.model.path(PREDICTIONS)} and {baseline.model.path(PREDICTIONS)}"
         if mine.size != theirs.size:

@@ -35,10 +35,7 @@ class FeatureSpace:
         return FeatureSpace(self.name, copy.deepcopy(self.resnet).double(), self.mean_std, next(self.resnet.parameters()).device)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Sums squared differences of normalised maps over channels and stages, averaged over positions, (B,).
-
-        LPIPS (Zhang et al. 2018, arXiv 1801.03924, equation 1) with all weights 1.
-        """
+        """Computes LPIPS with all weights 1 (Zhang et al. 2018, arXiv 1801.03924, equation 1), (B,)."""
         return maps_distance(self.maps(a), self.maps(b))
 
     @torch.no_grad()
@@ -62,7 +59,7 @@ class FeatureSpace:
 
 
 def maps_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Computes the distance of images, (B,), from their maps."""
+    """Sums squared differences of normalised maps over channels and stages, averaged over positions, (B,)."""
     terms = [(x - y).square().sum(1).mean((1, 2)) for x, y in zip(a, b, strict=True)]
     return torch.stack(terms).sum(0)
 

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from components.common.formats.predictions import common_columns
 from components.common.training.reader import Reader
 from components.invert.inverter import TrainedInverter
 from components.invert.pixels import to_images
@@ -47,9 +45,3 @@ def measure(trained: TrainedInverter, reader: Reader, batch_size: int) -> Measur
         reconstructions=reconstructions,
         shown=list(torch.cat(shown, dim=1)[:, :SHOWN]),
     )
-
-
-def table_of(reader: Reader, split: str, measured: Measured) -> pa.Table:
-    """Makes the rows of predictions.parquet for a split."""
-    errors = {name: pa.array(values) for name, values in measured.errors.items()}
-    return pa.table({**common_columns(reader.table, split, "invert"), **errors})

@@ -38,7 +38,7 @@ def floor(metrics: dict[str, float | None], settings: Register) -> Floor:
 
 
 def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
-    """Compares as `evaluate --baseline` does; NotComparable if the test images or the size of the reconstructions differ."""
+    """Compares as `evaluate --baseline` does."""
     mine, theirs = new.description["generator_size"], champion.description["generator_size"]
     if mine != theirs:
         raise NotComparable(f"the champion reconstructs images of {theirs} pixels a side, not of {mine}")

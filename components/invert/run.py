@@ -8,13 +8,14 @@ import logging
 import math
 import shutil
 
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from components.common.formats.history import HISTORY, metrics_of
 from components.common.formats.pages import FIGURES
-from components.common.formats.predictions import write_predictions
+from components.common.formats.predictions import common_columns, write_predictions
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
@@ -34,7 +35,7 @@ from components.invert.inverter import TrainedInverter
 from components.invert.kid import kid
 from components.invert.params import Invert
 from components.invert.pixels import mean_image
-from components.invert.predictions import Measured, measure, table_of
+from components.invert.predictions import Measured, measure
 
 GAN = "gan"  # folder of the first phase in the work folder: checkpoints, history, and in the end the generator
 GENERATOR = "generator.safetensors"
@@ -110,8 +111,8 @@ def finish(training: EncoderTraining, inputs: Inputs, job: StageRun) -> dict[str
     trained = TrainedInverter(training.inverter, inputs.judge, mean)
     readers = {"val": inputs.val, "test": inputs.test}
     measured = {split: measure(trained, reader, batch_size) for split, reader in readers.items()}
-    tables = [table_of(readers[split], split, found) for split, found in measured.items()]
-    write_predictions(job.folder, tables)
+    common = {split: common_columns(reader.table, split, "invert") for split, reader in readers.items()}
+    write_predictions(job.folder, [pa.table({**common[split], **found.errors}) for split, found in measured.items()])
     distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)
     figures.draw(job.folder / FIGURES, measured["test"].shown, training.generator, params.seed)
     description = {

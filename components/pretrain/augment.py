@@ -132,11 +132,8 @@ def apply_tone(image_B1HW: Tensor, tone: Tone) -> Tensor:
 
 
 def blur(image_B1HW: Tensor) -> Tensor:
-    """Applies a Gaussian kernel, with reflection at the borders.
-
-    It sums shifted images: a convolution with one channel takes a CPU ten times as long.
-    """
-    reach = BLUR_KERNEL // 2
+    """Applies a Gaussian kernel, with reflection at the borders."""
+    reach = BLUR_KERNEL // 2  # a sum of shifted images: a convolution with one channel takes a CPU ten times as long
     weights = np.exp(-0.5 * (np.arange(reach + 1) / BLUR_SIGMA) ** 2)
     weights /= 2 * weights.sum() - weights[0]
     for dim, padding in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):

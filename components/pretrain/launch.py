@@ -20,11 +20,7 @@ def command(shards: list[str], out: str, params: Pretrain, runtime: Runtime) -> 
 
 
 def run_here(shards: list[str], out: str, params: Pretrain, runtime: Runtime, processes: int) -> None:
-    """Pretrains on this machine in as many processes, one per GPU; torchrun starts them if there are several.
-
-    Raises Interrupted after a signal, when a checkpoint is written, and a UserError if torchrun fails, whose processes print the
-    reason.
-    """
+    """Pretrains on this machine in as many processes, one per GPU; torchrun starts them if there are several, and they print errors."""
     if processes > 1:
         torchrun, *rest = command(shards, out, params, runtime)
         _call([torchrun, "--standalone", f"--nproc-per-node={processes}", *rest])

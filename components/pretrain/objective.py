@@ -54,10 +54,7 @@ class Objective:
         self.stages = tuple(stage for stage in MSE_POOLED if stage in self.terms or stage in WATCHED)
 
     def __call__(self, views: Encodings, queue: Tensor, geometry: Geometry) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the loss and, by name, its parts and the mean similarities as scalars without gradient, `loss` among them.
-
-        The queue is (C, K), L2-normalised; `geometry` tells how the views were made.
-        """
+        """Computes the loss and, by name, its parts and the mean similarities as scalars without gradient, `loss` among them."""
         nce = info_nce(views.q, views.k, queue, self.params.temperature)
         loss, numbers = self.params.lambda_nce * nce, {"loss_nce": nce}
         for stage in self.stages:

@@ -29,9 +29,6 @@ def uniformity(q: Tensor) -> Tensor:
 
 
 def queue_age(step: int, batches: int) -> float:
-    """Returns the mean age, in steps, of the keys that a step compares with, without the random ones of the start.
-
-    `step` counts the steps before this one; `batches` is the capacity of the queue in batches.
-    """
+    """Returns the mean age in steps of the keys that a step compares with, without random ones; the queue holds so many batches."""
     filled = min(step, batches)
     return (filled + 1) / 2 if filled else 0.0

@@ -16,10 +16,7 @@ VIEWS = f"{FIGURES}/views.png"
 
 
 def run(*, shards: list[str], out: str, params: Pretrain, runtime: Runtime, start: str | None = None) -> None:
-    """Pretrains a backbone on the train split, from `start` (initial_weights.py) or random weights.
-
-    Raises a UserError for shards or weights that cannot be used, and Interrupted after a signal, when the checkpoint is written.
-    """
+    """Pretrains a backbone on the train split, from `start` (components/pretrain/initial_weights.py) or from random weights."""
     with processes.process_group(params.device), ExitStack() as stack:
         with processes.shared_errors():
             opened, weights = open_shards(shards), initial_weights.read(start, params.arch) if start else None

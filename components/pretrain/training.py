@@ -32,10 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Pretraining(loop.Trainable):
-    """The model, its optimizer and its data: this process's share of the training.
-
-    All randomness is a function of the seed, the epoch and the number of the image or step: no generator's state is kept.
-    """
+    """The model, its optimizer and its data: this process's share of the training."""
 
     stateful = ("model", "optimizer", "step")
 

@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def run_on_nodes(shards: list[str], out: str, params: Pretrain, runtime: Runtime, cluster: str) -> None:
-    """Pretrains on several nodes and shows the log of the first; an attempt after a preemption resumes from the checkpoint.
-
-    The name of `out` is a hash; `cluster` is JSON of pipelines.resources.describe_nodes. A TrainJob that is refused or fails is a
-    UserError.
-    """
+    """Pretrains on several nodes, described by the JSON of pipelines.resources.describe_nodes; resumes after a preemption."""
     follow(TrainerClient(), f"pretrain-{out.rpartition('/')[2]}", command(shards, out, params, runtime), json.loads(cluster))
 
 

@@ -55,10 +55,7 @@ def export(resnet: torchvision.models.ResNet, folder: Path, description: Descrip
 
 
 def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, Backbone, str]:
-    """Loads a backbone of pretrain: the network, the content of backbone.json and the SHA-256 of that file.
-
-    Raises a UserError if the folder is no finished output, has another architecture, or weights that do not match backbone.json.
-    """
+    """Loads a backbone of pretrain, with the content and the SHA-256 of backbone.json; a UserError if that or `arch` does not match."""
     content, digest = read_document(folder, BACKBONE, "pretrain")
     description = check_backbone(content, storage.join(folder, BACKBONE))
     if description["arch"] != arch:

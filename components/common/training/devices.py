@@ -24,10 +24,7 @@ def set_up(device: str, seed: int) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """Returns the context of the forward pass: bf16, fp32, or auto, which is bf16 on a GPU and fp32 on a CPU.
-
-    bfloat16 has the range of float32, so no loss scaler is needed.
-    """
+    """Returns the context of the forward pass: bf16 (the range of fp32: no loss scaler), fp32, or auto: bf16 on a GPU, fp32 on a CPU."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and device.type == "cuda"))
 
 

@@ -25,10 +25,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Joins the processes that torchrun started: nccl between GPUs, gloo between CPUs; `device` is auto, cpu or cuda.
-
-    Raises a UserError if the processes cannot connect, or if there are more of them than GPUs.
-    """
+    """Joins the processes that torchrun started, by nccl between GPUs and gloo between CPUs; a UserError if that fails."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return

@@ -78,10 +78,7 @@ class Reader:
         return prefetch(self._load(_windows(self._groups), None, batch_size, 0))
 
     def shuffled(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yields full global batches, this rank's slice of each, from batch `start` on, in the order of the seed and the epoch.
-
-        `batch_size`, that of a global batch, is a multiple of the number of ranks.
-        """
+        """Yields this rank's slice of each full global batch of an epoch, from number `start` on, in an order determined by the seed."""
         rng = generator_for(seed, epoch)
         order = rng.permutation(len(self._groups))
         return prefetch(self._load(_windows([self._groups[i] for i in order]), rng, batch_size, start))
