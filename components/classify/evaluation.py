@@ -33,7 +33,7 @@ NAMES = {
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Classification":
-    """Evaluates the predictions of one classifier; a UserError if columns are missing or hold what they must not."""
+    """Evaluates the predictions of one classifier; raises UserError if columns are missing or hold what they must not."""
     names = _names(table, model)
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
     val, test = (_split(rows_of(table, split), split, names, model.path(PREDICTIONS)) for split in ("val", "test"))
@@ -105,7 +105,7 @@ class Classification:
         return found + subgroups.warnings(self.subgroups, few)
 
     def compare(self, baseline: "Classification") -> list[Difference]:
-        """Compares AUROC and average precision, the findings with Holm's correction; a UserError if images, targets or findings differ."""
+        """Compares AUROC and average precision, the findings with Holm's correction; raises UserError if images, targets or findings differ."""
         self._check_comparable(baseline)
         differences = []
         for metric in PAIRED:

@@ -16,7 +16,7 @@ def set_positive_rates(targets: Targets, patients: npt.ArrayLike, findings: list
 
     Positives, or negatives if there are too many, become unknown, which every loss ignores: each finding gets its rate whatever the
     others have, and its images still teach the others. Patients leave in a seeded order, the same for all findings; the positives
-    of a lower rate are a subset of those of a higher one. A finding that does not exist, or has only one class, is a UserError.
+    of a lower rate are a subset of those of a higher one. Raises UserError if a finding does not exist, or has only one class.
     """
     subsampled = targets.copy()
     names, who = np.unique(np.asarray(patients), return_inverse=True)

@@ -75,7 +75,7 @@ def exportable(network: Classifier) -> nn.Module:
 
 
 def load(description: dict[str, Any], weights: Path) -> Classifier:
-    """Builds a classifier from the content of model.json and its weights, for inference; a UserError if they do not fit together."""
+    """Builds a classifier from the content of model.json and its weights, for inference; raises UserError if they do not fit together."""
     made = Classifier(description)
     backbones.load_state(made.network, weights.read_bytes(), str(weights))
     return made.eval().to(best_device())

@@ -41,7 +41,7 @@ class Annotations:
 
 
 def choose_classes(reader: Reader, wanted: tuple[str, ...]) -> list[str]:
-    """Returns the wanted classes, or all with a box in this (the train) split, sorted; a UserError if a wanted class, or all, have none."""
+    """Returns the wanted classes, or all with a box in this (the train) split, sorted; raises UserError if any has no box."""
     found = Counter(box["label"] for boxes in reader.table["boxes"].to_pylist() for box in boxes)
     if not found:
         raise UserError(f"the shards have no boxes in the train split; put a {BOXES} into the raw folder and run preprocess again")
@@ -58,7 +58,7 @@ def annotate(reader: Reader, classes: list[str], findings: list[str]) -> Annotat
 def annotate_rows(table: pa.Table, labels: npt.NDArray[np.float32], size: int, classes: list[str], findings: list[str]) -> Annotations:
     """Places the boxes of rows of the shards, with image_id and the COLUMNS, on the square images.
 
-    Labels are (N, findings). Boxes of other classes are left out; an empty box, or one outside its image, is a UserError.
+    Labels are (N, findings). Boxes of other classes are left out; raises UserError if a box is empty or outside its image.
     """
     rows = table.select(["image_id", *COLUMNS]).to_pylist()
     extent = np.array([[row["width"], row["height"]] for row in rows], np.int64)

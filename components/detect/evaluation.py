@@ -26,14 +26,14 @@ MOST_FALSE_POSITIVES = 8.0  # false positives per image where froc.csv ends
 NAMES = {
     "map_50": "mAP@50",
     "map": "mAP@[.5:.95]",
-    **{key: f"Sensitivity at {rate:g} false positives an image" for key, rate in zip(FROC, RATES, strict=True)},
+    **{key: f"Sensitivity at {rate:g} false positives per image" for key, rate in zip(FROC, RATES, strict=True)},
     "image_auroc": "AUROC of images",
 }
 FAMILIES = (("map_50",), ("map",), FROC, ("image_auroc",))  # differences whose p-values are corrected together
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Detection":
-    """Evaluates the predictions of one detector; a UserError if columns are missing or impossible, or if no test image has known boxes."""
+    """Evaluates the predictions of one detector; raises UserError if columns are missing or impossible, or no test image is annotated."""
     classes = _classes(table, model)
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
     val, test = (_split(rows_of(table, name), classes, model.path(PREDICTIONS)) for name in ("val", "test"))
@@ -87,7 +87,7 @@ class Detection:
         few, test = self.params.min_positives, self.boxes.test
         found = [f"the test split has {one.boxes} boxes of {one.name}, fewer than {few}" for one in self.boxes.each if 0 < one.boxes < few]
         empty = [one.name for one in self.boxes.each if not one.boxes]
-        found += [f"the test split has no box of {name}: means over classes go without it" for name in empty]
+        found += [f"the test split has no box of {name}: means over classes leave it out" for name in empty]
         if test.unknown:
             found.append(f"{test.unknown} images of the test split are left out: which of the classes they show is not known")
         if test.strange:

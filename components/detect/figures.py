@@ -50,7 +50,7 @@ def draw(folder: Path, reader: Reader, found: list[Found], known: Annotations, c
 
 
 def _choose(scenes: list[Scene]) -> dict[str, Scene]:
-    """Chooses the most confident hits without an error, the images with most misses, the most confident false positives; none twice."""
+    """Chooses the most confident hits without an error, the images with most misses, the most confident false positives; no image twice."""
     ranked = {
         "hit": sorted((s for s in scenes if s.hit.any() and s.hit.all() and not s.missed), key=lambda s: -s.scores[0]),
         "miss": sorted((s for s in scenes if s.missed), key=lambda s: -s.missed),

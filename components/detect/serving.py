@@ -79,5 +79,5 @@ def exportable(network: Boxes) -> torch.nn.Module:
 
 
 def load(description: dict[str, Any], weights: Path) -> Boxes:
-    """Builds a detector from the content of model.json and its weights, for inference; a UserError if they do not fit together."""
+    """Builds a detector from the content of model.json and its weights, for inference; raises UserError if they do not fit together."""
     return restore(weights, lambda tensors: Boxes(description, rebuild(description, tensors)))

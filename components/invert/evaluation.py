@@ -23,7 +23,7 @@ DESCRIBED = ("generator_size", "judge", "perceptual", "ms_ssim_scales", "kid_sam
 
 
 def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Inversion":
-    """Evaluates the reconstructions of one model; a UserError if columns or keys of model.json are missing, or errors not finite."""
+    """Evaluates the reconstructions of one model; raises UserError if columns or keys of model.json are missing, or errors not finite."""
     if missing := [name for name in (*ERRORS, MEAN_IMAGE) if name not in table.column_names]:
         raise UserError(f"{model.path(PREDICTIONS)}: lacks the column {missing[0]}; run invert again")
     if missing := [name for name in DESCRIBED if name not in model.description]:

@@ -65,7 +65,7 @@ def maps_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 
 def pretrained_space(folder: str, arch: str, device: torch.device) -> FeatureSpace:
-    """Loads the feature space of a backbone of pretrain; a UserError if it is none, or has another architecture."""
+    """Loads the feature space of a backbone of pretrain; raises UserError if it is none, or has another architecture."""
     resnet, description, _ = backbones.load(folder, arch)
     name = f"{arch}, pretrained by {description.get('method', 'an unknown method')} ({description['sha256'][:8]})"
     return FeatureSpace(name, resnet, (description["normalisation"]["mean"], description["normalisation"]["std"]), device)

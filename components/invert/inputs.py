@@ -56,7 +56,7 @@ class Inputs:
 
 
 def open_inputs(params: Invert, shards: Shards, folders: InputFolders) -> Inputs:
-    """Opens all inputs; one that cannot be used with these shards and parameters is a UserError."""
+    """Opens all inputs; raises UserError if one cannot be used with these shards and parameters."""
     if shards.size < params.size:
         raise UserError(f"invert.size: {params.size}, but the shards hold images of {shards.size} pixels; lower it")
     used = folders._replace(perceptual=_perceptual_folder(params, folders))
@@ -102,7 +102,7 @@ def _add_lineage(folders: InputFolders, digests: dict[str, str], upstream: dict[
 
 
 def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Tensor]:
-    """Reads the generator of an output of invert; a UserError if its shape is not that of the parameters."""
+    """Reads the generator of an output of invert; raises UserError if its shape is not that of the parameters."""
     description, _ = read_model(folder, "invert")
     if description.get("task") != "invert":
         raise UserError(f"--generator {folder}: is a model of {description.get('task')}; name an output folder of invert")

@@ -1,4 +1,4 @@
-"""Reconstruction errors of each image, and the rows of predictions.parquet."""
+"""Errors and features of the reconstructions of a split."""
 
 from dataclasses import dataclass
 

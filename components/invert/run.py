@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Trains a generator and an encoder into its latents, and reconstructs the val and test images.
 
-    Raises a UserError for inputs that cannot be used, and Interrupted after a signal, when the checkpoint is written.
+    Raises UserError for inputs that cannot be used, and Interrupted after a signal, when the checkpoint is written.
 
     Args:
         shards: output folders of preprocess.

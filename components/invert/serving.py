@@ -82,7 +82,7 @@ def exportable(network: Latents) -> nn.Module:
 
 
 def load(description: dict[str, Any], weights: Path) -> Latents:
-    """Builds an encoder and a generator from model.json and their weights, for inference; a UserError if they do not fit together."""
+    """Builds an encoder and a generator from model.json and their weights, for inference; raises UserError if they do not fit together."""
     return restore(weights, lambda tensors: Latents(description, rebuild(description, tensors, best_device())))
 
 

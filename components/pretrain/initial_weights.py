@@ -51,7 +51,7 @@ class InitialWeights(NamedTuple):
 
 
 def read(source: str, arch: str) -> InitialWeights:
-    """Reads weights from a file or an output folder of pretrain; a UserError if it is missing, unknown, unsafe or of another arch."""
+    """Reads weights from a file or an output folder of pretrain; raises UserError if it is missing, unknown, unsafe or of another arch."""
     if storage.exists(storage.join(source, BACKBONE)):
         resnet, _, digest = backbones.load(source, arch)
         run_id = upstream_run_id(source)

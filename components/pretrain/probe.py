@@ -40,7 +40,7 @@ class Labelled:
 
 
 class Probe:
-    """Labelled images of the train and val splits, and their features of the given width; a UserError if no finding can be evaluated."""
+    """Labelled images of the train and val splits, with `width` features each; raises UserError if no finding can be evaluated."""
 
     def __init__(self, shards: Shards, width: int):
         self._width = width

@@ -170,7 +170,7 @@ class Pretraining(loop.Trainable):
 
 
 def _check(params: Pretrain, images: int, device: torch.device) -> None:
-    """Raises a UserError if the parameters do not fit the number of images, the number of processes or the device."""
+    """Raises UserError if the parameters do not fit the number of images, the number of processes or the device."""
     ranks = processes.world_size()
     if images < params.batch_size:
         raise UserError(f"pretrain.batch_size: {params.batch_size}, but the train split has {images} images; lower it")

@@ -55,7 +55,7 @@ def export(resnet: torchvision.models.ResNet, folder: Path, description: Descrip
 
 
 def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, Backbone, str]:
-    """Loads a backbone of pretrain, with the content and the SHA-256 of backbone.json; a UserError if that or `arch` does not match."""
+    """Loads a backbone of pretrain, with content and SHA-256 of backbone.json; raises UserError if that or `arch` does not match."""
     content, digest = read_document(folder, BACKBONE, "pretrain")
     description = check_backbone(content, storage.join(folder, BACKBONE))
     if description["arch"] != arch:
@@ -91,7 +91,7 @@ def start(folder: str | None, arch: str, shards: Shards) -> Start:
 
 
 def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tensor]:
-    """Adapts the weights of a torchvision-like ResNet to the networks of `build`; a UserError names their file `name` if they do not fit.
+    """Adapts the weights of a torchvision-like ResNet to the networks of `build`; `name` is their file, for error messages.
 
     A conv1 with three input channels is summed over them, which gives the response to a grey image fed into all three; the head
     `fc` is dropped.
@@ -123,7 +123,7 @@ def _difference(weights: Mapping[str, Tensor], arch: str) -> str | None:
 
 
 def load_state(module: nn.Module, content: bytes, name: str) -> None:
-    """Loads safetensors bytes into a module, strictly; a UserError names their file `name` if they do not fit."""
+    """Loads safetensors bytes into a module, strictly; `name` is their file, for the UserError if they do not fit."""
     try:
         module.load_state_dict(load_safetensors(content))
     except (SafetensorError, RuntimeError) as error:

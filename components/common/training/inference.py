@@ -57,7 +57,7 @@ def best_device() -> torch.device:
 
 
 def restore(weights: Path, rebuild: Callable[[dict[str, Tensor]], T]) -> T:
-    """Builds a model from the tensors of a safetensors file; a UserError if it is none, or if `rebuild` raises RuntimeError."""
+    """Builds a model from the tensors of a safetensors file; raises UserError if it is none, or if `rebuild` raises RuntimeError."""
     try:
         return rebuild(load_file(weights))
     except SafetensorError as error:

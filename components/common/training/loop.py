@@ -88,7 +88,7 @@ class Trainer:
     def run(self, on_epoch: Callable[[dict[str, float], int], None] | None = None) -> list[dict[str, float]]:
         """Trains, and returns one row of numbers per epoch, each of which `on_epoch` also gets at once.
 
-        Raises Interrupted after a signal, when the checkpoint is written, and a UserError if the loss or the weights are not
+        Raises Interrupted after a signal, when the checkpoint is written, and UserError if the loss or the weights are not
         finite, or if training is unhealthy.
         """
         self._restore()

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Joins the processes that torchrun started, by nccl between GPUs and gloo between CPUs; a UserError if that fails."""
+    """Joins the processes that torchrun started, by nccl between GPUs and gloo between CPUs; raises UserError if that fails."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -79,7 +79,7 @@ def is_main() -> bool:
 
 
 def raise_everywhere(error: UserError | None) -> None:
-    """Raises a UserError of any process in all of them; if several have one, that of the lowest rank."""
+    """Raises UserError of any process in all of them; if several have one, that of the lowest rank."""
     if world_size() == 1:
         if error is not None:
             raise error
@@ -93,7 +93,7 @@ def raise_everywhere(error: UserError | None) -> None:
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """Raises a UserError of this block in all processes, at the end of the block."""
+    """Raises UserError of this block in all processes, at the end of the block."""
     caught = None
     try:
         yield

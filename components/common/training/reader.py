@@ -47,8 +47,8 @@ class _RowGroup:
 class Reader:
     """The images of one split; of each global batch the slice `rank` of `ranks`.
 
-    Small columns, image_id, patient_id, labels and `columns`, are read at once into `table`, pixels batch by batch. A split without
-    images is a UserError.
+    Small columns, image_id, patient_id, labels and `columns`, are read at once into `table`, pixels batch by batch. Raises
+    UserError if the split has no images.
     """
 
     def __init__(self, shards: Shards, split: str, columns: tuple[str, ...] = (), rank: int = 0, ranks: int = 1):
