@@ -99,13 +99,11 @@ class Classification:
     def warnings(self) -> list[str]:
         """Returns warnings about findings and groups that are too small to judge."""
         few = self.params.min_positives
-        found = (
-            [] if self.findings.counted else [f"no finding has {few} positives and as many negatives in the test split: no macro average"]
-        )
-        return found + subgroups.warnings(self.subgroups, few)
+        lacking = f"no finding has {few} positives and as many negatives in the test split: no macro average"
+        return ([] if self.findings.counted else [lacking]) + subgroups.warnings(self.subgroups, few)
 
     def compare(self, baseline: "Classification") -> list[Difference]:
-        """Compares AUROC and average precision, the findings with Holm's correction; raises UserError if images, targets or findings differ."""
+        """Compares AUROC and average precision: the macro average alone, the findings with Holm's correction."""
         self._check_comparable(baseline)
         differences = []
         for metric in PAIRED:
@@ -174,9 +172,8 @@ def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> Class
         raise UserError(f"{source}: the {name} split has targets other than 1, 0 and unknown; run classify again")
     if name == "test" and np.isnan(targets).all():
         raise UserError(f"{source}: no patient of the test split has a known label; add {LABELS} and run preprocess again")
-    return ClassificationSplit(
-        targets, scores, patient_indices(rows["patient_id"].to_pylist()), np.array(rows["image_id"].to_pylist(), dtype=np.str_)
-    )
+    image_ids = np.array(rows["image_id"].to_pylist(), dtype=np.str_)
+    return ClassificationSplit(targets, scores, patient_indices(rows["patient_id"].to_pylist()), image_ids)
 
 
 def _rounded(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

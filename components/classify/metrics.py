@@ -24,8 +24,7 @@ class ClassificationSplit:
 
     targets: Floats  # (n, F), 1, 0 or NaN (unknown)
     scores: Floats  # (n, F)
-    patients: Integers
-    """(n,), index of each image's patient, 0 ... P - 1."""
+    patients: Integers  # (n,), number of each image's patient, from 0 to P - 1
     image_ids: npt.NDArray[np.str_]  # (n,), ascending
 
     @property

@@ -106,9 +106,8 @@ class Detection:
         counted = [index for index, one in enumerate(mine.each) if one.boxes]
         names = [(f"ap_50_{metric_key(mine.each[index].name)}", f"AP@50, {mine.each[index].name}") for index in counted]
         estimates = [mine.each[index].intervals["ap_50"].estimate - theirs.each[index].intervals["ap_50"].estimate for index in counted]
-        return differences + paired_differences(
-            names, estimates, (mine.class_samples - theirs.class_samples)[counted], self.params.confidence
-        )
+        samples = (mine.class_samples - theirs.class_samples)[counted]
+        return differences + paired_differences(names, estimates, samples, self.params.confidence)
 
     def _check_comparable(self, baseline: "Detection") -> None:
         pair, mine, theirs = f"{self.model.path(PREDICTIONS)} and {baseline.model.path(PREDICTIONS)}", self.boxes, baseline.boxes
@@ -144,9 +143,8 @@ def _split(rows: pa.Table, classes: list[str], source: str) -> DetectionSplit:
         raise UserError(f"{source}: a score is not a probability; run detect again")
     images = [ImageBoxes(box, score, label, *other) for (box, label), score, other in zip(found, scores, there, strict=True)]
     strange = sum(len(boxes) for boxes in known[TARGETS].to_pylist()) - sum(map(len, targets))
-    return DetectionSplit(
-        images, patient_indices(known["patient_id"].to_pylist()), known["image_id"].to_pylist(), len(rows) - len(known), strange
-    )
+    patients = patient_indices(known["patient_id"].to_pylist())
+    return DetectionSplit(images, patients, known["image_id"].to_pylist(), len(rows) - len(known), strange)
 
 
 def _boxes(boxes: list[dict[str, Any]], classes: list[str], source: str) -> tuple[Floats, Integers]:

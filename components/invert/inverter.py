@@ -34,12 +34,7 @@ class Inverter:
     """Encoder and frozen generator, and the loss that refines latents; of the parameters the SETTINGS are used."""
 
     def __init__(
-        self,
-        params: Invert,
-        encoder: Encoder,
-        generator: Generator,
-        normalisation: Mapping[str, float],
-        perceptual: FeatureSpace | None,
+        self, params: Invert, encoder: Encoder, generator: Generator, normalisation: Mapping[str, float], perceptual: FeatureSpace | None
     ):
         self.params, self.normalisation, self.perceptual = params, normalisation, perceptual
         self.encoder, self.generator = encoder, generator.requires_grad_(False)

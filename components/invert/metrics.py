@@ -31,8 +31,7 @@ class InversionSplit:
     """The images of one split."""
 
     errors: Floats  # (n, F), in the order of NAMES
-    patients: Integers
-    """(n,), index of each image's patient, 0 ... P - 1."""
+    patients: Integers  # (n,), number of each image's patient, from 0 to P - 1
     image_ids: npt.NDArray[np.str_]  # (n,), ascending
 
 

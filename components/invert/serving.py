@@ -27,7 +27,7 @@ class Latents:
     def __init__(self, description: dict[str, Any], trained: TrainedInverter):
         self.labels: list[str] = []
         self.size, self.bits = int(description["size"]), int(description["bits"])
-        self._side, self._trained, self._device = int(description["generator_size"]), trained, best_device()
+        self.side, self.trained, self._device = int(description["generator_size"]), trained, best_device()
 
     def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
         """Returns one row per image: `latents` (N, latent_dim), and the errors of the reconstruction.
@@ -51,16 +51,12 @@ class Latents:
         """Returns nothing: an inversion has no targets."""
         return {}
 
-    def encoder(self) -> nn.Module:
-        """Returns the encoder, for export."""
-        return Exported(self._trained.inverter, self._side)
-
     def _invert(self, images: Sequence[Pixels]) -> Iterator[dict[str, Numbers]]:
         for batch in batches(images, self.size, self.bits, self._device):
-            image = shrink(batch, self._side)
-            w = self._trained.latents(image)
-            made = self._trained.inverter.image(w)
-            found = {"latents": w, "reconstruction": made[:, 0], **self._trained.errors(image, made)}
+            image = shrink(batch, self.side)
+            w = self.trained.latents(image)
+            made = self.trained.inverter.image(w)
+            found = {"latents": w, "reconstruction": made[:, 0], **self.trained.errors(image, made)}
             yield {name: value.cpu().numpy() for name, value in found.items()}
 
 
@@ -78,7 +74,7 @@ class Exported(nn.Module):
 
 def exportable(network: Latents) -> nn.Module:
     """Returns the encoder."""
-    return network.encoder()
+    return Exported(network.trained.inverter, network.side)
 
 
 def load(description: dict[str, Any], weights: Path) -> Latents:

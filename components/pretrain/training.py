@@ -177,9 +177,8 @@ def _check(params: Pretrain, images: int, device: torch.device) -> None:
     name = "shuffle_groups" if params.batch_norm == "shuffle" else "batch_size"
     if getattr(params, name) % (ranks * params.accumulate) or params.batch_size % ranks:
         divisor = f"{ranks} processes" + (f" times pretrain.accumulate ({params.accumulate})" if params.accumulate > 1 else "")
-        raise UserError(
-            f"pretrain.{name}: {getattr(params, name)} is not a multiple of {divisor}; change it or torchrun's --nproc-per-node"
-        )
+        found = f"pretrain.{name}: {getattr(params, name)} is not a multiple of {divisor}"
+        raise UserError(f"{found}; change it or torchrun's --nproc-per-node")
     if params.batch_norm == "sync" and device.type == "cpu":
         raise UserError("pretrain.batch_norm: sync needs GPUs; use shuffle on a CPU")
 

@@ -108,6 +108,5 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (RuntimeError, TimeoutError) as error:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
-        raise UserError(
-            f"TrainJob {name}: {error} ({cause}); check Kubeflow Trainer and the permissions of the service account of the step"
-        ) from None
+        hint = "check Kubeflow Trainer and the permissions of the service account of the step"
+        raise UserError(f"TrainJob {name}: {error} ({cause}); {hint}") from None
