@@ -31,6 +31,8 @@ PATH_DECAY = 0.01  # weight of a new path length in the running mean a
 class GanTraining(loop.Trainable):
     """Both networks, the averaged generator, and the optimizers."""
 
+    stateful = ("generator", "discriminator", "average", "steps")
+
     def __init__(self, params: Invert, train: Reader):
         self.params, self.train = params, train
         self.device = devices.set_up(params.device, params.seed)
@@ -91,22 +93,15 @@ class GanTraining(loop.Trainable):
 
     def state(self) -> dict[str, Any]:
         """Returns the three networks, the optimizers and the counters."""
-        return {
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "path_mean": self.path_mean,
-            "steps": self.steps,
-        }
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        return super().state() | {"optimizers": optimizers, "path_mean": self.path_mean}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from what `state` returned."""
-        for network, name in ((self.generator, "generator"), (self.discriminator, "discriminator"), (self.average, "average")):
-            network.load_state_dict(state[name])
+        super().restore(state)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.path_mean, self.steps = state["path_mean"].to(self.device), state["steps"]
+        self.path_mean = state["path_mean"].to(self.device)
 
 
 def gradient_penalty(discriminator: nn.Module, real_B1HW: Tensor) -> Tensor:

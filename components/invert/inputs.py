@@ -14,7 +14,7 @@ from components.common.formats.backbone import BACKBONE
 from components.common.formats.model import DESCRIPTION, WEIGHTS
 from components.common.formats.predictions import META
 from components.common.runs import storage
-from components.common.runs.inputs import read_document, read_model, upstream_run_id
+from components.common.runs.inputs import read_document, read_model, upstream_run_ids
 from components.common.runs.shards import Shards
 from components.common.training import backbones, devices
 from components.common.training.reader import Reader
@@ -90,13 +90,10 @@ def _perceptual_folder(params: Invert, folders: InputFolders) -> str | None:
 
 def _add_lineage(folders: InputFolders, digests: dict[str, str], upstream: dict[str, str]) -> None:
     """Adds the SHA-256 and the MLflow run id of each folder."""
-    for name, folder in folders._asdict().items():
-        if folder is None:
-            continue
-        description, made_by = (DESCRIPTION, "invert") if name == "generator" else (BACKBONE, "pretrain")
-        _, digests[name] = read_document(folder, description, made_by)
-        if run_id := upstream_run_id(folder):
-            upstream[name] = run_id
+    given = {name: folder for name, folder in folders._asdict().items() if folder}
+    for name, folder in given.items():
+        _, digests[name] = read_document(folder, *((DESCRIPTION, "invert") if name == "generator" else (BACKBONE, "pretrain")))
+    upstream |= upstream_run_ids(given)
     if folders.judge and digests["judge"] == digests.get("perceptual"):
         raise UserError(f"--judge {folders.judge}: is the backbone of the perceptual loss; name one that the encoder was not trained with")
 

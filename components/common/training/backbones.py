@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.common.errors import UserError
 from components.common.formats.backbone import BACKBONE, BACKBONE_WEIGHTS, Backbone, Description, check_backbone
 from components.common.runs import storage
-from components.common.runs.inputs import read_document, upstream_run_id
+from components.common.runs.inputs import read_document, upstream_run_ids
 from components.common.runs.params import Arch
 from components.common.runs.shards import Shards
 from components.common.runs.storage import write_json
@@ -81,13 +81,11 @@ class Start(NamedTuple):
 
 def start(folder: str | None, arch: str, shards: Shards) -> Start:
     """Loads the backbone in an output folder of pretrain; without one builds a network that normalises by mean and std of the shards."""
-    inputs, upstream = dict(shards.inputs), dict(shards.upstream)
     if folder is None:
-        return Start(build(arch), *shards.mean_std, inputs, upstream)
-    resnet, description, inputs["backbone"] = load(folder, arch)
-    if run_id := upstream_run_id(folder):
-        upstream["backbone"] = run_id
-    return Start(resnet, description["normalisation"]["mean"], description["normalisation"]["std"], inputs, upstream)
+        return Start(build(arch), *shards.mean_std, dict(shards.inputs), dict(shards.upstream))
+    resnet, description, digest = load(folder, arch)
+    mean, std = description["normalisation"]["mean"], description["normalisation"]["std"]
+    return Start(resnet, mean, std, shards.inputs | {"backbone": digest}, shards.upstream | upstream_run_ids({"backbone": folder}))
 
 
 def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tensor]:

@@ -27,8 +27,7 @@ class Trainable(ABC):
     batch_size: int
     metric: str | None = None  # name of the main validation metric among the numbers of an epoch, for the log
     patience: int = 1  # consecutive epochs that must fail the health check before training stops
-
-    stateful: tuple[str, ...] = ()  # modules, optimizers and plain values among the attributes that checkpoints hold
+    stateful: tuple[str, ...]  # names of the attributes that checkpoints hold: modules, optimizers and plain values
 
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
