@@ -46,8 +46,7 @@ class Subgroup:
     value: str
     images: int
     patients: int
-    macro: Interval
-    """Mean AUROC of the compared findings; NaN in a group with too few positives or negatives for any finding."""
+    macro: Interval  # mean AUROC of the compared findings; NaN in a group with too few positives or negatives for any finding
     compared: int  # number of findings with enough positives and negatives in every such group of the attribute
     members: list[Member]
 

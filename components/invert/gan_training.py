@@ -18,13 +18,10 @@ from components.invert.generator import Generator, build_generator
 from components.invert.params import Invert
 from components.invert.pixels import to_images
 
-R1_EVERY, PATH_EVERY = 16, 4
-"""Steps between regularisations ("lazy", appendix B; paths more often, as in the authors' later code)."""
-MIXING = 0.9
-"""Fraction of the images with two latents (Karras et al. 2019, arXiv 1812.04948, section 3.1)."""
+R1_EVERY, PATH_EVERY = 16, 4  # steps between regularisations ("lazy", appendix B; paths more often, as in the authors' later code)
+MIXING = 0.9  # fraction of the images with two latents (Karras et al. 2019, arXiv 1812.04948, section 3.1)
 EMA_HALF_LIFE = 10_000  # half-life of the averaged weights, in images
-EMA_RAMP = 0.05
-"""At first the half-life is this fraction of the images seen, so that the average forgets the initial weights."""
+EMA_RAMP = 0.05  # at first the half-life is this fraction of the images seen, so that the average forgets the initial weights
 PATH_DECAY = 0.01  # weight of a new path length in the running mean a
 
 

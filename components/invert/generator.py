@@ -11,8 +11,7 @@ from components.invert.layers import EPSILON, EqualLinear, activate, modulated_c
 from components.invert.params import Invert
 
 START = 4  # side of the learned constant input in pixels
-MAPPING_LR = 0.01
-"""Factor of the mapping network's learning rate (Karras et al. 2019, arXiv 1812.04948, appendix C)."""
+MAPPING_LR = 0.01  # factor of the mapping network's learning rate (Karras et al. 2019, arXiv 1812.04948, appendix C)
 SHAPE = ("size", "latent_dim", "mapping_layers", "channel_base", "channel_max")
 """Parameters that determine a generator, in the order of its arguments."""
 

@@ -21,8 +21,7 @@ class Measured:
     errors: dict[str, npt.NDArray[np.float32]]  # (N,) by name, in the order of the reader's table
     originals: npt.NDArray[np.float64]  # (N, C): their features in the judge
     reconstructions: npt.NDArray[np.float64]  # (N, C): features of the reconstructions in the judge
-    shown: list[Tensor]
-    """The first originals, their reconstructions, and the absolute differences: each (SHOWN, 1, S, S) in [0, 1]."""
+    shown: list[Tensor]  # the first originals, their reconstructions, and the absolute differences: each (SHOWN, 1, S, S) in [0, 1]
 
 
 def measure(trained: TrainedInverter, reader: Reader, batch_size: int) -> Measured:

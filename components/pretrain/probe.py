@@ -19,8 +19,7 @@ from components.common.training import processes
 from components.common.training.reader import Batch, Reader
 
 NEIGHBOURS = 200
-TEMPERATURE = 0.07
-"""Both as in Wu et al. 2018, arXiv 1805.01978, section 3.4."""
+TEMPERATURE = 0.07  # both as in Wu et al. 2018, arXiv 1805.01978, section 3.4
 MOST_IMAGES = 10_000  # evenly spaced images of each split, so that a probe stays cheap compared with an epoch
 
 Floats = npt.NDArray[np.float64]
