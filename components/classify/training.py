@@ -66,7 +66,7 @@ class Classification(loop.Trainable):
         """Computes (B, findings) for training images."""
 
     @abstractmethod
-    def _val_logits(self) -> Array:
+    def val_logits(self) -> Array:
         """Computes (N, findings) for the validation split."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Classification(loop.Trainable):
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Evaluates the validation split and keeps the weights if they are the best so far."""
-        macro = macro_auroc(self.val.labels(), self._val_logits())
+        macro = macro_auroc(self.val.labels(), self.val_logits())
         self.epochs_done = epoch + 1
         # If no finding has both classes in the validation split, the AUROC is NaN and the last epoch is kept.
         if not macro <= self.best["auroc"]:
@@ -154,7 +154,8 @@ class FineTuning(Classification):
         return logits
 
     @torch.no_grad()
-    def _val_logits(self) -> Array:
+    def val_logits(self) -> Array:
+        """Computes (N, findings) for the validation split."""
         self.network.eval()
         return self._collect(self.val, self.network)
 
@@ -193,7 +194,8 @@ class LinearProbe(Classification):
         return self._head(self.train_features[batch.rows])
 
     @torch.no_grad()
-    def _val_logits(self) -> Array:
+    def val_logits(self) -> Array:
+        """Computes (N, findings) for the validation split."""
         logits: Array = self._head(self.val_features).float().cpu().numpy()
         return logits
 
