@@ -22,7 +22,7 @@ from components.common.statistics.ranking import auroc
 from components.common.training import backbones, devices, loop, optimization
 from components.common.training.checkpoints import copy_weights
 from components.common.training.reader import Batch, Reader
-from components.common.training.seeds import generator_for
+from components.common.training.seeds import generator_for, seed_for
 from components.common.training.subsets import labelled_rows
 
 SMALLEST_STD = 1e-4  # lower bound on a feature's standard deviation, so that one that hardly varies is not amplified
@@ -221,7 +221,7 @@ def augment(image_B1HW: Tensor, rows: Rows, seed: int, epoch: int) -> Tensor:
     moved = []
     with torch.random.fork_rng(devices=[]):
         for image, row in zip(image_B1HW, rows, strict=True):
-            torch.manual_seed(hash((seed, epoch, int(row))))
+            torch.manual_seed(seed_for(seed, epoch, int(row)))
             moved.append(transform(image))
     return torch.stack(moved)
 

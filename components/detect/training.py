@@ -13,6 +13,7 @@ from components.common.statistics.detection_matching import mean_average_precisi
 from components.common.training import backbones, devices, loop, optimization
 from components.common.training.checkpoints import copy_weights
 from components.common.training.reader import Batch, Reader
+from components.common.training.seeds import seed_for
 from components.common.training.subsets import labelled_rows
 from components.detect import annotations, augment, network
 from components.detect.annotations import Annotations, annotate, choose_classes
@@ -65,7 +66,7 @@ class Detection(loop.Trainable):
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """Takes one step of the optimizer."""
-        torch.manual_seed(hash((self.params.seed, epoch, *batch.rows.tolist())))  # Faster R-CNN samples the boxes that it learns from
+        torch.manual_seed(seed_for(self.params.seed, epoch, *batch.rows.tolist()))  # Faster R-CNN samples the boxes that it learns from
         optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
         image, boxes, labels = self._examples(batch, epoch)
         with devices.autocast(self.device):
