@@ -1,20 +1,17 @@
 """Fits the linear layer on the features of the frozen backbone."""
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from components.toy.params import Toy
 from components.toy.serving import Brightness
-from safetensors.torch import save_file
 
 from components.common.formats.history import HISTORY, write_history
-from components.common.formats.model import DESCRIPTION, WEIGHTS, begin_description
-from components.common.formats.predictions import META, PREDICTIONS, SPLITS, common_columns
+from components.common.formats.predictions import META, SPLITS, common_columns, write_predictions
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import stage_run
-from components.common.runs.storage import digest_file, write_json
 from components.common.training import backbones, checkpoints, devices
+from components.common.training.inference import write_model
 from components.common.training.reader import Reader
 
 
@@ -23,20 +20,11 @@ def run(*, shards: list[str], out: str, params: Toy, runtime: Runtime, backbone:
     opened = open_shards(shards)
     resnet, mean, std, inputs, upstream = backbones.start(backbone, params.arch, opened)
     with stage_run("toy", out, params, inputs, runtime=runtime, upstream=upstream) as job:
-        about = {
-            **begin_description("toy"),
-            "arch": params.arch,
-            "size": opened.size,
-            "bits": opened.bits,
-            "normalisation": {"mean": mean, "std": std},
-            "preprocessing": opened.preprocessing,
-            "inputs": job.inputs,
-        }
+        normalisation = {"mean": mean, "std": std}
+        about = {"arch": params.arch, "size": opened.size, "bits": opened.bits, "normalisation": normalisation}
         network = fit(Brightness(about, resnet).eval(), Reader(opened, "train"))
-        save_file(checkpoints.copy_weights(network.resnet), job.folder / WEIGHTS)
-        write_json(job.folder / DESCRIPTION, about | {"sha256": digest_file(job.folder / WEIGHTS)})
-        tables = [predict(network, Reader(opened, split, META), split) for split in SPLITS]
-        pq.write_table(pa.concat_tables(tables), job.folder / PREDICTIONS)
+        write_model(job, checkpoints.copy_weights(network.resnet), opened, about)
+        write_predictions(job.folder, [predict(network, Reader(opened, split, META), split) for split in SPLITS])
         write_history(job.folder / HISTORY, [])  # there are no epochs
         job.publish({})
 
