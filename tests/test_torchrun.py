@@ -17,7 +17,7 @@ WAIT = "trap 'exit 75' TERM; touch $RANK.ready; while :; do sleep 0.1; done"
         ("exit 75", 75),
         pytest.param("[ $RANK = 1 ] && exit 2; sleep 60", 2, marks=pytest.mark.slow),
         pytest.param("[ $RANK = 1 ] && exit 3; sleep 60", 1, marks=pytest.mark.slow),
-        pytest.param("[ $RANK = 1 ] && kill -KILL $$; sleep 60", 1, marks=pytest.mark.slow),
+        pytest.param("[ $RANK = 1 ] && kill -KILL $BASHPID; sleep 60", 1, marks=pytest.mark.slow),
         pytest.param("exit 0", 0, marks=pytest.mark.slow),
     ],
 )
