@@ -22,7 +22,11 @@ def parse_description(content: bytes, path: str, made_by: str) -> dict[str, Any]
     Raises:
         UserError: it is not JSON, or of a later version.
     """
-    found = parse_json(content, path, made_by)
+    return upgrade_description(parse_json(content, path, made_by), path)
+
+
+def upgrade_description(found: dict[str, Any], path: str) -> dict[str, Any]:
+    """Brings the content of a model.json to this schema version; raises UserError if it is of a later one."""
     version = found.get("schema_version", 1)
     if version > SCHEMA_VERSION:
         raise UserError(f"{path}: has schema version {version}, this code reads up to {SCHEMA_VERSION}; use a newer version of the code")

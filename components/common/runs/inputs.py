@@ -5,7 +5,7 @@ from typing import Any
 
 from components.common.errors import UserError
 from components.common.formats.documents import RUN_RECORD, parse_json
-from components.common.formats.model import DESCRIPTION, parse_description
+from components.common.formats.model import DESCRIPTION, upgrade_description
 from components.common.runs import storage
 
 
@@ -36,10 +36,8 @@ def read_document(uri: str, name: str, made_by: str) -> tuple[dict[str, Any], st
 
 def read_model(uri: str, made_by: str) -> tuple[dict[str, Any], str]:
     """Reads model.json of a finished output of a head; arguments, result and errors as for `read_document`."""
-    require_output(uri, DESCRIPTION, made_by)
-    path = storage.join(uri, DESCRIPTION)
-    content = storage.read(path)
-    return parse_description(content, path, made_by), storage.digest(content)
+    found, digest = read_document(uri, DESCRIPTION, made_by)
+    return upgrade_description(found, storage.join(uri, DESCRIPTION)), digest
 
 
 def upstream_run_id(uri: str) -> str | None:
