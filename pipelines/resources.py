@@ -15,8 +15,8 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the pod's own
 SCRATCH = "/tmp/cxr-work"  # noqa: S108 - the pod's own
 MAX_BACKOFF_SECONDS = 3600
 S3_AND_MLFLOW = ("s3", "mlflow")
-SECRETS = {"simulate": ("s3",), "preprocess": (*S3_AND_MLFLOW, "pseudonyms"), "end": ("mlflow",)}
-"""Fields of settings.Secrets by step; steps that are not named get those for S3 and MLflow."""
+SECRETS = {"preprocess": (*S3_AND_MLFLOW, "pseudonyms"), "end": ("mlflow",)}
+"""Fields of settings.Secrets by step. Steps that are not named get those for S3 and MLflow: each step asks MLflow for the pipeline's run."""
 MOUNTS_WORK = ("preprocess", "merge", "pretrain", *HEADS)  # steps that resume, and therefore need the volume for work in progress
 
 

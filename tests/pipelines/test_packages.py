@@ -143,9 +143,11 @@ def test_only_training_gets_gpus(package: Package, example: Settings) -> None:
     assert package.kubernetes["pretrain"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
 
 
-def test_secrets_go_only_to_steps_that_need_them(package: Package) -> None:
-    """The pseudonym key goes to preprocess only."""
-    for name, kubernetes in package.kubernetes.items():
+@pytest.mark.parametrize("pipeline", sorted(packages.PIPELINES))
+def test_secrets_go_only_to_steps_that_need_them(pipeline: str, example: Settings, params: Params, tmp_path: Path) -> None:
+    """Each step asks MLflow for the run of the pipeline. The pseudonym key goes to preprocess only."""
+    packages.compile_to(tmp_path / "package.yaml", pipeline, example, params)
+    for name, kubernetes in Package(tmp_path / "package.yaml").kubernetes.items():
         given = {secret["secretName"] for secret in kubernetes.get("secretAsEnv", [])}
         wanted = {"cxr-mlflow"} if name == "end" else {"cxr-s3", "cxr-mlflow"}
         assert given == (wanted | {"cxr-pseudonyms"} if name == "preprocess" else wanted), name
