@@ -23,7 +23,7 @@ def begin(*, name: str, raw: str, root: str, tags: dict[str, str]) -> str:
     Raises:
         UserError: a server cannot be reached, `raw` is empty, or `root` cannot be written to.
     """
-    _open_run(name, {"raw": raw, "root": root, **tags})
+    _open_run(name, tags)
     storage.write(storage.join(root, PROBE), b"")
     storage.delete(storage.join(root, PROBE))
     return digest_listing(raw)

@@ -21,6 +21,8 @@ TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105
 """A bearer token; without it, the file that kfp names is read: the token of a service account, which Kubernetes renews."""
 COOKIE_VARIABLE = "KFP_COOKIE"  # cookie of a browser session, such as `oauth2_proxy_kubeflow=...`
 HOW_TO_LOG_IN = f"set {TOKEN_VARIABLE}, {TOKEN_FILE_VARIABLE} or {COOKIE_VARIABLE}"
+WITHOUT_PLUGINS = {"mlflow": {"disabled": True}}
+"""Input of Kubeflow's plugins for a run: its own MLflow plugin would log each step a second time, with the addresses (ADR 16)."""
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
@@ -96,6 +98,7 @@ class KubeflowServer:
             pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline, pipeline_version_id=version),
             runtime_config=api.V2beta1RuntimeConfig(parameters=submission.parameters),
             service_account=submission.service_account,
+            plugins_input=WITHOUT_PLUGINS,
         )
         return str(self._call(self._runs.run_service_create_run, run).run_id)
 

@@ -76,9 +76,8 @@ class Double(ThreadingHTTPServer):
             case "POST", ["pipelines", "upload_version"]:
                 return self._add_version(query, file)
             case "POST", ["runs"]:
-                return self._start(
-                    _known(body, "display_name", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account")
-                )
+                known = ("display_name", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account", "plugins_input")
+                return self._start(_known(body, *known))
             case "GET", ["runs", run]:
                 return self._advance(_get(self.runs, run))
             case "POST", ["runs", run] if run.endswith(":terminate"):
@@ -97,6 +96,7 @@ class Double(ThreadingHTTPServer):
         _get(self.experiments, body["experiment_id"])
         version = _get(self.versions, body["pipeline_version_reference"]["pipeline_version_id"])
         _check_parameters(version["spec"], body["runtime_config"].get("parameters", {}))
+        _known(body.get("plugins_input", {}).get("mlflow", {}), "experiment_name", "experiment_id", "disabled")
         return self._advance(_add(self.runs, "run_id", {**body, "states": [*STATES, self.end]}))
 
     def _advance(self, run: dict[str, Any]) -> dict[str, Any]:

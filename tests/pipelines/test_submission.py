@@ -45,6 +45,7 @@ def test_a_run_is_started_with_all_parameters(kubeflow: double.Double, capsys: p
     assert (given["raw"], given["root"]) == (RAW, "s3://cxr/artifacts")
     assert yaml.safe_load(given["pretrain"])["epochs"] == 3
     assert run["service_account"] == "cxr-pipelines"
+    assert run["plugins_input"] == {"mlflow": {"disabled": True}}
     assert [one["display_name"] for one in kubeflow.experiments.values()] == ["mine"]
     assert f"{kubeflow.url}/#/runs/details/{run['run_id']}" in capsys.readouterr().out
 
