@@ -16,7 +16,7 @@ SCRATCH = "/tmp/cxr-work"  # noqa: S108 - the pod's own
 MAX_BACKOFF_SECONDS = 3600
 S3_AND_MLFLOW = ("s3", "mlflow")
 SECRETS = {"preprocess": (*S3_AND_MLFLOW, "pseudonyms"), "end": ("mlflow",)}
-"""Fields of settings.Secrets by step. Steps that are not named get those for S3 and MLflow: each step asks MLflow for the pipeline's run."""
+"""Fields of settings.Secrets by step. Steps that are not named get those for S3 and MLflow: each step asks for the run of the pipeline."""
 MOUNTS_WORK = ("preprocess", "merge", "pretrain", *HEADS)  # steps that resume, and therefore need the volume for work in progress
 
 

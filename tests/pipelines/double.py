@@ -76,8 +76,8 @@ class Double(ThreadingHTTPServer):
             case "POST", ["pipelines", "upload_version"]:
                 return self._add_version(query, file)
             case "POST", ["runs"]:
-                known = ("display_name", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account", "plugins_input")
-                return self._start(_known(body, *known))
+                known = ("display_name", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account")
+                return self._start(_known(body, *known, "plugins_input"))
             case "GET", ["runs", run]:
                 return self._advance(_get(self.runs, run))
             case "POST", ["runs", run] if run.endswith(":terminate"):
