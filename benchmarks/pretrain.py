@@ -37,7 +37,7 @@ from components.common.runs.shards import open_shards
 from components.common.training import devices
 from components.pretrain import augment, objective
 from components.pretrain.align import Geometry
-from components.pretrain.params import Pretrain
+from components.pretrain.params import PRESETS, Pretrain
 from components.pretrain.training import Pretraining
 
 QUEUE = 4096
@@ -71,7 +71,7 @@ def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device)
     """Time a whole step on ready views: encoders, loss, backward pass, optimizer, momentum update, queue."""
     floor, groups = Floor(arch, device), Pretrain().shuffle_groups
     task = pretraining(shards, arch, batch, "moco", 1)
-    ready = task._views(next(task.batches(0, 0)), 0)
+    ready = task._views(next(task.batches(0, 0)))
     pair = ready[0], ready[1]
     looped = stepping(pretraining(shards, arch, batch, "ifa", 1), ready)
 
@@ -107,7 +107,7 @@ def pretraining(shards: str, arch: str, batch: int, preset: str, groups: int, qu
 def stepping(task: Pretraining, ready: tuple[Tensor, Tensor, Geometry]) -> Callable[[], object]:
     """Return a training step that always gets the same views."""
     batch = next(task.batches(0, 0))
-    task._views = lambda batch, epoch: ready  # type: ignore[method-assign]
+    task._views = lambda batch: ready  # type: ignore[method-assign]
     return lambda: task.train_step(batch, 0, 0.0)
 
 
@@ -115,7 +115,12 @@ def views(rounds: int, device: torch.device, size: int = 512, batch: int = 16) -
     """Time one view of each image."""
     images = np.random.default_rng(0).random((batch, size, size, 1), dtype=np.float32)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
-    candidates: Candidates = {"ours": lambda: augment.view(tensor, np.arange(batch), 0, 0, 0)}
+
+    def ours() -> augment.View:
+        drawn = torch.as_tensor(augment.draw(PRESETS["frequent"], np.arange(batch), 0, 0, 0), device=device)
+        return augment.view(tensor, drawn, PRESETS["frequent"])
+
+    candidates: Candidates = {"ours": ours}
     if installed("albumentations"):
         change = albumentations_view(size)
         candidates["albumentations"] = lambda: [change(image) for image in images]

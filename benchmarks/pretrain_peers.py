@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from components.common.training import backbones, devices
 from components.pretrain import augment
+from components.pretrain.params import PRESETS
 
 
 class Floor:
@@ -71,22 +72,22 @@ def similarity_torch(query_map: Tensor, key_map: Tensor) -> Tensor:
 
 
 def albumentations_view(size: int) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-    """Return an augmentation of one image (H, W, 1) with the operations, ranges and probabilities of `augment`."""
+    """Return an augmentation of one image (H, W, 1) with the operations, ranges and probabilities of the views `frequent`."""
     import albumentations as A
 
-    shift, probability = augment.SHIFT, augment.PROBABILITY
+    views = PRESETS["frequent"]
     compose = A.Compose(
         [
-            A.OneOf([A.GaussianBlur(blur_limit=augment.BLUR_KERNEL), A.Sharpen()], p=probability),
-            A.RandomBrightnessContrast(augment.BRIGHTNESS, augment.CONTRAST, p=probability),
-            A.GaussNoise(std_range=(0, augment.NOISE), p=probability),
+            A.OneOf([A.GaussianBlur(blur_limit=augment.BLUR_KERNEL), A.Sharpen()], p=views.filter_probability),
+            A.RandomBrightnessContrast(views.brightness, views.contrast, p=views.intensity_probability),
+            A.GaussNoise(std_range=(0, views.noise), p=views.noise_probability),
             A.Affine(
-                scale=(1 - augment.SCALE, 1 + augment.SCALE),
-                translate_percent=(-shift, shift),
-                rotate=(-augment.ROTATE, augment.ROTATE),
-                p=1.0,
+                scale=(1 - views.scale, 1 + views.scale),
+                translate_percent=(-views.shift, views.shift),
+                rotate=(-views.rotation, views.rotation),
+                p=views.geometry_probability,
             ),
-            A.OpticalDistortion(distort_limit=augment.DISTORT, p=probability),
+            A.OpticalDistortion(distort_limit=views.distortion, p=views.distortion_probability),
         ],
         seed=0,
     )

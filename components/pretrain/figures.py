@@ -1,13 +1,13 @@
-"""A figure of a few pairs of views, to check by eye what the encoders are trained to match."""
+"""A figure of a few images and their two views, to check by eye what the encoders are trained to match."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-PAIRS = 8
+COLUMNS = 8
 SIDE = 224  # largest side of a tile in pixels
 GAP = 4
 MARGIN = 52  # width left of the rows, for their names
@@ -18,18 +18,18 @@ PAPER, INK = 255, 40
 Floats = npt.NDArray[np.float32]
 
 
-def write_pairs(path: Path, queries: Floats, keys: Floats, ids: Sequence[str]) -> None:
-    """Writes a PNG, and its folder, with one column per image: its query above its key, both (N, H, W) in [0, 1], under its id."""
+def write_views(path: Path, views: Mapping[str, Floats], ids: Sequence[str]) -> None:
+    """Writes a PNG, and its folder: one column per image under its id, one row per entry of `views`, each (N, H, W) in [0, 1]."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", draw_pairs(queries, keys, ids))[1].tobytes())
+    path.write_bytes(cv2.imencode(".png", draw_views(views, ids))[1].tobytes())
 
 
-def draw_pairs(queries: Floats, keys: Floats, ids: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Draws the figure, (H, W); arguments as for `write_pairs`."""
-    rows = [[_tile(view) for view in views] for views in (queries, keys)]
-    height, width = rows[0][0].shape
-    canvas = np.full((CAPTION + 2 * (height + GAP), MARGIN + len(ids) * (width + GAP)), PAPER, np.uint8)
-    for number, (name, tiles) in enumerate(zip(("query", "key"), rows, strict=True)):
+def draw_views(views: Mapping[str, Floats], ids: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Draws the figure, (H, W); arguments as for `write_views`."""
+    rows = {name: [_tile(view) for view in row] for name, row in views.items()}
+    height, width = next(iter(rows.values()))[0].shape
+    canvas = np.full((CAPTION + len(rows) * (height + GAP), MARGIN + len(ids) * (width + GAP)), PAPER, np.uint8)
+    for number, (name, tiles) in enumerate(rows.items()):
         top = CAPTION + number * (height + GAP)
         _put_text(canvas, name, 4, top + height // 2)
         for column, tile in enumerate(tiles):

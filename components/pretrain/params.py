@@ -1,13 +1,15 @@
 """Parameters of `pretrain`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from components.common.runs.params import Arch, Device, Fraction, NonNegative, Positive, Section, Seed
 
 Arm = Literal["scratch", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse"]
 Stage = Literal["layer1", "layer2", "layer3", "layer4"]
+Preset = Literal["authors", "frequent"]
+Interval = tuple[float, float]
 
 
 class Term(Section):
@@ -17,6 +19,76 @@ class Term(Section):
     """Cosine similarity that each position is pulled to (the authors' epsilon)."""
     weight: NonNegative = 1.0
     """Weight of the term, multiplied by lambda_ifa."""
+
+
+class Views(Section):
+    """How the views of an image differ from it. Each change is made with a probability; its size is drawn from a uniform distribution.
+
+    The defaults are those of the authors' published code (chokyungjin/MI2RLNet_IFA), in the units of this project. Their noise, with a
+    standard deviation below a tenth of a grey level, is left out; their median and motion blur is a Gaussian blur here.
+    """
+
+    geometry_probability: Fraction = 0.2
+    """Probability of shift, scale and rotation, which are drawn together."""
+    shift: Fraction = 0.0625
+    """Largest shift, as a fraction of the side."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Largest relative change of scale."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Largest rotation, in degrees."""
+    distortion_probability: Fraction = 0.2
+    """Probability of a radial distortion."""
+    distortion: Annotated[float, Field(ge=0, le=0.1)] = 0.05
+    """Largest radial distortion: relative displacement at the centre of a border."""
+    border: Literal["reflect", "zeros"] = "reflect"
+    """How a view continues beyond the border of the image."""
+    filter_probability: Fraction = 0.2
+    """Probability of either a blur or a sharpening."""
+    blur_share: Fraction = 0.6
+    """Fraction of the filtered views that are blurred; the others are sharpened."""
+    intensity_probability: Fraction = 0.6
+    """Probability of a change of brightness and contrast."""
+    intensity_together: bool = True
+    """Whether brightness and contrast change in the same views; otherwise each is changed with the probability of its own."""
+    brightness: Interval = (-0.1, 0.1)
+    """Smallest and largest shift of brightness, as a fraction of the full range."""
+    contrast: Interval = (-0.2, 0.1)
+    """Smallest and largest relative change of contrast."""
+    gain_probability: Fraction = 0.1
+    """Probability of a multiplication of all pixels by one factor."""
+    gain: Interval = (0.9, 1.1)
+    """Smallest and largest factor."""
+    noise_probability: Fraction = 0.0
+    """Probability of additive Gaussian noise."""
+    noise: Fraction = 0.0
+    """Largest standard deviation of the noise, as a fraction of the full range."""
+
+    @model_validator(mode="after")
+    def _intervals_ascend(self) -> "Views":
+        for name in ("brightness", "contrast", "gain"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: {low} is above {high}; give the smaller number first")
+        return self
+
+
+PRESETS: dict[Preset, Views] = {
+    "authors": Views(),
+    "frequent": Views(
+        geometry_probability=1.0,
+        distortion_probability=0.5,
+        border="zeros",
+        filter_probability=0.5,
+        blur_share=0.5,
+        intensity_probability=0.5,
+        intensity_together=False,
+        brightness=(-0.2, 0.2),
+        contrast=(-0.2, 0.2),
+        gain_probability=0.0,
+        noise_probability=0.5,
+        noise=0.04,
+    ),
+}
 
 
 class Pretrain(Section):
@@ -34,6 +106,11 @@ class Pretrain(Section):
     """Weight of InfoNCE."""
     lambda_ifa: NonNegative = 1.0
     """Weight of all terms on intermediate maps."""
+    views: Preset = "authors"
+    """How both views differ from the image. authors: the distribution of the authors' code, which leaves 41 % of the pairs unmoved;
+    frequent: every view is moved, and each other change is made in half of the views."""
+    view_changes: dict[str, Any] = Field(default={})
+    """Values of `Views` that replace those of the preset, such as {rotation: 5, noise: 0.02}."""
     augment_query: bool = True
     """False: the query is the image without augmentation (as in an earlier version of the authors' code)."""
     epochs: Positive = 200
@@ -71,6 +148,20 @@ class Pretrain(Section):
     its number of groups."""
     probe_epochs: Annotated[int, Field(ge=0)] = 10
     """Epochs between nearest-neighbour probes on the labelled validation split; 0: no probes."""
+
+    @property
+    def distribution(self) -> Views:
+        """The distribution of the views: the preset with its changes."""
+        return Views(**PRESETS[self.views].model_dump() | self.view_changes)
+
+    @model_validator(mode="after")
+    def _changes_fit_the_views(self) -> "Pretrain":
+        try:
+            self.distribution  # noqa: B018
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"view_changes: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return self
 
     @model_validator(mode="after")
     def _terms_fit_the_preset(self) -> "Pretrain":

@@ -34,7 +34,7 @@ def _open(pretraining: Pretraining, out: str, stack: ExitStack) -> StageRun:
     runtime, inputs, upstream = pretraining.runtime, pretraining.inputs, pretraining.upstream
     ranks = {"ranks": processes.world_size()}
     job = stack.enter_context(stage_run("pretrain", out, pretraining.params, inputs, runtime=runtime, depends=ranks, upstream=upstream))
-    figures.write_pairs(job.folder / VIEWS, *pretraining.examples(figures.PAIRS))
+    figures.write_views(job.folder / VIEWS, *pretraining.examples(figures.COLUMNS))
     job.attach(VIEWS, FIGURES)
     return job
 

@@ -37,7 +37,7 @@ class Pretraining(loop.Trainable):
     stateful = ("model", "optimizer", "step")
 
     def __init__(self, params: Pretrain, runtime: Runtime, shards: Shards, start: initial_weights.InitialWeights | None = None):
-        self.params, self.runtime, self.shards = params, runtime, shards
+        self.params, self.runtime, self.shards, self.distribution = params, runtime, shards, params.distribution
         self.inputs, self.upstream = shards.inputs, shards.upstream
         self.device = devices.set_up(params.device, params.seed)
         self.reader = Reader(shards, "train", rank=processes.rank(), ranks=processes.world_size())
@@ -67,14 +67,20 @@ class Pretraining(loop.Trainable):
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields this process's share of the batches of an epoch from number `start` on."""
-        return devices.on_device(self.reader.shuffled(self.batch_size, self.params.seed, epoch, start), self.device)
+        loaded = self.reader.shuffled(self.batch_size, self.params.seed, epoch, start)
+        return devices.on_device((self._with_draws(batch, epoch) for batch in loaded), self.device)
+
+    def _with_draws(self, batch: Batch, epoch: int) -> Batch:
+        """Draws the numbers of both views of a batch, (2, B, 11); on a GPU the loader's thread does this."""
+        drawn = [augment.draw(self.distribution, batch.rows, self.params.seed, epoch, number) for number in (0, 1)]
+        return batch._replace(draws=np.stack(drawn))
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """Takes one step of the optimizer, the key encoder and the queue."""
         set_learning_rate(self.optimizer, self.params.lr, progress, warmup=0)
         self.model.move_key_encoder()
         self.optimizer.zero_grad(set_to_none=True)
-        q, k, numbers = self._backward(*self._views(batch, epoch))
+        q, k, numbers = self._backward(*self._views(batch))
         gradients = [weight.grad for weight in self.model.query.parameters() if weight.grad is not None]
         processes.average_over_ranks([*gradients, *self.model.statistics()])
         self.optimizer.step()
@@ -140,19 +146,21 @@ class Pretraining(loop.Trainable):
         }
         backbones.export(self.model.query.backbone, job.folder, description)
 
-    def examples(self, count: int) -> tuple[Floats, Floats, list[str]]:
-        """Returns the first queries and keys of the training, (N, H, W) in [0, 1], and their images' ids, with N at most `count`."""
-        images, rows = next(self.reader.shuffled(self.batch_size, self.params.seed, 0))
-        views = self._views(Batch(images[:count], rows[:count]), 0)[:2]
-        queries, keys = ((view[:, 0] * self.std + self.mean).cpu().numpy() for view in views)
-        return queries, keys, self.reader.table["image_id"].take(rows[:count]).to_pylist()
+    def examples(self, count: int) -> tuple[dict[str, Floats], list[str]]:
+        """Returns the first images with their queries and keys, (N, H, W) in [0, 1], and their ids; N is at most `count`."""
+        images, rows, _ = next(self.reader.shuffled(self.batch_size, self.params.seed, 0))
+        few = self._with_draws(Batch(images[:count], rows[:count]), 0)
+        untouched = self._normalise(devices.to_unit(few.images, self.device))
+        shown = dict(zip(("image", "query", "key"), (untouched, *self._views(few)[:2]), strict=True))
+        ids = self.reader.table["image_id"].take(few.rows).to_pylist()
+        return {name: (value[:, 0] * self.std + self.mean).cpu().numpy() for name, value in shown.items()}, ids
 
-    def _views(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor, Geometry]:
+    def _views(self, batch: Batch) -> tuple[Tensor, Tensor, Geometry]:
         """Makes query and key, (B, 1, H, W), normalised, and tells how they were warped."""
         image = devices.to_unit(batch.images, self.device)
-        seed = self.params.seed
-        query = augment.view(image, batch.rows, seed, epoch, 0) if self.params.augment_query else augment.untouched(image)
-        key = augment.view(image, batch.rows, seed, epoch, 1)
+        drawn = torch.as_tensor(batch.draws, device=self.device)
+        query = augment.view(image, drawn[0], self.distribution) if self.params.augment_query else augment.untouched(image)
+        key = augment.view(image, drawn[1], self.distribution)
         geometry = Geometry(query.warp, key.warp, (image.shape[-2], image.shape[-1]))
         return self._normalise(query.image), self._normalise(key.image), geometry
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from components.common.training import backbones
 from components.pretrain.align import STRIDES, Geometry, align, key_positions, resample, to_view
-from components.pretrain.augment import Warp, apply_warp, draw, to_image
+from components.pretrain.augment import Warp, apply_warp, draw, to_image, unpack
 from components.pretrain.losses import similarity_map
+from components.pretrain.params import PRESETS
 
 
 def warp(shift: tuple[float, float] = (0, 0), scale: float = 1, degrees: float = 0, distortion: float = 0) -> Warp:
@@ -89,9 +90,10 @@ def test_warps_of_both_views_compose_in_any_combination() -> None:
     assert (features(key) - features(query)).abs().amax(1)[inside].max() > 0.1  # without alignment they differ
 
 
-def test_warps_with_distortion_are_inverted() -> None:
-    moved, _ = draw(torch.arange(500).numpy(), 1, seed=0, epoch=0, number=0)
-    assert (moved.distortion != 0).float().mean() > 0.4
+@pytest.mark.parametrize("preset", PRESETS)
+def test_warps_with_distortion_are_inverted(preset: str) -> None:
+    moved, _ = unpack(torch.from_numpy(draw(PRESETS[preset], torch.arange(500).numpy(), seed=0, epoch=0, number=0)))
+    assert (moved.distortion != 0).float().mean() > 0.1
     grid = (2 * indices(9, 9).expand(500, -1, -1, -1) + 1) / 9 - 1
     torch.testing.assert_close(to_view(moved, to_image(moved, *grid.unbind(-1))), grid, atol=1e-5, rtol=0)
 

@@ -8,6 +8,9 @@ from torchvision.transforms.v2 import functional as V
 
 from components.pretrain import augment
 from components.pretrain.augment import Tone, Warp
+from components.pretrain.params import PRESETS, Pretrain, Views
+
+FREQUENT = PRESETS["frequent"]
 
 
 def image(size: int = 33, batch: int = 1) -> torch.Tensor:
@@ -20,9 +23,14 @@ def warp(shift: tuple[float, float] = (0, 0), scale: float = 1, angle: float = 0
     return Warp(torch.tensor([shift]), torch.tensor([scale]), torch.tensor([angle]), torch.tensor([distortion]))
 
 
-def tone(brightness: float = 0, contrast: float = 0, blur: float = 0, noise: float = 0) -> Tone:
-    values = torch.tensor([[brightness], [contrast], [blur]], dtype=torch.float32)
-    return Tone(*values, noise=torch.full((1, 1, 33, 33), noise, dtype=torch.float32))
+def tone(brightness: float = 0, contrast: float = 0, blur: float = 0, gain: float = 1, noise: float = 0, key: int = 0) -> Tone:
+    values = torch.tensor([[brightness], [contrast], [blur], [gain], [noise]], dtype=torch.float32)
+    return Tone(*values, key=torch.tensor([key], dtype=torch.int32))
+
+
+def view(x: torch.Tensor, index: int | list[int], seed: int = 1, epoch: int = 2, number: int = 0) -> torch.Tensor:
+    drawn = augment.draw(FREQUENT, np.atleast_1d(index), seed, epoch, number)
+    return augment.view(x, torch.from_numpy(drawn), FREQUENT).image
 
 
 def test_nothing_drawn_changes_nothing() -> None:
@@ -74,29 +82,101 @@ def test_blur_agrees_with_torchvision(size: tuple[int, int]) -> None:
     torch.testing.assert_close(augment.blur(x), V.gaussian_blur(x, [5, 5], [1.1, 1.1]), atol=1e-6, rtol=0)
 
 
+def test_reflected_borders_agree_with_opencv() -> None:
+    x = image()
+    matrix = np.array([[1.0, 0, 5], [0, 1, -4]])
+    expected = cv2.warpAffine(x[0, 0].numpy(), matrix, (33, 33), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    moved = augment.apply_warp(x, warp(shift=(5 / 33, -4 / 33)), "reflect")
+    np.testing.assert_allclose(moved[0, 0].numpy(), expected, atol=1e-4)
+
+
 def test_a_view_depends_on_its_image_alone() -> None:
     x = image(batch=3)
-    together = augment.view(x, np.array([4, 9, 2]), seed=1, epoch=2, number=0).image
-    alone = augment.view(x[1:2], np.array([9]), seed=1, epoch=2, number=0).image
+    together = view(x, [4, 9, 2])
+    alone = view(x[1:2], 9)
     torch.testing.assert_close(together[1:2], alone)
     for other in ({"seed": 2}, {"epoch": 3}, {"number": 1}):
-        changed = augment.view(x[1:2], np.array([9]), **{"seed": 1, "epoch": 2, "number": 0, **other}).image
-        assert (changed - alone).abs().mean() > 0.005
+        assert (view(x[1:2], 9, **other) - alone).abs().mean() > 0.005
 
 
-def test_parameters_stay_in_their_ranges_and_fill_them() -> None:
-    moved, toned = augment.draw(np.arange(2000), 1, seed=0, epoch=0, number=0)
-    for values, low, high in [
-        (moved.shift, -0.0625, 0.0625),
-        (moved.scale, 0.8, 1.2),
-        (moved.angle, -math.radians(10), math.radians(10)),
-        (moved.distortion, -0.05, 0.05),
-        (toned.brightness, -0.2, 0.2),
-        (toned.contrast, -0.2, 0.2),
-        (toned.blur, -1.0, 1.0),
-    ]:
+def test_noise_has_the_moments_of_a_normal_distribution_and_no_correlation() -> None:
+    keys = torch.tensor([0, 1, 2, -(2**31), 2**31 - 1, 12345], dtype=torch.int32)
+    noise = augment.noise(keys, 96, 128).flatten(1).double()
+    assert noise.shape == (6, 96 * 128)
+    torch.testing.assert_close(noise.mean(1), torch.zeros(6, dtype=torch.double), atol=0.04, rtol=0)
+    torch.testing.assert_close(noise.std(1), torch.ones(6, dtype=torch.double), atol=0.03, rtol=0)
+    # A sum of n uniform numbers has an excess kurtosis of -1.2 / n.
+    torch.testing.assert_close(noise.pow(4).mean(1), torch.full((6,), 3 - 1.2 / 4, dtype=torch.double), atol=0.15, rtol=0)
+    views = torch.corrcoef(noise) - torch.eye(6)
+    neighbours = (noise[:, 1:] * noise[:, :-1]).mean(1)
+    assert max(views.abs().max(), neighbours.abs().max()) < 0.05
+
+
+def test_noise_is_the_hash_written_out() -> None:
+    def mix(bits: int) -> int:
+        bits ^= bits >> 16
+        bits = bits * 0x7FEB352D % 2**32
+        bits ^= bits >> 15
+        bits = bits * 0x846CA68B % 2**32
+        return bits ^ bits >> 16
+
+    for key in (0, 77, 2**31 + 5, 2**32 - 1):
+        expected = [(sum(mix(mix(pixel) ^ key).to_bytes(4, "little")) - 510) / (4 * (256**2 - 1) / 12) ** 0.5 for pixel in range(12)]
+        noise = augment.noise(torch.tensor([key]).to(torch.int32), 3, 4)
+        np.testing.assert_allclose(noise.flatten(), expected, rtol=1e-6)
+
+
+def drawn(views: Views, count: int = 4000) -> tuple[Warp, Tone]:
+    return augment.unpack(torch.from_numpy(augment.draw(views, np.arange(count), seed=0, epoch=0, number=0)))
+
+
+RANGES = {
+    "authors": {
+        "shift": (-0.0625, 0.0625), "scale": (0.8, 1.2), "angle": (-math.radians(10), math.radians(10)), "distortion": (-0.05, 0.05),
+        "brightness": (-0.1, 0.1), "contrast": (-0.2, 0.1), "blur": (-1, 1), "gain": (0.9, 1.1), "noise": (0, 0),
+    },
+    "frequent": {
+        "shift": (-0.0625, 0.0625), "scale": (0.8, 1.2), "angle": (-math.radians(10), math.radians(10)), "distortion": (-0.05, 0.05),
+        "brightness": (-0.2, 0.2), "contrast": (-0.2, 0.2), "blur": (-1, 1), "gain": (1, 1), "noise": (0, 0.04),
+    },
+}  # fmt: skip
+CHANGED = {
+    "authors": {"shift": 0.2, "scale": 0.2, "angle": 0.2, "distortion": 0.2, "brightness": 0.6, "contrast": 0.6, "blur": 0.2, "gain": 0.1},
+    "frequent": {"shift": 1, "scale": 1, "angle": 1, "distortion": 0.5, "brightness": 0.5, "contrast": 0.5, "blur": 0.5, "noise": 0.5},
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_changes_stay_in_their_ranges_and_fill_them(preset: str) -> None:
+    moved, toned = drawn(PRESETS[preset])
+    for name, (low, high) in RANGES[preset].items():
+        values = getattr(moved, name, None) if hasattr(moved, name) else getattr(toned, name)
+        neutral = 1.0 if name in ("scale", "gain") else 0.0
         assert values.min() >= low - 1e-6
         assert values.max() <= high + 1e-6
-        assert values.max() - values.min() > 0.98 * (high - low)
-    for changed in (toned.brightness, toned.contrast, toned.blur, moved.distortion):
-        assert 0.45 < (changed != 0).float().mean() < 0.55
+        assert values.max() - values.min() >= 0.97 * (high - low)
+        changed = values != neutral
+        assert changed.float().mean() == pytest.approx(CHANGED[preset].get(name, 0), abs=0.025)
+
+
+def test_the_authors_views_leave_two_fifths_of_the_pairs_unmoved() -> None:
+    indices = np.arange(6000)
+    moved = [augment.draw(PRESETS["authors"], indices, 0, 0, number)[:, :5] != [0, 0, 1, 0, 0] for number in (0, 1)]
+    unmoved = ~(moved[0].any(1) | moved[1].any(1))
+    assert unmoved.mean() == pytest.approx(0.8**4, abs=0.02)
+    first = moved[0]
+    assert (first[:, :4].all(1) == first[:, :4].any(1)).all()  # shift, scale and rotation come together
+    _, toned = drawn(PRESETS["authors"])
+    assert ((toned.brightness != 0) == (toned.contrast != 0)).all()
+    assert ((toned.blur > 0).sum() / (toned.blur != 0).sum()).item() == pytest.approx(0.6, abs=0.06)
+
+
+def test_changes_replace_values_of_the_preset() -> None:
+    changed = Pretrain(views="authors", view_changes={"rotation": 45, "geometry_probability": 1}).distribution
+    moved, _ = drawn(changed)
+    assert moved.angle.abs().max() > math.radians(40)
+    assert (moved.angle != 0).all()
+    assert changed.model_copy(update={"rotation": 10.0, "geometry_probability": 0.2}) == PRESETS["authors"]
+    for wrong, named in (({"rotatoin": 5}, "rotatoin"), ({"scale": 2}, "scale"), ({"gain": [1.1, 0.9]}, "gain")):
+        with pytest.raises(ValueError, match=rf"view_changes.*{named}"):
+            Pretrain(view_changes=wrong)

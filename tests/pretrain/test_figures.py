@@ -9,11 +9,11 @@ from components.pretrain.figures import CAPTION, GAP, MARGIN, SIDE
 
 
 @pytest.mark.parametrize("size", [(64, 48), (512, 512)])
-def test_queries_stand_above_their_keys(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_rows_stand_in_their_order(tmp_path: Path, size: tuple[int, int]) -> None:
     levels = np.arange(1, 9, dtype=np.float32) / 10
     queries = np.broadcast_to(levels[:, None, None], (8, *size))
     keys = 1 - queries
-    figures.write_pairs(tmp_path / "figures" / "views.png", queries, keys, [f"{index:032x}" for index in range(8)])
+    figures.write_views(tmp_path / "figures" / "views.png", {"query": queries, "key": keys}, [f"{index:032x}" for index in range(8)])
     image = cv2.imread(str(tmp_path / "figures" / "views.png"), cv2.IMREAD_UNCHANGED)
     factor = min(1, SIDE / max(size))
     height, width = (round(factor * side) for side in size)
@@ -29,7 +29,7 @@ def test_each_column_is_headed_by_its_own_id() -> None:
     view = np.zeros((2, 80, 80), np.float32)
 
     def captions(ids: list[str]) -> list[np.ndarray]:
-        strip = figures.draw_pairs(view, view, ids)[:CAPTION, MARGIN:]
+        strip = figures.draw_views({"query": view, "key": view}, ids)[:CAPTION, MARGIN:]
         return [strip[:, :80], strip[:, 80 + GAP : 160 + GAP]]
 
     same = captions(["01234567" + "a" * 24, "01234567" + "b" * 24])

@@ -20,7 +20,7 @@ def set_up(device: str, seed: int) -> torch.device:
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if device != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
@@ -29,20 +29,26 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copies the images of batches to a GPU from pinned memory, ahead of the computation; on a CPU it changes nothing."""
+    """Copies images and draws of batches to a GPU from pinned memory, ahead of the computation; on a CPU it changes nothing."""
     return prefetch(_copied(batches, device)) if device.type == "cuda" else batches
 
 
 def _copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Runs in the prefetching thread, on a stream of its own."""
+    """Runs in the prefetching thread, on a stream of its own. The current device belongs to a thread: a new one starts on GPU 0."""
+    torch.cuda.set_device(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for batch in batches:
         with torch.cuda.stream(stream):
-            images = torch.from_numpy(batch.images).pin_memory().to(device, non_blocking=True)
+            copies = {name: _to(batch, name, device) for name in ("images", "draws") if getattr(batch, name) is not None}
         stream.synchronize()
-        # Allocated on this thread's stream but read on the main one: the allocator must not reuse the memory before that.
-        images.record_stream(torch.cuda.default_stream(device))
-        yield Batch(images, batch.rows)  # type: ignore[arg-type]
+        for tensor in copies.values():
+            # Allocated on this thread's stream but read on the main one: the allocator must not reuse the memory before that.
+            tensor.record_stream(torch.cuda.default_stream(device))
+        yield batch._replace(**copies)  # type: ignore[arg-type]
+
+
+def _to(batch: Batch, name: str, device: torch.device) -> Tensor:
+    return torch.from_numpy(getattr(batch, name)).pin_memory().to(device, non_blocking=True)
 
 
 def to_unit(images: Pixels | Tensor, device: torch.device) -> Tensor:

@@ -34,6 +34,7 @@ class Batch(NamedTuple):
 
     images: Pixels  # (B, S, S), uint8 or uint16, each centred on zeros
     rows: Indices  # (B,), their positions in `Reader.table`
+    draws: npt.NDArray[np.float64] | None = None  # random numbers for the augmentation, if the stage has drawn them ahead
 
 
 @dataclass(frozen=True)
