@@ -45,7 +45,7 @@ def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> C
 
     Both raise Refused if it does not match the header, the function also whatever a decoder raises.
     """
-    if integer(elements, "NumberOfFrames", 1) != 1:
+    if integer(elements, "NumberOfFrames", 1) not in (0, 1):  # 0 is written by devices that leave the count to the length
         raise Refused(Reason.UNREADABLE, "several frames")
     if header.height < 1 or header.width < 1:
         raise Refused(Reason.UNREADABLE, "no Rows or Columns")
@@ -58,7 +58,9 @@ def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> C
 def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
     data = pixel_data(elements)
     row = header.width * allocated // 8
-    if not 0 <= len(data) - header.height * row < row:  # less than a row more is padding
+    excess = data[header.height * row :]
+    # Receivers must expect padding (PS3.5 8.1.1): less than a row of anything, or any length of one value.
+    if len(data) < header.height * row or (len(excess) >= row and excess[allocated // 8 :] != excess[: -allocated // 8]):
         raise _wrong_length(len(data), header)
     check_decodable_size(header.height, header.width)
     big = header.transfer_syntax == uid.ExplicitVRBigEndian

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 
-from pydicom import config, dcmread
+from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import VR
 
 from components.common.dicom.checks import MAX_PIXELS
 from components.common.dicom.decoders import prepare_frame
@@ -26,6 +27,7 @@ config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 2**24
+_PREAMBLE = 132  # length of preamble and prefix (PS3.10 7.1)
 _FIRST_TAGS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _FILE_META = 2
 _TRANSFER_SYNTAX = 0x10
@@ -38,7 +40,7 @@ def open_file(content: bytes) -> tuple[Elements, Header]:
     preamble = content[128:132] == b"DICM"
     if not preamble and content[:2] not in _FIRST_TAGS:
         raise Refused(Reason.NOT_DICOM, "no DICM prefix" if content else "an empty file")
-    with _refusing(Reason.UNREADABLE if preamble else Reason.NOT_DICOM):
+    with _refusing(Reason.UNREADABLE if preamble else Reason.NOT_DICOM, "the header cannot be parsed"):
         elements, transfer_syntax = _parse(content)
         header = read_header(elements, transfer_syntax)
     if not preamble and not header.sop_class and not header.height:
@@ -52,37 +54,37 @@ def prepare(elements: Elements, header: Header) -> Callable[[], Decoded]:
     """Returns a function that decodes the frame; both raise Refused if it is undecodable or does not fit the header."""
 
     def decode() -> Decoded:
-        with _refusing(Reason.UNREADABLE):
+        with _refusing(Reason.UNREADABLE, "the pixels cannot be decoded"):
             return Decoded(decode_frame(), grayscale)
 
-    with _refusing(Reason.UNREADABLE):
+    with _refusing(Reason.UNREADABLE, "an attribute of the image cannot be read"):
         grayscale = read_grayscale(elements, header)
         decode_frame = prepare_frame(elements, header, grayscale)
     return decode
 
 
 @contextmanager
-def _refusing(reason: Reason) -> Iterator[None]:
-    """Turns any exception into a refusal of the file, since parsers and decoders raise anything, and drops warnings."""
+def _refusing(reason: Reason, failure: str) -> Iterator[None]:
+    """Turns any exception into a refusal of the file, since parsers and decoders raise anything, and drops warnings.
+
+    The detail is `failure`: messages of exceptions may quote the header.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except (Refused, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # panics of the RLE decoder, which is written in Rust, are no Exception
-        raise Refused(reason, type(error).__name__) from None
+    except BaseException:  # panics of the RLE decoder, which is written in Rust, are no Exception
+        raise Refused(reason, failure) from None
 
 
 def _parse(content: bytes) -> tuple[Elements, str]:
-    """Returns the data set and its transfer syntax. Plain file meta is read here: pydicom takes as long for it as for the data set."""
-    meta = _read_file_meta(content)
-    if meta is None:
-        if DeflatedExplicitVRLittleEndian.encode() in content[:1024]:
-            raise Refused(Reason.UNREADABLE, "deflated, after odd file meta")  # pydicom inflates without bounds
-        dataset = dcmread(BytesIO(content), force=True)
-        return Elements.of(dataset), str(dataset.file_meta.get("TransferSyntaxUID") or "") or _guess_syntax(*dataset.original_encoding)
-    transfer_syntax, start = meta
+    """Returns the data set and its transfer syntax. Plain file meta is read here: pydicom takes as long for it as for the data set.
+
+    The data set is inflated here as well, since `dcmread` of pydicom inflates without bounds.
+    """
+    transfer_syntax, start = _read_file_meta(content) or _read_odd_file_meta(content)
     deflated = transfer_syntax == DeflatedExplicitVRLittleEndian
     body, start = (_inflate(content[start:]), 0) if deflated else (content, start)
     implicit, little = transfer_syntax == ImplicitVRLittleEndian, transfer_syntax != ExplicitVRBigEndian
@@ -117,8 +119,19 @@ def _read_file_meta(content: bytes) -> tuple[str, int] | None:
     return (transfer_syntax, end) if transfer_syntax and position == end and following > _FILE_META else None
 
 
-def _guess_syntax(implicit: bool, little: bool) -> str:
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+def _read_odd_file_meta(content: bytes) -> tuple[str, int]:
+    """Returns transfer syntax and end of file meta without group length or with unusual elements, or of none at all."""
+    stream = BytesIO(content)
+    stream.seek(_PREAMBLE if content[128:_PREAMBLE] == b"DICM" else 0)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != _FILE_META)
+    return str(meta.get("TransferSyntaxUID") or "") or _guess_syntax(content, stream.tell()), stream.tell()
+
+
+def _guess_syntax(content: bytes, start: int) -> str:
+    """Guesses by the first element of the data set: its VR is explicit if there is one, and its group is below 256."""
+    if content[start + 4 : start + 6].decode("latin-1") not in set(VR):
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if content[start + 1 : start + 2] == b"\0" else ExplicitVRBigEndian
 
 
 def _inflate(body: bytes) -> bytes:

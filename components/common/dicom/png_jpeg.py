@@ -124,8 +124,8 @@ def _open_jpeg(content: bytes) -> Iterator[Image.Image]:
                 yield image
     except Image.DecompressionBombError:
         raise Refused(Reason.IMPLAUSIBLE_SIZE, "not decoded") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error) as error:
-        raise Refused(Reason.UNREADABLE, type(error).__name__) from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error):
+        raise Refused(Reason.UNREADABLE, "not decodable as JPEG") from None
 
 
 def _gray(decoded: npt.NDArray[Any]) -> npt.NDArray[Any]:

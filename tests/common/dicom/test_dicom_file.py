@@ -1,14 +1,19 @@
+import io
+import struct
 from typing import Any
 
 import numpy as np
 import pydicom.pixels
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import FileDataset
 from pydicom.encaps import get_frame
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForProcessing,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -322,6 +327,42 @@ def test_truncated_files_are_unreadable(syntax: UID, share: float) -> None:
     assert refused.value.reason == "unreadable"
 
 
+FILE_META = {
+    "plain": lambda meta: struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(meta)) + meta,
+    "no group length": lambda meta: meta,
+    "wrong group length": lambda meta: struct.pack("<HH2sHI", 2, 0, b"UL", 4, 7) + meta,
+    "2,000 bytes before the transfer syntax": lambda meta: element(0x0013, b"SH", b"A" * 2000) + meta,
+}
+
+
+def element(number: int, vr: bytes, value: bytes) -> bytes:
+    return struct.pack("<HH2sH", 2, number, vr, len(value)) + value
+
+
+@pytest.mark.parametrize("syntax", [DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("kind", FILE_META)
+def test_file_meta_of_every_kind_is_read_as_by_pydicom(kind: str, syntax: UID, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = to_bytes(dataset(picture(bits=12), 12, syntax))
+    body = whole[144 + int.from_bytes(whole[140:144], "little") :]
+    uid = syntax.encode() + b"\0" * (len(syntax) % 2)
+    content = bytes(128) + b"DICM" + FILE_META[kind](element(0x10, b"UI", uid)) + body
+    parsed, header = dicom_file.open_file(content)
+    assert np.array_equal(dicom_file.prepare(parsed, header)()[0], picture(bits=12))
+    assert header.transfer_syntax == syntax and header.sop_instance_uid == dcmread(io.BytesIO(content)).SOPInstanceUID
+    monkeypatch.setattr(dicom_file, "MAX_INFLATED_BYTES", 1000)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        with pytest.raises(Refused, match="inflates beyond"):
+            dicom_file.open_file(content)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_file_without_file_meta_is_read_by_its_first_element(syntax: UID) -> None:
+    whole = to_bytes(dataset(picture(bits=12), 12, syntax))
+    parsed, header = dicom_file.open_file(whole[144 + int.from_bytes(whole[140:144], "little") :])
+    assert header.transfer_syntax == syntax
+    assert np.array_equal(dicom_file.prepare(parsed, header)()[0], picture(bits=12))
+
+
 def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dicom_file, "MAX_INFLATED_BYTES", 1000)
     with pytest.raises(Refused, match="inflates beyond"):
@@ -334,6 +375,16 @@ def test_files_without_preamble_and_meta() -> None:
     assert header.transfer_syntax == ImplicitVRLittleEndian and header.patient_id == made.PatientID
     stored, _ = dicom_file.prepare(parsed, header)()
     assert np.array_equal(stored, picture(bits=12))
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize("filler", [0, 255])
+def test_padding_behind_the_pixels_is_ignored(bits: int, filler: int) -> None:
+    made = dataset(picture(bits=bits), bits)
+    row = 48 * made.BitsAllocated // 8
+    for excess in (2, row - 2, row, 3 * row, 100 * row):
+        made.PixelData = dataset(picture(bits=bits), bits).PixelData + bytes([filler]) * excess
+        assert_same(render(made), clipped(picture(bits=bits).astype(float)))
 
 
 def test_missing_optional_pixel_attributes_have_their_usual_values() -> None:
