@@ -99,12 +99,12 @@ def patient_identity(header: Header, record: Record | None, path: str) -> Identi
 
 def describe(header: Header, record: Record | None) -> dict[str, Any]:
     """Returns the columns of ALLOW_LIST, from the header, or from a table if the header lacks them."""
-    age = parse_age(header.age)
-    age = age_between(header.birth_date, header.study_date) if age is None else age
+    ages = (parse_age(header.age), age_between(header.birth_date, header.study_date), parse_age(record.age) if record else None)
+    known = [age for age in ages if age is not None]
     return {
         "view": view_of(header, record) or None,
         "sex": parse_sex(header.sex) or parse_sex(record.sex if record else ""),
-        "age": parse_age(record.age) if age is None and record else age,
+        "age": next((age for age in known if age), known[0] if known else None),  # 000Y stands in for an unknown age
         "manufacturer": parse_manufacturer(header.manufacturer),
         "photometric": header.photometric,
         "transfer_syntax": str(header.transfer_syntax),
@@ -131,9 +131,9 @@ def parse_age(text: str) -> float | None:
 
 
 def age_between(birth_date: str, study_date: str) -> float | None:
-    """Returns completed years between two dates (YYYYMMDD): nothing finer, since it would reveal the dates."""
+    """Returns completed years between two dates (YYYYMMDD, or with separators): nothing finer, since it would reveal the dates."""
     try:
-        born, seen = (datetime.strptime(date, "%Y%m%d") for date in (birth_date, study_date))
+        born, seen = (datetime.strptime(re.sub(r"[.-]", "", date), "%Y%m%d") for date in (birth_date, study_date))
     except ValueError:
         return None
     years = seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day))

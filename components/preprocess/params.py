@@ -43,6 +43,9 @@ class Preprocess(Section):
     """Number of Parquet files. A hash of its path decides to which one a file belongs."""
     views: tuple[str, ...] = ("PA", "AP")
     """Accepted views, such as PA, AP, LL, RL; LATERAL accepts both laterals. A file that names no view is accepted."""
+    body_parts: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
+    """Names of the chest in Body Part Examined, besides those that are known (CHEST, THORAX, TORAX and others; see checks.py). Case,
+    accents and spaces are ignored, and it is enough if the attribute contains one of the names."""
     val_fraction: Fraction = 0.15
     """Fraction of the patients in the validation split."""
     test_fraction: Fraction = 0.2

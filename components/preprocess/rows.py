@@ -160,7 +160,8 @@ def _open(context: Context, work: _Work) -> None:
     file = recipe.open_file(work.content)
     work.header, work.uid = file.header, file.header.sop_instance_uid
     work.record = context.table.record(work.path, work.uid)
-    work.decode = recipe.prepare(file, context.params.views, deidentify.view_of(work.header, work.record))
+    view = deidentify.view_of(work.header, work.record)
+    work.decode = recipe.prepare(file, context.params.views, view, context.params.body_parts)
 
 
 def _decode(context: Context, work: _Work) -> None:

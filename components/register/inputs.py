@@ -93,7 +93,8 @@ def _read_file(content: bytes, number: int, size: int, bits: int, preprocessing:
     """Reads a file as preprocess does."""
     try:
         views, percentile = tuple(preprocessing.get("views", VIEWS)), preprocessing.get("clip_percentile", CLIP_PERCENTILE)
-        rendered, header = recipe.read(content, views=views, size=size, bits=bits, percentile=percentile)
+        body_parts = tuple(preprocessing.get("body_parts", ()))
+        rendered, header = recipe.read(content, views=views, body_parts=body_parts, size=size, bits=bits, percentile=percentile)
         return InputImage(rendered.pixels, header.height, header.width)
     except Refused as refusal:
         raise ValueError(f"input {number}: {refusal.reason.value} ({refusal.detail})") from None

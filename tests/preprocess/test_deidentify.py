@@ -86,7 +86,8 @@ def test_ages(text: str, years: float | None) -> None:
     ("born", "seen", "years"),
     [
         ("19570318", "20240317", 66), ("19570318", "20240318", 67), ("20000229", "20010228", 0), ("19000101", "20150101", 90),
-        ("20240101", "20230101", None), ("", "20230101", None), ("1957", "20230101", None), ("18000101", "20230101", None),
+        ("20240101", "20230101", None), ("", "20230101", None), ("1957", "20230101", None),
+        ("1957.03.18", "2024-03-18", 67), ("18000101", "20230101", None),
     ],
 )  # fmt: skip
 def test_age_between_dates_is_in_completed_years(born: str, seen: str, years: float | None) -> None:
@@ -114,6 +115,16 @@ def test_labels_csv_fills_in_what_the_header_lacks() -> None:
     assert (filled["age"], filled["sex"], filled["view"]) == (44, "M", "AP")
     assert describe(header(), RECORD)["age"] == 57
     assert describe(header(PatientAge=None), RECORD)["age"] == 67
+
+
+@pytest.mark.parametrize("placeholder", ["000Y", "0", "999Y"])
+def test_an_age_that_cannot_be_is_replaced_by_the_dates_or_the_table(placeholder: str) -> None:
+    dated = {"PatientBirthDate": "19570318", "StudyDate": "20240719"}
+    undated = {"PatientBirthDate": None}
+    assert describe(header(PatientAge=placeholder, **dated), RECORD)["age"] == 67
+    assert describe(header(PatientAge=placeholder, **undated), RECORD)["age"] == 44
+    assert describe(header(PatientAge=placeholder, **undated), None)["age"] == (None if placeholder == "999Y" else 0)
+    assert describe(header(PatientAge="000Y", PatientBirthDate="20240318", StudyDate="20240719"), None)["age"] == 0
 
 
 def test_the_header_holds_no_name_or_place() -> None:

@@ -139,6 +139,9 @@ def test_manufacturers_that_look_like_identifiers_are_dropped(maker: str, kept: 
     [
         ("PA", "PA"), (" pa ", "PA"), ("Postero-Anterior", "PA"), ("ANTERO_POSTERIOR", "AP"), ("L LAT", "LL"), ("Lat", "LATERAL"),
         ("Right Lateral", "RL"), ("LLD", "LLD"), ("ap axial", "AP AXIAL"), ("", ""),
+        ("PA ERECT", "PA"), ("AP SUPINE", "AP"), ("Chest P.A. upright", "PA"),
+        ("AP semi-erect", "AP"), ("ap liegend", "AP"), ("LAT ERECT", "LATERAL"), ("Portable", ""), ("AP LORDOTIC", "AP LORDOTIC"),
+        ("PA/LAT", "PA/LAT"), ("Left Lateral Decubitus", "LEFT LATERAL DECUBITUS"), ("12", "12"),
     ],
 )  # fmt: skip
 def test_views_are_normalised(text: str, view: str) -> None:

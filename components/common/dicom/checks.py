@@ -4,6 +4,8 @@ A missing value is accepted, a wrong one is not: many hospital files lack Body P
 data sets wrap their images as Secondary Capture objects with Modality CR or DX.
 """
 
+import unicodedata
+
 from components.common.dicom.header import PHOTOMETRICS, Header
 from components.common.dicom.refusal import Refused
 from components.common.dicom.views import LATERALS, is_accepted
@@ -18,26 +20,31 @@ SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.7.2",
     "1.2.840.10008.5.1.4.1.1.7.3",
 )
-CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "PULM", "CXR")  # Body Part Examined means the chest if it contains one of these
-NO_BODY_PART = ("", "UNKNOWN", "OTHER", "DEFAULT")  # placeholders that devices fill in
+CHEST = (
+    "CHEST", "THORAX", "LUNG", "PULM", "CXR", "TORAX", "TORACE", "TORAKS", "CAGETHORACIQUE", "GABBIATORACICA", "CAJATORACICA", "POUMON",
+    "POLMON", "PULMAO", "PECHO", "BRUSTKORB", "KLATKAPIERSIOWA", "HRUDNIK", "胸部",
+)  # fmt: skip
+"""Body Part Examined means the chest if it contains one of these, whatever its case, accents and spaces. THORACIC alone may be a spine."""
+NO_BODY_PART = ("", "UNKNOWN", "UNSPECIFIED", "OTHER", "DEFAULT", "NONE", "NA")  # placeholders that devices fill in
 MIN_SIDE = 32  # minimum length of the shorter side, in pixels
 MAX_SIDE = 10_000  # maximum length of the longer side, in pixels; the largest detectors (43 cm at 0.1 mm) have 4,300
 MAX_ASPECT = 4.0  # maximum ratio of the longer to the shorter side; a chest radiograph is at most 2
 MAX_PIXELS = 50_000_000  # larger images are not decoded, which bounds the memory that one file can take
 
 
-def check_header(header: Header, views: tuple[str, ...], view: str) -> None:
+def check_header(header: Header, views: tuple[str, ...], view: str, body_parts: tuple[str, ...]) -> None:
     """Checks everything but the pixels; raises Refused with the first reason that applies.
 
-    `views` are the accepted View Positions, `view` is the canonical one of the file, empty if unknown.
+    `views` are the accepted View Positions, `view` is the canonical one of the file, empty if unknown; `body_parts` are names of the
+    chest besides CHEST.
     """
     if not header.has_pixels:
         raise Refused(Reason.NO_PIXELS)
     modality = header.modality.upper()
     if not (modality in MODALITIES if modality else header.sop_class in ("", *SOP_CLASSES)):
         raise Refused(Reason.WRONG_MODALITY, f"Modality {modality}" if _is_code(modality, 2) else "neither CR nor DX")
-    body_part = header.body_part.upper()
-    if body_part not in NO_BODY_PART and not any(word in body_part for word in CHEST):
+    body_part = _letters(header.body_part)
+    if body_part not in NO_BODY_PART and not any(name in body_part for name in (*CHEST, *map(_letters, body_parts))):
         raise Refused(Reason.WRONG_BODY_PART, "Body Part Examined is not the chest")
     if view and not is_accepted(view, views):
         known = _is_code(view, 3) or view in LATERALS
@@ -61,6 +68,11 @@ def check_decodable_size(height: int, width: int) -> None:
     """Raises Refused if a frame has more than MAX_PIXELS."""
     if height * width > MAX_PIXELS:
         raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels, not decoded")
+
+
+def _letters(text: str) -> str:
+    """Returns letters and digits in upper case and without accents."""
+    return "".join(character for character in unicodedata.normalize("NFKD", text.upper()) if character.isalnum())
 
 
 def _is_code(text: str, length: int) -> bool:

@@ -52,7 +52,7 @@ def read_header(elements: Elements, transfer_syntax: str) -> Header:
         sop_instance_uid=text(elements, "SOPInstanceUID"),
         sop_class=text(elements, "SOPClassUID"),
         modality=text(elements, "Modality"),
-        body_part=text(elements, "BodyPartExamined"),
+        body_part=_in_utf8(text(elements, "BodyPartExamined")),
         view=read_view(elements),
         photometric=text(elements, "PhotometricInterpretation") or MONOCHROME2,
         burned_in=text(elements, "BurnedInAnnotation"),
@@ -70,6 +70,14 @@ def read_header(elements: Elements, transfer_syntax: str) -> Header:
         height=integer(elements, "Rows", 0),
         width=integer(elements, "Columns", 0),
     )
+
+
+def _in_utf8(code: str) -> str:
+    """Reads a code string as UTF-8 if it is valid UTF-8: the VR CS has no letters beyond ASCII, but files do."""
+    try:
+        return code if code.isascii() else code.encode("latin-1").decode()
+    except UnicodeError:
+        return code
 
 
 def read_manufacturer(elements: Elements) -> str:

@@ -37,13 +37,13 @@ def open_file(content: bytes) -> OpenFile:
     return OpenFile(header, lambda: dicom_file.prepare(elements, header))
 
 
-def prepare(file: OpenFile, views: tuple[str, ...], view: str) -> Callable[[], Decoded]:
-    """Checks the header against the accepted views, and returns a function that decodes the file and checks its size.
+def prepare(file: OpenFile, views: tuple[str, ...], view: str, body_parts: tuple[str, ...]) -> Callable[[], Decoded]:
+    """Checks the header against the accepted views and body parts, and returns a function that decodes the file and checks its size.
 
     `view` is the canonical view of the file, from its header or from a table of the data set; empty if unknown. Both raise Refused if
     the file is not a frontal chest radiograph, or undecodable.
     """
-    check_header(file.header, views, view)
+    check_header(file.header, views, view, body_parts)
     decode = file.prepare_decode()
 
     def decode_and_check() -> Decoded:
@@ -54,7 +54,9 @@ def prepare(file: OpenFile, views: tuple[str, ...], view: str) -> Callable[[], D
     return decode_and_check
 
 
-def read(content: bytes, *, views: tuple[str, ...], size: int, bits: int, percentile: float) -> tuple[Rendered, Header]:
+def read(
+    content: bytes, *, views: tuple[str, ...], body_parts: tuple[str, ...], size: int, bits: int, percentile: float
+) -> tuple[Rendered, Header]:
     """Takes all steps at once, with the parameters of `prepare` and `render.render`; raises Refused if one fails."""
     file = open_file(content)
-    return render(prepare(file, views, file.header.view)(), size, bits, percentile), file.header
+    return render(prepare(file, views, file.header.view, body_parts)(), size, bits, percentile), file.header

@@ -15,12 +15,17 @@ _CODES = {
 }
 """View Position -> View Code Sequence in SNOMED's new and old codes (PS3.16 CID 4010)."""
 _SPELLINGS = {
-    "PA": ("POSTEROANTERIOR", "POSTERIORANTERIOR"),
-    "AP": ("ANTEROPOSTERIOR", "ANTERIORPOSTERIOR"),
+    "PA": ("PA", "POSTEROANTERIOR", "POSTERIORANTERIOR"),
+    "AP": ("AP", "ANTEROPOSTERIOR", "ANTERIORPOSTERIOR"),
     "LL": ("LEFTLATERAL", "LLATERAL", "LLAT", "LATLEFT"),
     "RL": ("RIGHTLATERAL", "RLATERAL", "RLAT", "LATRIGHT"),
     LATERAL: ("LAT", "LATERAL"),
 }
+_POSTURES = frozenset((
+    "CHEST", "THORAX", "ERECT", "UPRIGHT", "STANDING", "SITTING", "SEATED", "SEMI", "SEMIERECT", "SEMIUPRIGHT", "SUPINE", "PRONE",
+    "RECUMBENT", "PORTABLE", "MOBILE", "BEDSIDE", "STEHEND", "SITZEND", "LIEGEND", "DEBOUT", "ASSIS", "COUCHE", "SENTADO", "SUPINO",
+))  # fmt: skip
+"""Words beside a view that do not change the projection; LORDOTIC, AXIAL and DECUBITUS do."""
 _BY_CODE = {code: view for view, codes in _CODES.items() for code in codes}
 _BY_SPELLING = {spelling: view for view, spellings in _SPELLINGS.items() for spelling in spellings}
 
@@ -35,9 +40,11 @@ def read_view(elements: Elements) -> str:
 
 
 def canonical_view(view: str) -> str:
-    """Returns a view in upper case, known spellings as PA, AP, LL, RL or LATERAL (side unknown)."""
+    """Returns a view in upper case, known spellings as PA, AP, LL, RL or LATERAL (side unknown); empty if it names a posture only."""
     view = view.strip().upper()
-    return _BY_SPELLING.get(re.sub(r"[^A-Z]", "", view), view)
+    words = re.findall(r"[^\W\d_]+", view)
+    projection = "".join(word for word in words if word not in _POSTURES)
+    return _BY_SPELLING.get(projection, view) if projection or not words else ""
 
 
 def is_accepted(view: str, accepted: tuple[str, ...]) -> bool:

@@ -52,7 +52,7 @@ class Shards:
     def preprocessing(self) -> dict[str, Any]:
         """Parameters of preprocess that decide about the pixels of a file, and whether it is accepted."""
         known = self.manifests[0].get("params", {})
-        return {name: known[name] for name in ("size", "bits", "clip_percentile", "views", "text_check") if name in known}
+        return {name: known[name] for name in ("size", "bits", "clip_percentile", "views", "body_parts", "text_check") if name in known}
 
     @property
     def mean_std(self) -> tuple[float, float]:

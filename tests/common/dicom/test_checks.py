@@ -42,8 +42,17 @@ FILES: dict[Reason, list[Callable[[], bytes]]] = {
     Reason.NOT_DICOM: [lambda: b"", lambda: b"ward round notes", lambda: bytes(4096), lambda: b"\x08\x00" + bytes(range(256)) * 8],
     Reason.NO_PIXELS: [no_pixels],
     Reason.WRONG_MODALITY: [lambda: chest(Modality="CT"), lambda: chest(Modality=None, SOPClassUID=CTImageStorage)],
-    Reason.WRONG_BODY_PART: [lambda: chest(BodyPartExamined="HAND"), lambda: chest(BodyPartExamined="ABDOMEN")],
-    Reason.WRONG_VIEW: [lambda: chest(ViewPosition="LL"), lambda: chest(ViewPosition="LATERAL")],
+    Reason.WRONG_BODY_PART: [
+        lambda: chest(BodyPartExamined="HAND"),
+        lambda: chest(BodyPartExamined="ABDOMEN"),
+        lambda: chest(BodyPartExamined="THORACIC SPINE"),
+    ],
+    Reason.WRONG_VIEW: [
+        lambda: chest(ViewPosition="LL"),
+        lambda: chest(ViewPosition="LATERAL"),
+        lambda: chest(ViewPosition="AP LORDOTIC"),
+        lambda: chest(ViewPosition="LAT ERECT"),
+    ],
     Reason.UNSUPPORTED_PHOTOMETRIC: [rgb, lambda: chest(PhotometricInterpretation="PALETTE COLOR")],
     Reason.BURNED_IN_TEXT: [lambda: chest(BurnedInAnnotation="YES")],
     Reason.UNREADABLE: [lambda: chest()[:-500], lambda: chest(Rows=600)],
@@ -67,7 +76,15 @@ def test_refused_files_and_their_reasons(reason: Reason, index: int) -> None:
         {"BodyPartExamined": "Thorax"},
         {"BodyPartExamined": "PORT CHEST"},
         {"BodyPartExamined": "UNKNOWN"},
+        {"BodyPartExamined": "N/A"},
+        {"BodyPartExamined": "torace"},
+        {"BodyPartExamined": "Cage thoracique"},
+        {"BodyPartExamined": "GABBIA_TORACICA"},
         {"ViewPosition": "ap"},
+        {"ViewPosition": "PA ERECT"},
+        {"ViewPosition": "PORTABLE"},
+        {"NumberOfFrames": 0},
+        {"NumberOfFrames": 1},
         {"BurnedInAnnotation": "NO"},
         {"SOPInstanceUID": None, "StudyInstanceUID": None, "PatientID": None},
     ],
@@ -85,6 +102,17 @@ def test_the_first_reason_that_holds_is_given() -> None:
 
 def test_laterals_by_parameter() -> None:
     assert judge(chest(ViewPosition="LL"), views=("PA", "AP", "LL")).reason is None
+
+
+@pytest.mark.parametrize("written", ["TÓRAX ".encode("latin-1"), "TÓRAX".encode(), "Tórax".encode(), "胸部".encode()])
+def test_names_of_the_chest_beyond_ascii(written: bytes) -> None:
+    assert judge(chest(BodyPartExamined="X" * len(written)).replace(b"X" * len(written), written)).reason is None
+
+
+def test_a_hospitals_own_name_of_the_chest_by_parameter() -> None:
+    content = chest(BodyPartExamined="BUSTE 2")
+    assert judge(content).reason == "wrong_body_part"
+    assert judge(content, body_parts=("büsté",)).reason is None
 
 
 def test_the_view_in_labels_csv_counts_where_the_header_is_silent() -> None:
