@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tests.health import wait_until_healthy
 
+LOGIN = {"MLFLOW_TRACKING_USERNAME": "cxr", "MLFLOW_TRACKING_PASSWORD": "correct-horse-battery"}
+"""The variables of a client of a server with a login; this user may do everything."""
+
 
 class Server:
     """An `mlflow server` process whose database and artifact store outlive it."""
@@ -42,11 +45,19 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path, database: str = "", artifacts: str = "", environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Runs a server, by default on SQLite and a local folder."""
+def serve(
+    folder: Path, database: str = "", artifacts: str = "", environment: Mapping[str, str] | None = None, login: bool = False
+) -> Iterator[Server]:
+    """Runs a server, by default on SQLite and a local folder; with `login`, it asks for LOGIN, and other users may only read."""
     folder.mkdir(parents=True, exist_ok=True)
     database, artifacts = database or f"sqlite:///{folder / 'server.db'}", artifacts or str(folder / "artifacts")
-    server = Server(folder, ["--backend-store-uri", database, "--artifacts-destination", artifacts], environment or {})
+    options, variables = ["--backend-store-uri", database, "--artifacts-destination", artifacts], dict(environment or {})
+    if login:
+        options += ["--app-name", "basic-auth"]
+        (folder / "login.ini").write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder / 'users.db'}\n")
+        variables |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "login.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-the-tests"}
+        variables |= dict(zip(("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD"), LOGIN.values(), strict=True))
+    server = Server(folder, options, variables)
     try:
         server.start()
         yield server

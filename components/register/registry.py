@@ -166,9 +166,7 @@ class Registry:
     def _champion(self) -> str:
         champion = self.holder("champion")
         if champion is None:
-            raise UserError(
-                f"{self.name}: has no champion in MLflow at {tracking.uri()}; set register.name to another model or register one"
-            )
+            raise UserError(f"{self.name}: has no champion in {tracking.server_name()}; set register.name to another model or register one")
         return champion
 
     def _note(self, version: str, name: str, text: str) -> None:

@@ -7,6 +7,8 @@ from mlflow.exceptions import MlflowException
 
 from components.common.errors import UserError
 from components.common.runs import tracking
+from components.common.runs.delivery import reason
+from components.common.runs.mlflow_errors import refusal
 
 SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
 
@@ -21,6 +23,7 @@ def download(uri: str, folder: Path) -> None:
     mlflow.set_tracking_uri(tracking.uri())
     try:
         mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
-    except MlflowException as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{uri}: MLflow at {tracking.uri()} cannot give this model ({reason}); name another or start its store") from None
+    except (MlflowException, OSError) as error:
+        server = tracking.server_name()
+        why = refusal(server, error) or f"{server} cannot give this model ({reason(error)}); name another or start its store"
+        raise UserError(f"{uri}: {why}") from None

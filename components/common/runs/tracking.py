@@ -23,7 +23,7 @@ from typing import Any, cast
 from components.common.errors import UserError
 from components.common.formats.history import EPOCH, HISTORY, parse_history
 from components.common.runs import provenance, storage
-from components.common.runs.delivery import Message, copy, deliver, reason
+from components.common.runs.delivery import Message, copy, deliver
 from components.common.runs.lineage import run_name, tags
 from components.common.runs.outbox import Outbox
 from components.common.runs.params import flatten
@@ -36,17 +36,21 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # of PostgreSQL's client, which has none
 # No telemetry about the runs of a hospital.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils as database
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from sqlalchemy.exc import SQLAlchemyError
+
+from components.common.runs.mlflow_errors import explain, shown
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
@@ -58,6 +62,7 @@ WAIT_SECONDS_STOPPED = 5.0  # the same after a signal or a failure: Kubernetes k
 
 log = logging.getLogger(__name__)
 
+database.MAX_RETRY_COUNT = 1  # of attempts to connect; with its 10, MLflow takes 100 s and prints each failure
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs every retry; the outbox reports the outcome once
@@ -72,7 +77,7 @@ class Tracker:
         # If the output goes to S3, the work folder is removed at the end, perhaps before its files are uploaded to MLflow.
         self._copies = tempfile.TemporaryDirectory() if storage.is_s3(work.out) else None
         send = partial(deliver, client, run_id, work=work.folder, out=work.out)
-        self._outbox: Outbox[Message] = Outbox(send, f"MLflow at {uri()}")
+        self._outbox: Outbox[Message] = Outbox(send, server_name())
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Logs numbers at a step (an epoch); NaN is left out, since charts cannot show it.
@@ -107,7 +112,7 @@ class Tracker:
             UserError: the connection to the server is lost.
         """
         if not self._outbox.flush(WAIT_SECONDS):
-            raise UserError(f"MLflow at {uri()} is lost; start it again and repeat the command")
+            raise UserError(f"{server_name()} is lost; start it again and repeat the command")
 
     def log_system_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs the state of the machine, unless the server is lost."""
@@ -154,6 +159,11 @@ def uri() -> str:
     return f"{SQLITE}{Path(address.removeprefix(SQLITE)).absolute()}" if address.startswith(SQLITE) else address
 
 
+def server_name() -> str:
+    """Returns how messages call the server: by its address, without a password."""
+    return f"MLflow at {shown(uri())}"
+
+
 def client() -> MlflowClient:
     """Returns a client of the tracking server after one successful request.
 
@@ -172,7 +182,7 @@ def reachable() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no database driver
-        raise UserError(f"MLflow at {uri()} cannot be used ({reason(error)}); start it or set MLFLOW_TRACKING_URI") from None
+        raise UserError(explain(server_name(), error)) from None
 
 
 def _find_or_create(client: MlflowClient, work: Work) -> tuple[str, bool]:
@@ -244,7 +254,7 @@ def experiment(client: MlflowClient, name: str) -> str:
                 raise
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         identity = found.experiment_id
-        raise UserError(f"MLflow at {uri()}: experiment {name} is deleted; run `mlflow experiments restore --experiment-id {identity}`")
+        raise UserError(f"{server_name()}: experiment {name} is deleted; run `mlflow experiments restore --experiment-id {identity}`")
     return str(found.experiment_id)
 
 
