@@ -12,11 +12,12 @@ import pytest
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.__main__ import main
 from components.common.dicom import dicom_file
 from components.common.dicom.elements import Elements
-from components.common.dicom.header import read_manufacturer
+from components.common.dicom.manufacturer import read_manufacturer
 from components.common.dicom.views import canonical_view, is_accepted, read_view
 from components.common.formats import shards
 from components.preprocess import relink
@@ -127,11 +128,69 @@ def test_the_privacy_page_names_every_column(name: str) -> None:
     ("maker", "kept"),
     [
         ("GE MEDICAL SYSTEMS", "GE MEDICAL SYSTEMS"), ("Philips", "PHILIPS"), ("Zimmerman^Zebulon", ""), ("Dr. Zimmerman", ""),
-        ("Saint Elsewhere", ""), ("MRN55501234", ""), ("call 5550123", ""), ("", ""), ("Elsewhere Medical", ""),
+        ("Saint Elsewhere", ""), ("MRN55501234", ""), ("call 5550123", ""), ("", ""), ("Elsewhere Medical", ""), ("ELSEWHERES", ""),
+        ("Siemens Elsewhere", ""), ("Siemens Healthineers AG", "SIEMENS HEALTHINEERS AG"), ("Medical Center", "MEDICAL CENTER"),
+        ("Roentgen AG", "ROENTGEN AG"),
     ],
 )  # fmt: skip
 def test_manufacturers_that_look_like_identifiers_are_dropped(maker: str, kept: str) -> None:
     assert read_manufacturer(Elements.of(dataset(picture(), Manufacturer=maker, InstitutionName="Saint Elsewhere Medical Center"))) == kept
+
+
+def names_of_places() -> dict[str, Any]:
+    """Returns elements that repeat a word, by where they are in the header."""
+    person = Dataset()
+    person.PerformingPhysicianName = "Elsewhere^Ann"
+    inner = Dataset()
+    inner.ContentSequence = Sequence([person])
+    attributes = (
+        "StationName",
+        "InstitutionalDepartmentName",
+        "PatientAddress",
+        "PatientComments",
+        "StudyDescription",
+        "ManufacturerModelName",
+    )
+    return {
+        **{keyword: {keyword: "Ward 3, Elsewhere"} for keyword in attributes},
+        "private person": {(0x0009, 0x0010): ("LO", "SOMEBODY"), (0x0009, 0x1001): ("PN", "Elsewhere^Ann")},
+        "private text": {(0x0009, 0x0010): ("LO", "SOMEBODY"), (0x0009, 0x1001): ("UN", b"at Elsewhere")},
+        "person in a sequence": {"RequestAttributesSequence": [person]},
+        "person in a sequence in a sequence": {"RequestAttributesSequence": [inner]},
+        "address": {"RetrieveURL": "http://pacs.elsewhere.example"},
+        "accents": {"StationName": "ÉLSEWHÈRE"},
+    }
+
+
+@pytest.mark.parametrize("undefined_length", [False, True])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("place", names_of_places())
+def test_a_manufacturer_that_repeats_other_text_of_the_header_is_dropped(place: str, syntax: Any, undefined_length: bool) -> None:
+    def manufacturer(name: str) -> str:
+        made = dataset(picture(), syntax=syntax, Manufacturer=name, SpecificCharacterSet="ISO_IR 192")
+        for key, value in names_of_places()[place].items():
+            if isinstance(key, str):
+                setattr(made, key, value)
+            else:
+                made.add_new(key, *value)
+        for element in made:
+            if element.VR == "SQ":
+                element.is_undefined_length = undefined_length
+        return dicom_file.open_file(to_bytes(made))[1].manufacturer
+
+    assert manufacturer("Elsewhere") == manufacturer("X-Ray of elsewhere") == ""
+    assert manufacturer("Nowhere") == "NOWHERE" and manufacturer("Philips") == "PHILIPS"
+
+
+@pytest.mark.parametrize(("maker", "other"), [("Müller", "Mueller"), ("Lodz", "ŁÓDŹ"), ("MUELLER", "müller"), ("Wu Li", "Li^Wu")])
+def test_accents_case_and_order_make_no_difference(maker: str, other: str) -> None:
+    made = dataset(picture(), Manufacturer=maker, PatientName=other, SpecificCharacterSet="ISO_IR 192")
+    assert dicom_file.open_file(to_bytes(made))[1].manufacturer == ""
+
+
+def test_a_manufacturer_in_another_character_set_is_compared_too() -> None:
+    made = dataset(picture(), Manufacturer="Łódź", StationName="Łódź 3", SpecificCharacterSet="ISO_IR 101")
+    assert dicom_file.open_file(to_bytes(made))[1].manufacturer == ""
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ file into its elements; pydicom parses all others, and converts every value that
 """
 
 import struct
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -18,6 +18,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 _TEXT_VRS = frozenset({"AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "UI"})
 _SHORT_VRS = ("US", "SS")
+_WORD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT", "UN", "SQ"})  # VRs of what can hold words
 _ESCAPE = b"\x1b"  # switches the character set (PS3.5 6.1.2.5)
 _PADDING = " \0\t\r\n"
 _LONG_LENGTH = {vr.encode(): vr for vr in map(str, EXPLICIT_VR_LENGTH_32)}
@@ -71,6 +72,13 @@ class Elements:
         found = self.dataset.get_item(tag)
         return Element(found.VR, found.value or b"") if isinstance(found, RawDataElement) else found
 
+    def words(self) -> Iterator[tuple[int, bytes | str]]:
+        """Yields tag and unconverted value of every element that can hold words; parts of a sequence have the tag of the sequence."""
+        if self._plain is None:
+            yield from _words(self.dataset)
+            return
+        yield from ((tag, value) for tag, (vr, value) in self._plain.items() if (vr or _vr(tag)) in _WORD_VRS)
+
     def convert(self, keyword: str) -> Any:
         """Returns the value as converted by pydicom; None if it is missing or empty."""
         if self.find(keyword) is None:
@@ -118,6 +126,18 @@ def _end_of_fragments(content: bytes, position: int) -> int:
     while content[position : position + 4] == ITEM and position + 8 <= len(content):
         position += 8 + int(_length(content, position + 4)[0])
     return position + len(_DELIMITER) if content[position : position + 8] == _DELIMITER else 0
+
+
+def _words(dataset: Dataset) -> Iterator[tuple[int, bytes | str]]:
+    for tag in dataset.keys():  # noqa: SIM118 - iterating over elements would convert them
+        found = dataset.get_item(tag)
+        if isinstance(found, RawDataElement):
+            if (found.VR or _vr(tag)) in _WORD_VRS:
+                yield tag, found.value or b""
+        elif found.VR == "SQ":
+            yield from ((tag, value) for item in found.value for _, value in _words(item))
+        elif found.VR in _WORD_VRS:
+            yield tag, str(found.value)
 
 
 def text(elements: Elements, keyword: str) -> str:
@@ -183,3 +203,9 @@ def _number(keyword: str) -> int:
 @cache
 def _dictionary_vr(keyword: str) -> str:
     return dictionary_VR(_tag(keyword))
+
+
+@cache
+def _vr(tag: int) -> str:
+    """Returns the VR of the dictionary, UN if the element is private or unknown."""
+    return dictionary_VR(tag) if dictionary_has_tag(tag) else "UN"

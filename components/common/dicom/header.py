@@ -1,20 +1,12 @@
 """The attributes of a file's header that this project uses."""
 
-import re
 from dataclasses import dataclass
 
 from components.common.dicom.elements import Elements, integer, pixel_data, text
+from components.common.dicom.manufacturer import read_manufacturer
 from components.common.dicom.views import read_view
 
 PHOTOMETRICS = MONOCHROME1, MONOCHROME2 = ("MONOCHROME1", "MONOCHROME2")
-IDENTIFYING = (
-    "PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName",
-    "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "InstitutionName", "InstitutionAddress", "AccessionNumber",
-)  # fmt: skip
-"""Attributes whose values have been seen in the wrong field."""
-_SHORTEST_NAME = 3
-_GENERIC = {"MEDICAL", "SYSTEM", "SYSTEMS", "HEALTH", "HEALTHCARE", "IMAGING", "CENTER", "CENTRE", "THE", "AND", "INC", "LTD", "GMBH"}
-"""Words in the names of both manufacturers and hospitals."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +70,3 @@ def _in_utf8(code: str) -> str:
         return code if code.isascii() else code.encode("latin-1").decode()
     except UnicodeError:
         return code
-
-
-def read_manufacturer(elements: Elements) -> str:
-    """Returns Manufacturer in upper case; empty if it is missing or could identify a person or a hospital.
-
-    It could if it is written like a person's name, holds a long number, or shares a word with one of the IDENTIFYING attributes.
-    """
-    manufacturer = text(elements, "Manufacturer").upper()
-    if not manufacturer or "^" in manufacturer or re.search(r"\d{4}", manufacturer):
-        return ""
-    others = " ".join(text(elements, keyword) for keyword in IDENTIFYING).upper()
-    return "" if _names(manufacturer) & _names(others) else manufacturer
-
-
-def _names(words: str) -> set[str]:
-    return {word for word in re.findall(r"[^\W_]+", words) if len(word) >= _SHORTEST_NAME} - _GENERIC
