@@ -15,8 +15,8 @@ COMMANDS = {
     "compile": "pipelines.packages:compile_command",
     "local": "pipelines.local:run",
     "submit": "pipelines.submission:submit",
-    "status": "pipelines.submission:status",
-    "cancel": "pipelines.submission:cancel",
+    "status": "pipelines.follow:status",
+    "cancel": "pipelines.follow:cancel",
 }
 """Function by command. Their modules import kfp, which takes seconds, while a mistake in a file is reported at once."""
 

@@ -45,17 +45,21 @@ def end(*, state: str) -> None:
 
 
 def _open_run(name: str, tags: dict[str, str]) -> None:
-    """Creates the MLflow run, unless an earlier attempt of the step has."""
-    if tracking.pipeline_run_id():
-        return
+    """Creates the MLflow run, unless an earlier attempt of the step has, and logs its address."""
     client = tracking.client()
     described = {
         "stage": tracking.PIPELINE,
         "kfp.run_id": os.environ.get(KFP_VARIABLE, ""),
         "mlflow.source.git.commit": git_state()["commit"] or "unknown",
     }
+    known = tracking.pipeline_run_id()
     with tracking.reachable():
-        client.create_run(tracking.experiment(client, tracking.PIPELINE), run_name=name, tags={**described, **tags})
+        if known:
+            run = client.get_run(known)
+        else:
+            run = client.create_run(tracking.experiment(client, tracking.PIPELINE), run_name=name, tags={**described, **tags})
+    if tracking.uri().startswith("http"):  # `python -m pipelines status` finds this line in the log of the step
+        log.info("MLflow run: %s/#/experiments/%s/runs/%s", tracking.uri().rstrip("/"), run.info.experiment_id, run.info.run_id)
 
 
 def digest_listing(raw: str) -> str:

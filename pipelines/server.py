@@ -3,11 +3,13 @@
 kfp.Client itself takes no timeout, retries for half a minute, prints, and reads another session's cookie from the home folder.
 """
 
+import argparse
+import contextlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import kfp_server_api as api
 import urllib3
@@ -15,6 +17,8 @@ from kfp.client import KF_PIPELINES_SA_TOKEN_ENV as TOKEN_FILE_VARIABLE
 from kfp.client import KF_PIPELINES_SA_TOKEN_PATH as TOKEN_FILE
 
 from components.common.errors import UserError
+from pipelines.progress import Node
+from pipelines.settings import Settings
 
 TIMEOUT_SECONDS = (10, 30)  # for the connection, and for the answer
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105
@@ -46,7 +50,8 @@ class RunStatus(NamedTuple):
     name: str
     state: str
     error: str  # why it failed; empty if it did not, or if the server does not say
-    steps: list[tuple[str, str]]  # name and state of each step
+    version: tuple[str, str]  # ids of the pipeline and of its version
+    nodes: list[Node]
 
 
 class LostError(UserError):
@@ -55,6 +60,10 @@ class LostError(UserError):
 
 class ConflictError(UserError):
     """The object to create exists."""
+
+
+class MissingError(UserError):
+    """The object does not exist, or no longer."""
 
 
 class KubeflowServer:
@@ -80,7 +89,7 @@ class KubeflowServer:
             configuration.api_key["authorization"] = token
             configuration.api_key_prefix["authorization"] = "Bearer"
             configuration.refresh_api_key_hook = lambda ours: ours.api_key.update(authorization=_token())
-        client = api.ApiClient(configuration, cookie=os.environ.get(COOKIE_VARIABLE))
+        client = self._client = api.ApiClient(configuration, cookie=os.environ.get(COOKIE_VARIABLE))
         self._health, self._runs = api.HealthzServiceApi(client), api.RunServiceApi(client)
         self._experiments, self._pipelines = api.ExperimentServiceApi(client), api.PipelineServiceApi(client)
         self._uploads = api.PipelineUploadServiceApi(client)
@@ -131,9 +140,34 @@ class KubeflowServer:
         """Returns the status of a run."""
         found = self._call(self._runs.run_service_get_run, identity)
         tasks = (found.run_details.task_details if found.run_details else None) or []
-        steps = [(task.display_name or task.task_id or "", task.state or "PENDING") for task in tasks]
         error = _one_line(found.error.message or "") if found.error else ""
-        return RunStatus(identity, found.display_name or identity, found.state or "PENDING", error, steps)
+        used = found.pipeline_version_reference
+        version = (used.pipeline_id or "", used.pipeline_version_id or "") if used else ("", "")
+        return RunStatus(
+            identity, found.display_name or identity, found.state or "PENDING", error, version, [_node(task) for task in tasks]
+        )
+
+    def package(self, run: RunStatus) -> dict[str, Any] | None:
+        """Returns `pipeline_spec` and `platform_spec` of the package that a run came from; None if that version was deleted."""
+        try:
+            content: dict[str, Any] = self._call(self._pipelines.pipeline_service_get_pipeline_version, *run.version).pipeline_spec
+        except MissingError:
+            return None
+        return content if "pipeline_spec" in content else {"pipeline_spec": content}
+
+    def log(self, run: str, pod: str) -> str | None:
+        """Returns the log of a pod of a run, from the UI, which also reads archived logs, or from the API; None if neither has it."""
+        namespace = {"podnamespace": self.namespace} if self.namespace else {}
+        for path, query in (
+            ("/k8s/pod/logs", {"podname": pod, "runid": run, **namespace}),
+            (f"/apis/v1alpha1/runs/{run}/nodes/{pod}/log", {}),
+        ):
+            with contextlib.suppress(UserError):
+                return cast(str, self._call(self._text, path, list(query.items())))
+        return None
+
+    def _text(self, path: str, query: list[tuple[str, str]], **options: Any) -> str:
+        return str(self._client.call_api(path, "GET", {}, query, {}, response_type="str", auth_settings=["Bearer"], **options)[0])
 
     def terminate(self, identity: str) -> None:
         """Stops a run."""
@@ -169,11 +203,26 @@ class KubeflowServer:
             return UserError(f"{self.host}: {_one_line(error.reason)}; check the address")
         if error.status >= 500 or error.status == 429:
             return LostError(f"{self.host}: answers {error.status}, {said or error.reason}; try again later")
-        kind = ConflictError if error.status == 409 else UserError
+        kind = {404: MissingError, 409: ConflictError}.get(error.status, UserError)
         return kind(f"{self.host}: refuses with {error.status}, {said or error.reason}")
 
     def _not_kubeflow(self) -> UserError:
         return UserError(f"{self.host}: is not the API of Kubeflow Pipelines; check the address; for a login page, {HOW_TO_LOG_IN}")
+
+
+def connect(options: argparse.Namespace, settings: Settings) -> KubeflowServer:
+    """Returns the server that --host and --namespace name, or else the settings."""
+    host = options.host or settings.server.host
+    if not host:
+        raise UserError("--host: is missing, and the settings have no server.host; give one of them")
+    return KubeflowServer(host, options.namespace or settings.server.namespace)
+
+
+def _node(task: api.V2beta1PipelineTaskDetail) -> Node:
+    """Converts an entry of the list of tasks; the end of a node that runs is missing, or a time long ago."""
+    below = frozenset(child.pod_name for child in task.child_tasks or [] if child.pod_name)
+    end = task.end_time if task.start_time and task.end_time and task.end_time >= task.start_time else None
+    return Node(task.display_name or "", task.state or "", task.start_time, end, below)
 
 
 def _token() -> str:

@@ -1,8 +1,6 @@
-"""The commands `submit`, `status` and `cancel`: a pipeline on the cluster."""
+"""The command `submit`: a pipeline on the cluster."""
 
 import argparse
-import contextlib
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,21 +10,16 @@ import yaml
 from components.common.errors import UserError
 from components.common.runs import storage
 from components.common.runs.provenance import git_state
-from components.common.runs.signals import EXIT_CODE
 from components.params import Params
 from pipelines import data_version, packages, parameters
-from pipelines.server import FINAL_STATES, KubeflowServer, LostError, RunStatus, Submission
+from pipelines.follow import follow
+from pipelines.server import Submission, connect
 from pipelines.settings import Settings, commit
-
-POLL_SECONDS = 5.0
-RUN_LABEL = "cxr/pipeline-run"
-"""Label of the TrainJobs that components/pretrain/trainjob.py creates. Kubeflow gives a cancelled step no chance to delete them."""
-PATIENCE_SECONDS = 600.0  # how long following a run outlasts a server that does not answer
 
 
 def submit(options: argparse.Namespace, settings: Settings, params: Params) -> int:
     """Runs the command `submit`."""
-    server = _server(options, settings)
+    server = connect(options, settings)
     raw, md5 = _raw(options, settings)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, f"{options.name}.yaml")
@@ -50,36 +43,7 @@ def submit(options: argparse.Namespace, settings: Settings, params: Params) -> i
     if dirty:
         print("warning: the working tree has uncommitted changes, which images named by the commit do not contain")
     print(f"run {identity}\n{server.link(identity)}", flush=True)
-    return _follow(server, identity) if options.wait else 0
-
-
-def status(options: argparse.Namespace, settings: Settings) -> int:
-    """Runs the command `status`, which prints the states of a run and its steps; 1 if the run failed."""
-    run = _server(options, settings).run(options.run)
-    print(f"{run.name}: {run.state.lower()}{f' ({run.error})' if run.error else ''}")
-    for name, state in run.steps:
-        print(f"  {name}: {state.lower()}")
-    return 1 if run.state in ("FAILED", "CANCELED") else 0
-
-
-def cancel(options: argparse.Namespace, settings: Settings) -> int:
-    """Runs the command `cancel`."""
-    server = _server(options, settings)
-    state = server.run(options.run).state
-    if state in FINAL_STATES:
-        print(f"run {options.run} has already ended: {state}")
-        return 0
-    server.terminate(options.run)
-    print(f"run {options.run} is being cancelled")
-    print(f"if it pretrains on several nodes: kubectl delete trainjobs -l {RUN_LABEL}={options.run}")
-    return 0
-
-
-def _server(options: argparse.Namespace, settings: Settings) -> KubeflowServer:
-    host = options.host or settings.server.host
-    if not host:
-        raise UserError("--host: is missing, and the settings have no server.host; give one of them")
-    return KubeflowServer(host, options.namespace or settings.server.namespace)
+    return follow(server, identity) if options.wait else 0
 
 
 def _raw(options: argparse.Namespace, settings: Settings) -> tuple[str | None, str]:
@@ -96,42 +60,3 @@ def _raw(options: argparse.Namespace, settings: Settings) -> tuple[str | None, s
     if not storage.is_s3(raw):
         raise UserError(f"--raw {raw}: must be an s3:// URI, which the cluster can read, or {data_version.PREFIX}REVISION")
     return str(raw), ""
-
-
-def _follow(server: KubeflowServer, identity: str) -> int:
-    """Prints the progress of a run until it ends."""
-    shown: dict[str, str] = {}
-    lost_since: float | None = None
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            try:
-                run = server.run(identity)
-            except LostError as error:
-                lost_since = lost_since or time.monotonic()
-                if time.monotonic() - lost_since > PATIENCE_SECONDS:
-                    raise UserError(f"{error}; the run continues, see `python -m pipelines status {identity}`") from None
-            else:
-                lost_since = None
-                shown = _print_progress(run, shown)
-                if run.state in FINAL_STATES:
-                    return _print_outcome(run)
-            time.sleep(POLL_SECONDS)
-    print(f"the run continues; see `python -m pipelines status {identity}`", file=sys.stderr)
-    return EXIT_CODE
-
-
-def _print_progress(run: RunStatus, shown: dict[str, str]) -> dict[str, str]:
-    """Prints each step whose state has changed, with the number of finished steps; returns the states by step."""
-    states = dict(run.steps)
-    done = sum(state in FINAL_STATES for state in states.values())
-    for name, state in states.items():
-        if shown.get(name) != state:
-            print(f"{time.strftime('%H:%M:%S')} [{done}/{len(states)}] {name}: {state.lower()}", flush=True)
-    return states
-
-
-def _print_outcome(run: RunStatus) -> int:
-    failed = ", ".join(name for name, state in run.steps if state == "FAILED")
-    where = f" in {failed}" if failed else ""
-    print(f"run {run.identity}: {run.state.lower()}{where}{f' ({run.error})' if run.error else ''}", flush=True)
-    return 0 if run.state == "SUCCEEDED" else 1

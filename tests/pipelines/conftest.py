@@ -1,6 +1,7 @@
-"""A tiny cohort, and settings for local runs."""
+"""A tiny cohort, settings for local runs, and a double of Kubeflow Pipelines."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import yaml
 
 from components.params import Params, load
 from components.simulate.run import run as simulate
+from pipelines import follow, server
+from pipelines.__main__ import main
 from pipelines.settings import STEPS
+from tests import ROOT
+from tests.pipelines import double
+
+RAW = "s3://bucket/raw"
 
 SETTINGS: dict[str, Any] = {
     "root": "s3://bucket/artifacts",
@@ -73,3 +80,20 @@ def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     isolate(tmp_path, monkeypatch)
     return Workplace(tmp_path)
+
+
+@pytest.fixture
+def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[double.Double]:
+    """A double of Kubeflow Pipelines, without credentials for it, for Kubernetes or for MLflow on this machine."""
+    for name in (server.TOKEN_VARIABLE, server.TOKEN_FILE_VARIABLE, server.COOKIE_VARIABLE, "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+    monkeypatch.chdir(ROOT)
+    with double.serve() as running:
+        yield running
+
+
+def submit(kubeflow: double.Double, *more: str, name: str = "training") -> int:
+    raw = [] if name == "smoke" else ["--raw", RAW]
+    return main(["submit", name, "--host", kubeflow.url, *raw, *more])

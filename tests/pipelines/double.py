@@ -1,4 +1,7 @@
-"""A double of the API of Kubeflow Pipelines (v2beta1) on loopback, as strict about packages and parameters as the real one."""
+"""A double of the API of Kubeflow Pipelines (v2beta1) and its UI on loopback, as strict about packages and parameters as the real one.
+
+A run goes through the frames of `PROGRESS`, one with each request; its tasks are the nodes that `argo.listing` makes of its package.
+"""
 
 import json
 import threading
@@ -15,9 +18,17 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from tests.pipelines import argo
+
 PREFIX = "/apis/v2beta1"
-STATES = ["PENDING", "RUNNING", "RUNNING"]
-"""States of a run before its end; each request advances it by one."""
+Frame = tuple[str, dict[str, Any] | list[dict[str, Any]] | None]
+"""State of a run, and the outcomes of its tasks for `argo.listing`, or the tasks themselves, or None before there are any."""
+PROGRESS: list[Frame] = [
+    ("PENDING", None),
+    ("RUNNING", {"begin": "PENDING"}),
+    ("RUNNING", {"preprocess#0": argo.CACHED, "preprocess#1": "RUNNING"}),
+    ("RUNNING", {"preprocess#0": argo.CACHED, "pretrain": ("PENDING", 2)}),
+]
 
 
 class RefusalError(Exception):
@@ -47,8 +58,12 @@ class Double(ThreadingHTTPServer):
         """If set, the answer to each request, such as a login page."""
         self.broken = 0
         """Number of requests that are answered with 503."""
-        self.end = "SUCCEEDED"
-        """Final state of runs."""
+        self.frames = [*PROGRESS, ("SUCCEEDED", {"preprocess#0": argo.CACHED, "pretrain": ("SUCCEEDED", 2)})]
+        """Progress of new runs; the last frame stays."""
+        self.logs: dict[str, str] = {}
+        """Log by pod."""
+        self.has_ui = True
+        """Whether the address is that of the UI, which serves the logs under another path than the API."""
 
     @property
     def url(self) -> str:
@@ -56,6 +71,19 @@ class Double(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignores clients that hang up."""
+
+    def log(self, path: str, query: dict[str, str]) -> str | None:
+        """Returns the log that a request asks for; None if it asks for something else."""
+        match path.strip("/").split("/"):
+            case ["k8s", "pod", "logs"] if self.has_ui and query["runid"] in self.runs:
+                pod = query["podname"]
+            case ["apis", "v1alpha1", "runs", run, "nodes", pod, "log"] if not self.has_ui and run in self.runs:
+                pass
+            case _:
+                return None
+        if pod not in self.logs:
+            raise RefusalError(500, "Could not get main container logs: Error: Unable to retrieve workflow status: [object Object].")
+        return self.logs[pod]
 
     def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any], file: bytes) -> dict[str, Any]:
         match method, path.strip("/").split("/"):
@@ -72,7 +100,9 @@ class Double(ThreadingHTTPServer):
                 return _add(self.pipelines, "pipeline_id", {"display_name": query["name"]})
             case "GET", ["pipelines", pipeline, "versions"]:
                 mine = {name: one for name, one in self.versions.items() if one["pipeline_id"] == pipeline}
-                return {"pipeline_versions": [{k: v for k, v in one.items() if k != "spec"} for one in _filtered(mine, query)]}
+                return {"pipeline_versions": _filtered(mine, query)}
+            case "GET", ["pipelines", _, "versions", version]:
+                return _get(self.versions, version)
             case "POST", ["pipelines", "upload_version"]:
                 return self._add_version(query, file)
             case "POST", ["runs"]:
@@ -81,7 +111,7 @@ class Double(ThreadingHTTPServer):
             case "GET", ["runs", run]:
                 return self._advance(_get(self.runs, run))
             case "POST", ["runs", run] if run.endswith(":terminate"):
-                _get(self.runs, run.removesuffix(":terminate"))["states"] = ["CANCELING", "CANCELED"]
+                _get(self.runs, run.removesuffix(":terminate"))["frames"] = [("CANCELING", None), ("CANCELED", None)]
                 return {}
         raise RefusalError(404, "")
 
@@ -89,21 +119,25 @@ class Double(ThreadingHTTPServer):
         pipeline = _get(self.pipelines, query["pipelineid"])["pipeline_id"]
         if any(one["display_name"] == query["name"] and one["pipeline_id"] == pipeline for one in self.versions.values()):
             raise RefusalError(409, f"the version {query['name']} exists")
-        made = _add(self.versions, "pipeline_version_id", {"display_name": query["name"], "pipeline_id": pipeline, "spec": _parse(file)})
-        return {name: value for name, value in made.items() if name != "spec"}
+        return _add(
+            self.versions, "pipeline_version_id", {"display_name": query["name"], "pipeline_id": pipeline, "pipeline_spec": _parse(file)}
+        )
 
     def _start(self, body: dict[str, Any]) -> dict[str, Any]:
         _get(self.experiments, body["experiment_id"])
         version = _get(self.versions, body["pipeline_version_reference"]["pipeline_version_id"])
-        _check_parameters(version["spec"], body["runtime_config"].get("parameters", {}))
+        _check_parameters(_spec(version["pipeline_spec"]["pipeline_spec"]), body["runtime_config"].get("parameters", {}))
         _known(body.get("plugins_input", {}).get("mlflow", {}), "experiment_name", "experiment_id", "disabled")
-        return self._advance(_add(self.runs, "run_id", {**body, "states": [*STATES, self.end]}))
+        return self._advance(_add(self.runs, "run_id", {**body, "frames": list(self.frames)}))
 
     def _advance(self, run: dict[str, Any]) -> dict[str, Any]:
-        state = run["states"].pop(0) if len(run["states"]) > 1 else run["states"][0]
-        tasks = [{"display_name": "begin", "state": "SUCCEEDED"}, {"display_name": "pretrain", "state": state}]
+        state, tasks = run["frames"].pop(0) if len(run["frames"]) > 1 else run["frames"][0]
+        if isinstance(tasks, dict):
+            version = self.versions[run["pipeline_version_reference"]["pipeline_version_id"]]
+            tasks = argo.listing(version["pipeline_spec"]["pipeline_spec"], tasks)
+        details = {"run_details": {"task_details": tasks}} if tasks else {}
         error = {"error": {"message": "pretrain: ran out of\nmemory"}} if state == "FAILED" else {}
-        return {**{k: v for k, v in run.items() if k != "states"}, "state": state, "run_details": {"task_details": tasks}, **error}
+        return {**{k: v for k, v in run.items() if k != "frames"}, "state": state, **details, **error}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,6 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
             multipart = self.headers.get_content_type() == "multipart/form-data"
             content = {} if multipart or not body else json.loads(body)
             file = _uploaded(self.headers["Content-Type"], body) if multipart else b""
+            log = self.server.log(address.path, query)
+            if log is not None:
+                return self._send(200, log.encode(), "text/plain")
             if not address.path.startswith(PREFIX):
                 raise RefusalError(404, "")
             self._send(200, json.dumps(self.server.answer(self.command, address.path.removeprefix(PREFIX), query, content, file)).encode())
@@ -137,9 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.cookie and self.headers.get("Cookie") != self.server.cookie:
             raise RefusalError(401, "Unauthenticated")
 
-    def _send(self, status: int, content: bytes) -> None:
+    def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
         self.send_response_only(status)
-        self.send_header("Content-Type", "text/html" if self.server.page else "application/json")
+        self.send_header("Content-Type", "text/html" if self.server.page else kind)
         self.end_headers()
         self.wfile.write(self.server.page or content)
 
@@ -154,17 +191,22 @@ def _uploaded(content_type: str, body: bytes) -> bytes:
     return content
 
 
-def _parse(file: bytes) -> pipeline_spec_pb2.PipelineSpec:
-    """Parses a package: one or two documents without keys that the protobuf of kfp does not know."""
+def _parse(file: bytes) -> dict[str, Any]:
+    """Parses a package, one or two documents without keys that the protobuf of kfp does not know; returns it as the server does."""
     try:
         documents = list(yaml.safe_load_all(file.decode()))
-        spec: pipeline_spec_pb2.PipelineSpec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+        spec = _spec(documents[0])
         for other in documents[1:]:
             json_format.ParseDict(other, pipeline_spec_pb2.PlatformSpec())
     except (yaml.YAMLError, json_format.ParseError, IndexError) as error:
         raise RefusalError(400, f"invalid pipeline spec: {error}") from None
     if not spec.root.dag.tasks:
         raise RefusalError(400, "invalid pipeline spec: no tasks")
+    return dict(zip(("pipeline_spec", "platform_spec"), documents, strict=False))
+
+
+def _spec(document: dict[str, Any]) -> pipeline_spec_pb2.PipelineSpec:
+    spec: pipeline_spec_pb2.PipelineSpec = json_format.ParseDict(document, pipeline_spec_pb2.PipelineSpec())
     return spec
 
 

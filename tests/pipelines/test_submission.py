@@ -1,32 +1,15 @@
-"""The commands `submit`, `status` and `cancel` against a double of the API."""
+"""The command `submit` against a double of the API."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipelines import packages, parameters, server, settings, submission
+from pipelines import packages, parameters, server, settings
 from pipelines.__main__ import main
 from tests import ROOT
 from tests.pipelines import double
-
-RAW = "s3://bucket/raw"
-
-
-@pytest.fixture
-def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[double.Double]:
-    for name in (server.TOKEN_VARIABLE, server.TOKEN_FILE_VARIABLE, server.COOKIE_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(submission, "POLL_SECONDS", 0.01)
-    monkeypatch.chdir(ROOT)
-    with double.serve() as running:
-        yield running
-
-
-def submit(kubeflow: double.Double, *more: str, name: str = "training") -> int:
-    raw = [] if name == "smoke" else ["--raw", RAW]
-    return main(["submit", name, "--host", kubeflow.url, *raw, *more])
+from tests.pipelines.conftest import RAW, submit
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
@@ -65,42 +48,6 @@ def test_smoke_has_no_raw_files(kubeflow: double.Double) -> None:
     assert submit(kubeflow, name="smoke") == 0
     (run,) = kubeflow.runs.values()
     assert "raw" not in run["runtime_config"]["parameters"]
-
-
-@pytest.mark.parametrize(
-    ("end", "code", "last"), [("SUCCEEDED", 0, "succeeded"), ("FAILED", 1, "failed in pretrain (pretrain: ran out of memory)")]
-)
-def test_wait_prints_each_change_and_the_end(
-    kubeflow: double.Double, capsys: pytest.CaptureFixture[str], end: str, code: int, last: str
-) -> None:
-    kubeflow.end = end
-    assert submit(kubeflow, "--wait") == code
-    shown = capsys.readouterr().out
-    assert "[1/2] pretrain: running" in shown
-    assert f"[2/2] pretrain: {end.lower()}" in shown
-    assert shown.rstrip().endswith(last)
-
-
-def test_wait_outlasts_a_server_that_is_unavailable_for_a_while(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
-    assert submit(kubeflow) == 0
-    kubeflow.broken = 3
-    (identity,) = kubeflow.runs
-    assert submission._follow(server.KubeflowServer(kubeflow.url, None), identity) == 0
-    assert "succeeded" in capsys.readouterr().out
-
-
-def test_status_and_cancel(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
-    assert submit(kubeflow) == 0
-    (identity,) = kubeflow.runs
-    capsys.readouterr()
-    assert main(["status", identity, "--host", kubeflow.url]) == 0
-    assert "pretrain: running" in capsys.readouterr().out
-    assert main(["cancel", identity, "--host", kubeflow.url]) == 0
-    assert main(["status", identity, "--host", kubeflow.url]) == 0
-    assert main(["status", identity, "--host", kubeflow.url]) == 1
-    assert "canceled" in capsys.readouterr().out
-    assert main(["cancel", identity, "--host", kubeflow.url]) == 0
-    assert "has already ended" in capsys.readouterr().out
 
 
 def test_a_dry_run_sends_nothing(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:

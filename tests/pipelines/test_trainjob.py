@@ -19,7 +19,8 @@ from components.common.errors import UserError
 from components.params import Params
 from components.pretrain import trainjob
 from components.pretrain.launch import command
-from pipelines import resources, settings, submission
+from pipelines import follow as following
+from pipelines import resources, settings
 from tests import ROOT
 from tests.conftest import MakeShards
 from tests.pipelines import kubernetes_double
@@ -170,4 +171,4 @@ def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Para
 def test_constants_that_two_modules_share() -> None:
     """The pipelines compile without the kubeflow SDK, and therefore cannot import them."""
     assert resources.SECRETS_FOLDER == trainjob.SECRETS_FOLDER
-    assert submission.RUN_LABEL == trainjob.RUN_LABEL
+    assert following.RUN_LABEL == trainjob.RUN_LABEL

@@ -1,0 +1,51 @@
+"""The Kubernetes API with the rights of the user, from the kubeconfig, for what Kubeflow Pipelines does not tell."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import urllib3
+from kubernetes import client, config
+
+from components.common.errors import UserError
+
+TIMEOUT_SECONDS = (5, 30)  # for the connection, and for the answer
+SINGLE_USER_NAMESPACE = "kubeflow"  # where a single-user installation runs everything
+MAIN = "main"  # container of a pod of Argo in which the step runs
+
+
+class Cluster:
+    """A namespace of the cluster."""
+
+    def __init__(self, namespace: str | None):
+        """Reads the kubeconfig, or in a pod its service account.
+
+        Raises:
+            UserError: there is none.
+        """
+        self.namespace = namespace or SINGLE_USER_NAMESPACE
+        configuration = client.Configuration()
+        try:
+            load = config.load_incluster_config if "KUBERNETES_SERVICE_HOST" in os.environ else config.load_kube_config
+            load(client_configuration=configuration)
+        except config.ConfigException as error:
+            raise UserError(f"Kubernetes: no kubeconfig ({error}); set KUBECONFIG") from None
+        configuration.retries = urllib3.Retry(0)
+        self._core = client.CoreV1Api(client.ApiClient(configuration))
+
+    def log(self, pod: str) -> str:
+        """Returns the log of a step's pod."""
+        return str(self._call(self._core.read_namespaced_pod_log, pod, self.namespace, container=MAIN))
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Calls the API.
+
+        Raises:
+            UserError: it refuses, or does not answer.
+        """
+        try:
+            return function(*arguments, **options, _request_timeout=TIMEOUT_SECONDS)
+        except client.ApiException as error:
+            raise UserError(f"Kubernetes: answers {error.status}, {error.reason}") from None
+        except urllib3.exceptions.HTTPError as error:
+            raise UserError(f"Kubernetes: does not answer ({getattr(error, 'reason', None) or error})") from None
