@@ -85,14 +85,14 @@ class Classification(loop.Trainable):
             raise UserError("classify: fewer than two labelled training images; raise classify.label_fraction or add labels")
         return targets, rows
 
-    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer."""
         optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
         targets = torch.from_numpy(self.targets[batch.rows]).to(self.device)
         with devices.autocast(self.device):
             loss = self.loss(self._logits(batch, epoch), targets)
         optimization.step(self.optimizer, loss)
-        return {"loss": float(loss.detach())}
+        return {"loss": loss.detach()}
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Evaluates the validation split and keeps the weights if they are the best so far."""

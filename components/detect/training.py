@@ -64,7 +64,7 @@ class Detection(loop.Trainable):
         network.train_mode(self.network, self.params)
         return devices.on_device(self.train.shuffled(self.batch_size, self.params.seed, epoch, start), self.device)
 
-    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer."""
         torch.manual_seed(seed_for(self.params.seed, epoch, *batch.rows.tolist()))  # Faster R-CNN samples the boxes that it learns from
         optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
@@ -73,7 +73,7 @@ class Detection(loop.Trainable):
             terms = self.network.losses(image, boxes, labels)
             loss = torch.stack(list(terms.values())).sum()
         optimization.step(self.optimizer, loss)
-        return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
+        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
 
     def _examples(self, batch: Batch, epoch: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Returns images, corners of the boxes and their classes, augmented, without boxes that are no longer visible."""

@@ -35,7 +35,7 @@ class EncoderTraining(loop.Trainable):
         self.encoder.train()
         return devices.on_device(self.train.shuffled(self.batch_size, self.params.seed, epoch, start), self.device)
 
-    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer."""
         optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
         image = to_images(batch.images, self.params.size, self.device)
@@ -44,7 +44,7 @@ class EncoderTraining(loop.Trainable):
         terms = self.inverter.terms(image, self.inverter.perceptual_maps(image), w)
         loss = torch.stack(list(terms.values())).sum()
         optimization.step(self.optimizer, loss)
-        return {"loss": float(loss.detach()), **{f"loss_{name}": float(term.detach()) for name, term in terms.items()}}
+        return {"loss": loss.detach(), **{f"loss_{name}": term.detach() for name, term in terms.items()}}
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Measures how well the validation split is reconstructed, without refining."""

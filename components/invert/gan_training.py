@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.common.errors import UserError
 from components.common.training import devices, loop, optimization
 from components.common.training.reader import Batch, Reader
 from components.common.training.seeds import torch_generator_for
@@ -29,6 +28,7 @@ class GanTraining(loop.Trainable):
     """Both networks, the averaged generator, and the optimizers."""
 
     stateful = ("generator", "discriminator", "average", "steps")
+    remedy = "lower invert.gan_lr or raise invert.r1_gamma"
 
     def __init__(self, params: Invert, train: Reader):
         self.params, self.train = params, train
@@ -49,7 +49,7 @@ class GanTraining(loop.Trainable):
         """Yields the batches of an epoch from number `start` on."""
         return devices.on_device(self.train.shuffled(self.batch_size, self.params.seed, epoch, start), self.device)
 
-    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the discriminator, one of the generator, and one of its average."""
         real = 2 * to_images(batch.images, self.params.size, self.device) - 1
         rng = torch_generator_for(self.device, self.params.seed, self.steps)
@@ -57,11 +57,9 @@ class GanTraining(loop.Trainable):
         self.steps += 1
         half_life = min(EMA_HALF_LIFE, EMA_RAMP * self.steps * self.batch_size)
         update_average(self.average, self.generator, 0.5 ** (self.batch_size / half_life))
-        if not math.isfinite(numbers["loss"] + numbers["loss_discriminator"]):
-            raise UserError(f"the adversarial loss is not finite at step {self.steps}; lower invert.gan_lr or raise invert.r1_gamma")
         return numbers
 
-    def _step_discriminator(self, real: Tensor, rng: torch.Generator) -> dict[str, float]:
+    def _step_discriminator(self, real: Tensor, rng: torch.Generator) -> loop.Numbers:
         self.discriminator.requires_grad_(True)
         with torch.no_grad():
             fake = self._sample(len(real), rng)[0]
@@ -70,9 +68,9 @@ class GanTraining(loop.Trainable):
         if self.steps % R1_EVERY == 0:
             penalty = R1_EVERY * self.params.r1_gamma / 2 * gradient_penalty(self.discriminator, real)
         optimization.step(self.optimizers["discriminator"], loss + penalty)
-        return {"loss_discriminator": float(loss.detach()), "loss_r1": float(penalty.detach())}
+        return {"loss_discriminator": loss.detach(), "loss_r1": penalty.detach()}
 
-    def _step_generator(self, count: int, rng: torch.Generator) -> dict[str, float]:
+    def _step_generator(self, count: int, rng: torch.Generator) -> loop.Numbers:
         self.discriminator.requires_grad_(False)
         loss = F.softplus(-self.discriminator(self._sample(count, rng)[0])).mean()
         penalty = loss.new_zeros(())
@@ -82,7 +80,7 @@ class GanTraining(loop.Trainable):
             self.path_mean = self.path_mean.lerp(lengths.detach().mean(), PATH_DECAY)
             penalty = PATH_EVERY * self.params.path_weight * (lengths - self.path_mean).square().mean()
         optimization.step(self.optimizers["generator"], loss + penalty)
-        return {"loss": float(loss.detach()), "loss_path": float(penalty.detach())}
+        return {"loss": loss.detach(), "loss_path": penalty.detach()}
 
     def _sample(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         w = mixed_latents(self.generator, count, rng)

@@ -49,7 +49,7 @@ def key_positions(geometry: Geometry, stride: int) -> Tensor:
     device = query.scale.device
     x, y = ((2 * torch.arange(0, side, stride, device=device) + 1) / side - 1 for side in (width, height))
     moved = to_view(key, to_image(query, x[None, None, :], y[None, :, None]))
-    return ((moved + 1) * torch.tensor([width, height], device=device) - 1) / (2 * stride)
+    return torch.stack([((moved[..., axis] + 1) * side - 1) / (2 * stride) for axis, side in enumerate((width, height))], dim=-1)
 
 
 def to_view(warp: Warp, point_BHW2: Tensor) -> Tensor:
@@ -69,6 +69,13 @@ def _undistortion(warp: Warp, square_BHW: Tensor) -> Tensor:
     return factor
 
 
+def _corner(position: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits positions along an axis into the index of the lower neighbour and the distance from it; the third tells which lie inside."""
+    clamped = position.clamp(0, side - 1)
+    corner = clamped.floor().clamp_max(max(side - 2, 0))
+    return corner.long(), clamped - corner, (position > -ROUNDING) & (position < side - 1 + ROUNDING)
+
+
 def resample(key_map: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Samples the key's map (B, C, H, W), without gradient, at `positions` (B, H', W', 2), x and y as indices, with bilinear interpolation.
 
@@ -76,11 +83,8 @@ def resample(key_map: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     inside the key's map. Positions outside, which the key's view does not show, take the value at the border.
     """
     batch, channels, height, width = key_map.shape
-    last = torch.tensor([width - 1, height - 1], device=positions.device)
-    inside = ((positions > -ROUNDING) & (positions < last + ROUNDING)).all(-1)
-    clamped = torch.minimum(positions.clamp_min(0), last)
-    corner = torch.minimum(clamped.floor(), (last - 1).clamp_min(0))
-    (x, y), (right, lower) = corner.long().unbind(-1), (clamped - corner).unbind(-1)
+    (x, right, inside_x), (y, lower, inside_y) = map(_corner, positions.unbind(-1), (width, height))
+    inside = inside_x & inside_y
     sample = height * width * torch.arange(batch, device=positions.device)[:, None, None]
     # A weighted sum of four rows of a table: it reads the maps in place and writes only the result.
     first = sample + y * width + x

@@ -73,7 +73,6 @@ class MoCo(nn.Module):
     """
 
     queue: Tensor  # (dim, K), L2-normalised keys
-    position: Tensor  # () int64, where the next keys go
 
     def __init__(
         self,
@@ -93,7 +92,6 @@ class MoCo(nn.Module):
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.key_momentum = key_momentum
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue_size), dim=0))
-        self.register_buffer("position", torch.zeros((), dtype=torch.long))
         self.train()
 
     def train(self, mode: bool = True) -> "MoCo":
@@ -148,12 +146,12 @@ class MoCo(nn.Module):
         torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.key_momentum)
 
     @torch.no_grad()
-    def enqueue(self, k: Tensor) -> None:
-        """Replaces the oldest keys by `k`, (B, dim), where B divides the length of the queue."""
-        start, length = int(self.position), self.queue.shape[1]
+    def enqueue(self, k: Tensor, step: int) -> None:
+        """Replaces the oldest keys by those of the given step, (B, dim), where B divides the length of the queue."""
+        length = self.queue.shape[1]
         assert length % len(k) == 0, "the queue holds whole batches"
+        start = step * len(k) % length
         self.queue[:, start : start + len(k)] = k.T
-        self.position.fill_((start + len(k)) % length)
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:

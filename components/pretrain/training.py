@@ -75,7 +75,7 @@ class Pretraining(loop.Trainable):
         drawn = [augment.draw(self.distribution, batch.rows, self.params.seed, epoch, number) for number in (0, 1)]
         return batch._replace(draws=np.stack(drawn))
 
-    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer, the key encoder and the queue."""
         set_learning_rate(self.optimizer, self.params.lr, progress, warmup=0)
         self.model.move_key_encoder()
@@ -85,13 +85,12 @@ class Pretraining(loop.Trainable):
         processes.average_over_ranks([*gradients, *self.model.statistics()])
         self.optimizer.step()
         numbers |= projection_metrics(q, k, self.model.queue)
-        self.model.enqueue(k)
+        self.model.enqueue(k, self.step)
         age = queue_age(self.step, self.params.queue_size // self.batch_size)
         self.step += 1
-        # One message between processes and one wait for the GPU.
         values = torch.stack(list(numbers.values()))
         processes.average_over_ranks([values])
-        return {**dict(zip(numbers, values.tolist(), strict=True)), "queue_age": age}
+        return {**dict(zip(numbers, values, strict=True)), "queue_age": age}
 
     def _backward(self, query: Tensor, key: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Runs forward and backward, one part of the batch at a time; returns global queries and keys, and the loss's numbers.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.formats.history import EPOCH, HISTORY, write_history
@@ -16,6 +17,8 @@ from components.common.runs.params import Runtime
 from components.common.training import checkpoints, processes
 from components.common.training.progress import Progress, Timer
 from components.common.training.reader import Batch
+
+Numbers = dict[str, Tensor | float]  # scalars by name
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +31,18 @@ class Trainable(ABC):
     metric: str | None = None  # name of the main validation metric among the numbers of an epoch, for the log
     patience: int = 1  # consecutive epochs that must fail the health check before training stops
     stateful: tuple[str, ...]  # names of the attributes that checkpoints hold: modules, optimizers and plain values
+    remedy: str | None = None  # which parameters to change when a loss or weight is not finite; by default the learning rate
 
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields the batches of an epoch from number `start` on."""
 
     @abstractmethod
-    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> Numbers:
         """Takes one optimizer step; returns numbers to average over the epoch, `loss` among them.
 
-        `epoch` counts from 0, `progress` is the fraction of all steps that is done, in [0, 1).
+        `epoch` counts from 0, `progress` is the fraction of all steps that is done, in [0, 1). Numbers that are tensors are read after
+        the next step has been started, so that a GPU does not wait for the host.
         """
 
     def state(self) -> dict[str, Any]:
@@ -81,6 +86,7 @@ class Trainer:
         self._timer = Timer(60 * runtime.checkpoint_minutes)
         self._steps_per_epoch = trainable.steps_per_epoch
         self._step = 0
+        self._unread: Numbers = {}  # of the latest step
         self._sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
@@ -111,10 +117,13 @@ class Trainer:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         for batch in self._progress.epoch(processes.in_lockstep(self._trainable.batches(epoch, first)), epoch, first):
-            loss = self._train_step(batch, epoch)
-            self._progress.step(self._step, loss)
+            numbers = self._trainable.train_step(batch, epoch, self._step / (self._epochs * self._steps_per_epoch))
+            self._read_numbers()
+            self._unread = numbers
+            self._step += 1
             if self._step % self._steps_per_epoch:
                 self._save_if_due()
+        self._read_numbers()
         measured = self._progress.measurements(self._trainable.batch_size)
         if torch.cuda.is_available():
             measured["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -124,20 +133,26 @@ class Trainer:
         self._progress.end_epoch(row, self._trainable.metric)
         return row
 
-    def _train_step(self, batch: Batch, epoch: int) -> float:
-        numbers = self._trainable.train_step(batch, epoch, self._step / (self._epochs * self._steps_per_epoch))
-        if not math.isfinite(numbers["loss"]):
-            failure = f"the loss is {numbers['loss']} at step {self._step}; lower {self._stage}.lr{self._last_healthy()}"
-            processes.raise_everywhere(UserError(failure))
-        self._step += 1
+    def _read_numbers(self) -> None:
+        """Adds the numbers of the latest step to the sums of the epoch, and checks its losses; waits until the device has them."""
+        if not self._unread:
+            return
+        tensors = {name: value.detach() for name, value in self._unread.items() if isinstance(value, Tensor)}
+        read = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+        numbers = {name: float(read.get(name, value)) for name, value in self._unread.items()}
+        self._unread = {}
         for name, value in numbers.items():
+            if name.startswith("loss") and not math.isfinite(value):
+                failure = f"the {name.replace('_', ' ')} is {value} at step {self._step - 1}; {self._remedy()}"
+                processes.raise_everywhere(UserError(failure))
             self._sums[name] = self._sums.get(name, 0.0) + value
-        return numbers["loss"]
+        self._progress.step(self._step, numbers["loss"])
 
     def _save_if_due(self) -> None:
         """Saves when the main process's timer is due, or when any process got a signal."""
         stop, due = processes.any_rank(signals.requested(), processes.is_main() and self._timer.due())
         if stop or due:
+            self._read_numbers()
             with processes.shared_errors():
                 if self._folder:
                     self._save(self._folder)
@@ -156,7 +171,10 @@ class Trainer:
     def _check_weights(self, state: dict[str, Any]) -> None:
         """Refuses to save weights, statistics or moments that are not finite, so that earlier checkpoints stay."""
         if (name := checkpoints.first_non_finite(state)) is not None:
-            raise UserError(f"{name} is not finite after step {self._step}; lower {self._stage}.lr{self._last_healthy()}")
+            raise UserError(f"{name} is not finite after step {self._step}; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return f"{self._trainable.remedy or f'lower {self._stage}.lr'}{self._last_healthy()}"
 
     def _stop_if_unhealthy(self) -> None:
         failures = [self._trainable.health_check(row) for row in self.history[-self._trainable.patience :]]

@@ -207,3 +207,24 @@ def test_batches_are_copied_to_the_gpu_ahead() -> None:
     for ours, theirs in zip(copied, batches, strict=True):
         unit = devices.to_unit(ours.images, torch.device("cuda"))
         torch.testing.assert_close(unit.cpu(), devices.to_unit(theirs.images, torch.device("cpu")))
+
+
+def test_numbers_are_read_after_the_next_step_has_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device works on a step while the host reads the numbers of the one before; at the end of an epoch none is left."""
+    events: list[str] = []
+    original = torch.Tensor.tolist
+
+    class Lazy(Counting):
+        def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
+            events.append(f"step {batch.rows[0]}")
+            return {name: torch.tensor(value) for name, value in super().train_step(batch, epoch, progress).items()}
+
+    def tolist(tensor: torch.Tensor) -> object:
+        events.append("read")
+        return original(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    rows = train(Lazy(), folder)
+    assert events[:11] == ["step 0", "step 1", "read", "step 2", "read", "step 3", "read", "step 4", "read", "read", "step 10"]
+    assert events.count("read") == 15
+    assert [row["loss"] for row in rows] == [2, 12, 22]
