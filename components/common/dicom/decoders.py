@@ -11,6 +11,7 @@ import numpy as np
 from pydicom import uid
 from pydicom.encaps import get_frame
 
+from components.common.dicom import jpeg_data
 from components.common.dicom.checks import check_decodable_size
 from components.common.dicom.elements import ITEM, Elements, integer, pixel_data
 from components.common.dicom.grayscale import Grayscale, Stored
@@ -21,6 +22,7 @@ from components.common.formats.quarantine import Reason
 
 JPEG2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 RLE = uid.RLELossless
+DCT = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     **dict.fromkeys(JPEG2000, partial(imagecodecs.jpeg2k_decode, numthreads=1)),
     **dict.fromkeys(uid.JPEGLSTransferSyntaxes, imagecodecs.jpegls_decode),
@@ -91,11 +93,16 @@ def _prepare_encapsulated(elements: Elements, header: Header, grayscale: Graysca
     if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
         raise Refused(Reason.UNREADABLE, "truncated")  # decoders would fill in gray
     check_decodable_size(header.height, header.width)
+    if header.transfer_syntax in uid.JPEGTransferSyntaxes:
+        jpeg_data.check_length(frame, header.height, header.width, jpeg_data.BLOCK if header.transfer_syntax in DCT else 1)
     return partial(_decode_codestream, frame, header, grayscale, allocated)
 
 
 def _decode_codestream(frame: bytes, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
-    decoded = DECODERS[header.transfer_syntax](frame)
+    decode = DECODERS[header.transfer_syntax]
+    decoded = decode(frame)
+    if header.transfer_syntax in DCT:
+        jpeg_data.check_end(frame, decoded, 128 if decoded.itemsize == 1 else 2048, decode)
     if decoded.shape != (header.height, header.width) or decoded.itemsize > allocated // 8:
         raise Refused(Reason.UNREADABLE, "the codestream holds other pixels than the header says")
     decoded = decoded.astype(f"{decoded.dtype.kind}{allocated // 8}", copy=False)

@@ -3,7 +3,7 @@
 Colour (RGB, a palette, with alpha) is accepted if all channels are equal in every pixel, since such files hold a gray
 radiograph. Other colours, fewer than 8 bits, CMYK and varying alpha are refused as `unsupported_photometric`. Modality, body
 part and annotations are unknown and not checked; the view is checked if the tables of the data set name it. The size is checked
-before decoding. The path stands in for the SOPInstanceUID.
+before decoding, and the data must be those of that many pixels, neither fewer nor far more. The path stands in for the SOPInstanceUID.
 """
 
 import struct
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from components.common.dicom import jpeg_data
 from components.common.dicom.checks import check_size
 from components.common.dicom.grayscale import Decoded, Grayscale
 from components.common.dicom.header import Header
@@ -29,6 +30,10 @@ from components.common.formats.quarantine import Reason
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 _PALETTE = 3
+_CHANNELS = {0: 1, 2: 3, _PALETTE: 1, 4: 2, 6: 4}  # by colour type (ISO/IEC 15948, 11.2.2)
+_MOST_INFLATION = 1032  # deflate writes at most 258 bytes for two bits
+_TAIL = 1024
+_SLACK = 2**20
 _CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 """Chunks that the pixels depend on (ISO/IEC 15948, 11.2 and 11.3.2); others are not passed to the decoder."""
 
@@ -45,26 +50,33 @@ def open_file(content: bytes) -> tuple[Callable[[], Decoded], Header]:
     undecodable or not gray.
     """
     if content.startswith(PNG):
-        needed, (height, width) = _read_png(content)
-        return partial(_decode, _decode_png, needed, height, width), Header(height, width, "image/png")
+        png = _read_png(content)
+        return partial(_decode, partial(_decode_png, png), png.height, png.width), Header(png.height, png.width, "image/png")
     with _open_jpeg(content) as image:
         if image.mode not in ("L", "RGB"):
             raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"colour space {image.mode}")
         height, width = image.height, image.width
-    return partial(_decode, _decode_jpeg, content, height, width), Header(height, width, "image/jpeg")
+    return partial(_decode, partial(_decode_jpeg, content), height, width), Header(height, width, "image/jpeg")
 
 
-def _decode(decoder: Callable[[bytes], npt.NDArray[Any]], content: bytes, height: int, width: int) -> Decoded:
+def _decode(decoder: Callable[[], npt.NDArray[Any]], height: int, width: int) -> Decoded:
     check_size(height, width)
-    decoded = decoder(content)
+    decoded = decoder()
     if decoded.shape[:2] != (height, width):
         raise Refused(Reason.UNREADABLE, "other pixels than the header says")
     stored = _gray(decoded)
     return Decoded(stored, Grayscale(bits=8 * stored.itemsize))
 
 
-def _read_png(content: bytes) -> tuple[bytes, tuple[int, int]]:
-    """Returns the file without the chunks that are not needed, its height and width."""
+class _Png(NamedTuple):
+    height: int
+    width: int
+    needed: bytes  # the file without the chunks that the pixels do not depend on
+    data: bytes  # the compressed pixels
+    size: int  # bytes that they should inflate to: the rows with their filter types (9.2)
+
+
+def _read_png(content: bytes) -> _Png:
     needed, kinds = [PNG], []
     for kind, chunk in _chunks(content):
         if kind in _CHUNKS:
@@ -77,7 +89,29 @@ def _read_png(content: bytes) -> tuple[bytes, tuple[int, int]]:
         raise Refused(Reason.UNREADABLE, "no pixels")
     if depth < 8 and color != _PALETTE:
         raise Refused(Reason.UNSUPPORTED_PHOTOMETRIC, f"{depth} bits per pixel")
-    return b"".join(needed), (height, width)
+    if color not in _CHANNELS:
+        raise Refused(Reason.UNREADABLE, "an unknown colour type")
+    data = b"".join(chunk[8:-4] for chunk in needed if chunk[4:8] == b"IDAT")
+    return _Png(height, width, b"".join(needed), data, height * (1 + (width * _CHANNELS[color] * depth + 7) // 8))
+
+
+def _check_inflation(png: _Png) -> None:
+    """Raises Refused if the compressed pixels are too short for the size, or inflate far beyond it.
+
+    The decoder stops at the last row, and inflating everything here would add a third to its time. It is done only where the compressed
+    data are long, or end in the repetitions of a long run.
+    """
+    if png.size > _MOST_INFLATION * len(png.data):
+        raise Refused(Reason.UNREADABLE, f"too short for {png.height} x {png.width} pixels")
+    tail = png.data[-_TAIL:]
+    if len(png.data) <= png.size and 2 * len(zlib.compress(tail, 1)) >= len(tail):
+        return
+    stream, remaining, most = zlib.decompressobj(), png.data, 2 * png.size + _SLACK
+    while remaining and most >= 0:
+        most -= len(stream.decompress(remaining, _SLACK))
+        remaining = stream.unconsumed_tail
+    if most < 0:
+        raise Refused(Reason.UNREADABLE, "inflates far beyond its pixels")
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -97,11 +131,12 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     raise Refused(Reason.UNREADABLE, "truncated")
 
 
-def _decode_png(content: bytes) -> npt.NDArray[Any]:
+def _decode_png(png: _Png) -> npt.NDArray[Any]:
     """Returns (H, W) or (H, W, channels)."""
     try:
-        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+        _check_inflation(png)
+        decoded = cv2.imdecode(np.frombuffer(png.needed, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (cv2.error, zlib.error):
         decoded = None
     if decoded is None:
         raise Refused(Reason.UNREADABLE, "not decodable as PNG")
@@ -110,7 +145,14 @@ def _decode_png(content: bytes) -> npt.NDArray[Any]:
 
 def _decode_jpeg(content: bytes) -> npt.NDArray[Any]:
     """Returns (H, W) or (H, W, 3)."""
+    decoded = _decode_with_pillow(content)
+    jpeg_data.check_end(content, decoded, 128, _decode_with_pillow)
+    return decoded
+
+
+def _decode_with_pillow(content: bytes) -> npt.NDArray[Any]:
     with _open_jpeg(content) as image:
+        jpeg_data.check_length(content, image.height, image.width)
         return np.asarray(image)
 
 

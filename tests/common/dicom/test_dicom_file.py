@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from components.common.dicom import decoders, dicom_file
 from components.common.dicom.refusal import Refused
 from components.common.dicom.render import histogram, quantiles, resized_shape
 from components.common.dicom.render import render as rendered
-from tests.common.dicom.phantoms import LOSSLESS, Array, dataset, lookup_table, picture, to_bytes, without_meta
+from tests.common.dicom.phantoms import JPEG, LOSSLESS, LOSSY, Array, dataset, lookup_table, picture, to_bytes, without_meta
 
 SOURCE_SIZE = 60
 
@@ -318,6 +319,19 @@ def test_a_codestream_of_another_size_is_not_decoded(syntax: UID, side: int) -> 
     assert refused.value.reason == "unreadable"
 
 
+CLAIMS = [(4000, syntax) for syntax in JPEG] + [(130, syntax) for syntax in LOSSY]
+"""libjpeg repeats the last values of a lossless image, which cannot be told from pixels."""
+
+
+@pytest.mark.parametrize(("side", "syntax"), CLAIMS)
+def test_a_jpeg_codestream_that_claims_more_pixels_than_it_holds_is_refused(side: int, syntax: UID) -> None:
+    bits = LOSSY.get(syntax, 12)
+    made = dataset(picture(120, 120, bits), bits, syntax, Rows=side, Columns=side)
+    made.PixelData = made.PixelData.replace(b"\0\x78\0\x78", side.to_bytes(2, "big") * 2, 1)
+    with pytest.raises(Refused, match="too short for"):
+        render(made)
+
+
 @pytest.mark.parametrize("syntax", [uid for uid in LOSSLESS if uid.is_encapsulated or uid.is_deflated], ids=lambda uid: uid.name[:20])
 @pytest.mark.parametrize("share", [0.6, 0.9, 0.99])
 def test_truncated_files_are_unreadable(syntax: UID, share: float) -> None:
@@ -367,6 +381,29 @@ def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(dicom_file, "MAX_INFLATED_BYTES", 1000)
     with pytest.raises(Refused, match="inflates beyond"):
         dicom_file.open_file(to_bytes(dataset(picture(), syntax=DeflatedExplicitVRLittleEndian)))
+
+
+OPEN_SEQUENCE = struct.pack("<HH", 0x0040, 0x0275) + b"SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize(
+    ("extra", "detail"),
+    [
+        (OPEN_SEQUENCE * 20_000, "the header cannot be parsed"),
+        (b"\x29\0\x01\x10OB\0\0\xfe\xff\xff\xff", "truncated"),
+        (b"\x29\0\x01\x10UN\0\0\xff\xff\xff\xff", "the header cannot be parsed"),
+        (b"\x28\0\x10\x30SQ\0\0\xfe\xff\xff\xff", "truncated"),
+    ],
+    ids=["nested sequences", "private element of 4 GB", "unknown element without an end", "VOI LUT of 4 GB"],
+)
+def test_elements_that_claim_any_size_cost_no_memory(extra: bytes, detail: str) -> None:
+    content = to_bytes(dataset(picture()))
+    at = content.index(b"\x28\0\x02\0US")
+    tracemalloc.start()
+    with pytest.raises(Refused, match=detail):
+        dicom_file.open_file(content[:at] + extra + content[at:])
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
 
 
 def test_files_without_preamble_and_meta() -> None:

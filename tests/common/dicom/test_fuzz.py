@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -45,6 +46,14 @@ def process(files: Iterable[bytes], folder: Path) -> Counter[str]:
     for row in stored:
         assert max(shards.decode(row).shape) == 64
     return ends
+
+
+def test_details_are_sentences(tmp_path: Path) -> None:
+    context = Context("", tmp_path, Preprocess(size=64), Pseudonyms(b"a key of sixteen"), Table(), Index())
+    files = whole_files()
+    contents = [mutated(files, number) for number in range(200)]
+    details = {note.detail for _, note in process_files(context, [("", content) for content in contents]) if note.detail}
+    assert len(details) > 5 and not [detail for detail in details if re.search(r"Error|Exception|Panic", detail)]
 
 
 def test_intact_files_become_rows(tmp_path: Path) -> None:

@@ -184,6 +184,60 @@ def test_bombs_are_refused_before_they_are_decoded(content: bytes) -> None:
     assert found.reason is Reason.IMPLAUSIBLE_SIZE and peak < 1_000_000
 
 
+ROWS = b"".join(b"\0" + row.tobytes() for row in phantom(200, 160))
+
+
+@pytest.mark.parametrize("run", [bytes(2**20), bytes(range(256)) * 4096], ids=["zeros", "ramp"])
+def test_png_data_that_inflate_far_beyond_the_pixels_are_refused(run: bytes) -> None:
+    found = refusal(png(160, 200, ROWS + 20 * run))
+    assert found.reason is Reason.UNREADABLE and "inflates far beyond" in found.detail
+
+
+def test_png_that_ends_in_black_is_not_refused() -> None:
+    pixels = np.vstack([phantom(100, 160), np.zeros((400, 160), "u1")])
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(pixels))), pixels)
+
+
+def test_compressed_chunks_that_the_pixels_do_not_need_are_not_inflated() -> None:
+    content = png(160, 200, ROWS)
+    bomb = b"name\0\0" + zlib.compress(bytes(2**26))
+    extra = b"".join(chunk(kind, bomb) for kind in (b"iCCP", b"zTXt", b"iTXt"))
+    tracemalloc.start()
+    np.testing.assert_array_equal(decoded(content[:33] + extra + content[33:]), phantom(200, 160))
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+
+
+def test_png_data_too_short_for_the_pixels_are_refused_before_they_are_decoded() -> None:
+    assert "too short for 9000 x 5000 pixels" in refusal(png(5000, 9000, bytes(10_000), 16, 6)).detail
+
+
+def claiming(height: int, width: int, **options: Any) -> bytes:
+    content = encoded(Image.fromarray(GRAY), "JPEG", **options)
+    return content.replace(struct.pack(">HH", *GRAY.shape), struct.pack(">HH", height, width), 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 5}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize("shape", [(68, 48), (120, 48), (600, 480), (6000, 4800)])
+def test_a_jpeg_that_claims_more_pixels_than_it_holds_is_refused(shape: tuple[int, int], options: dict[str, Any]) -> None:
+    found = refusal(claiming(*shape, **options))
+    assert found.reason is Reason.UNREADABLE and found.detail == f"too short for {shape[0]} x {shape[1]} pixels"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_jpeg_with_an_end_marker_is_refused(share: float) -> None:
+    content = encoded(Image.fromarray(phantom(200, 160)), "JPEG")
+    start = content.index(b"\xff\xda")
+    cut = content[: start + int(share * (len(content) - start))].rstrip(b"\xff")
+    assert "too short" in refusal(cut + b"\xff\xd9").detail
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}], ids=str)
+def test_a_whole_jpeg_that_ends_in_middle_gray_is_accepted(options: dict[str, Any]) -> None:
+    pixels = np.vstack([phantom(100, 160), np.full((100, 160), 128, "u1")])
+    assert (decoded(encoded(Image.fromarray(pixels), "JPEG", **options))[104:] == 128).all()
+
+
 def test_a_thousand_mutations_are_rows_or_refusals() -> None:
     rng = np.random.default_rng(0)
     originals = [encoded(Image.fromarray(GRAY)), encoded(Image.fromarray(GRAY), "JPEG"), by_opencv(GRAY16)]
