@@ -1,10 +1,10 @@
-"""Pixel Data of a DICOM file to stored values, by the fastest decoder for its transfer syntax, bounded by what the header says."""
+"""Pixel Data of a DICOM file to words, by the fastest decoder for its transfer syntax, bounded by what the header says."""
 
 import re
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -14,15 +14,16 @@ from pydicom.encaps import get_frame
 from components.common.dicom import jpeg_data
 from components.common.dicom.checks import check_decodable_size
 from components.common.dicom.elements import ITEM, Elements, integer, pixel_data
-from components.common.dicom.grayscale import Grayscale, Stored
 from components.common.dicom.header import Header
 from components.common.dicom.refusal import Refused
+from components.common.dicom.words import Word, Words, read_word, word_of_samples
 from components.common.errors import UserError
 from components.common.formats.quarantine import Reason
 
 JPEG2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 RLE = uid.RLELossless
 DCT = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
+MAX_BYTES_PER_WORD = 2
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     **dict.fromkeys(JPEG2000, partial(imagecodecs.jpeg2k_decode, numthreads=1)),
     **dict.fromkeys(uid.JPEGLSTransferSyntaxes, imagecodecs.jpegls_decode),
@@ -42,8 +43,18 @@ def check_decoders() -> None:
             raise UserError(f"imagecodecs was built without its codec {codec}; run `make .venv`")
 
 
-def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> Callable[[], Stored]:
-    """Returns a function that decodes the single frame to stored values (H, W), signed according to Pixel Representation.
+class Codestream(NamedTuple):
+    """What the header of a codestream says."""
+
+    height: int
+    width: int
+    components: int
+    precision: int  # bits per sample
+    signed: bool = False
+
+
+def prepare_frame(elements: Elements, header: Header) -> tuple[Callable[[], Words], Word]:
+    """Returns a function that decodes the single frame to words (H, W), and how numbers lie in these.
 
     Both raise Refused if it does not match the header, the function also whatever a decoder raises.
     """
@@ -51,63 +62,58 @@ def prepare_frame(elements: Elements, header: Header, grayscale: Grayscale) -> C
         raise Refused(Reason.UNREADABLE, "several frames")
     if header.height < 1 or header.width < 1:
         raise Refused(Reason.UNREADABLE, "no Rows or Columns")
-    allocated = integer(elements, "BitsAllocated", 0)
-    if uid.UID(header.transfer_syntax).is_encapsulated:
-        return _prepare_encapsulated(elements, header, grayscale, allocated)
-    return partial(_decode_native, elements, header, grayscale, allocated)
+    word = read_word(elements)
+    if not uid.UID(header.transfer_syntax).is_encapsulated:
+        return partial(_decode_native, elements, header, word.width // 8), word
+    frame = _codestream(pixel_data(elements))
+    if header.transfer_syntax == RLE:
+        return partial(_decode_rle, frame, header, word.width // 8), word
+    codestream = _check_codestream(frame, header, word.width)
+    return partial(_decode_codestream, frame, header), word_of_samples(word, codestream.precision, codestream.signed)
 
 
-def _decode_native(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
+def _decode_native(elements: Elements, header: Header, size: int) -> Words:
+    """Decodes words of `size` bytes."""
     data = pixel_data(elements)
-    row = header.width * allocated // 8
+    row = header.width * size
     excess = data[header.height * row :]
     # Receivers must expect padding (PS3.5 8.1.1): less than a row of anything, or any length of one value.
-    if len(data) < header.height * row or (len(excess) >= row and excess[allocated // 8 :] != excess[: -allocated // 8]):
+    if len(data) < header.height * row or (len(excess) >= row and excess[size:] != excess[:-size]):
         raise _wrong_length(len(data), header)
     check_decodable_size(header.height, header.width)
     big = header.transfer_syntax == uid.ExplicitVRBigEndian
-    if big and allocated == 8 and elements.dataset["PixelData"].VR == "OW":  # words of two pixels each (PS3.5 8.1.1)
+    if big and size == 1 and elements.dataset["PixelData"].VR == "OW":  # words of two pixels each (PS3.5 8.1.1)
         data = np.frombuffer(data, np.uint8)[: len(data) // 2 * 2].reshape(-1, 2)[:, ::-1].tobytes()
-    dtype = np.dtype(f"{'>' if big else '<'}{'i' if grayscale.signed else 'u'}{allocated // 8}")
-    stored = np.frombuffer(data, dtype, header.height * header.width).reshape(header.height, header.width)
-    return _align_to_bit_0(stored.astype(dtype.newbyteorder("="), copy=False), elements, grayscale)
+    words = np.frombuffer(data, f"{'>' if big else '<'}u{size}", header.height * header.width).reshape(header.height, header.width)
+    return words.astype(f"=u{size}", copy=False)
 
 
-def _align_to_bit_0(stored: Stored, elements: Elements, grayscale: Grayscale) -> Stored:
-    """Shifts the stored bits down if High Bit says that unused ones lie below them."""
-    shift = integer(elements, "HighBit", grayscale.bits - 1) + 1 - grayscale.bits
-    if not 0 <= shift <= 8 * stored.itemsize - grayscale.bits:
-        raise Refused(Reason.UNREADABLE, "High Bit does not fit Bits Stored")
-    return stored >> shift if shift else stored
-
-
-def _prepare_encapsulated(elements: Elements, header: Header, grayscale: Grayscale, allocated: int) -> Callable[[], Stored]:
-    """Checks the codestream against the header first: a damaged one could make its decoder allocate any amount of memory."""
-    frame = _codestream(pixel_data(elements))
-    if header.transfer_syntax == RLE:
-        return lambda: _apply_sign(_decode_rle(frame, header, allocated), grayscale)
+def _check_codestream(frame: bytes, header: Header, allocated: int) -> Codestream:
+    """Checks the codestream against the header before it is decoded: a damaged one could make its decoder allocate any amount of memory."""
     if header.transfer_syntax not in DECODERS:
         raise Refused(Reason.UNREADABLE, f"no decoder for {uid.UID(header.transfer_syntax).name}")
-    if codestream_shape(frame) != (header.height, header.width, 1):
+    found = read_codestream(frame)
+    if found is None or found[:3] != (header.height, header.width, 1):
         raise Refused(Reason.UNREADABLE, f"the codestream is not of {header.height} x {header.width} pixels")
+    if found.precision > allocated:
+        raise Refused(Reason.UNREADABLE, f"a codestream of {found.precision} bits in {allocated}")
     if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
         raise Refused(Reason.UNREADABLE, "truncated")  # decoders would fill in gray
     check_decodable_size(header.height, header.width)
     if header.transfer_syntax in uid.JPEGTransferSyntaxes:
         jpeg_data.check_length(frame, header.height, header.width, jpeg_data.BLOCK if header.transfer_syntax in DCT else 1)
-    return partial(_decode_codestream, frame, header, grayscale, allocated)
+    return found
 
 
-def _decode_codestream(frame: bytes, header: Header, grayscale: Grayscale, allocated: int) -> Stored:
+def _decode_codestream(frame: bytes, header: Header) -> Words:
     decode = DECODERS[header.transfer_syntax]
     decoded = decode(frame)
     if header.transfer_syntax in DCT:
         jpeg_data.check_end(frame, decoded, 128 if decoded.itemsize == 1 else 2048, decode)
-    if decoded.shape != (header.height, header.width) or decoded.itemsize > allocated // 8:
+    if decoded.shape != (header.height, header.width) or decoded.itemsize > MAX_BYTES_PER_WORD:
         raise Refused(Reason.UNREADABLE, "the codestream holds other pixels than the header says")
-    decoded = decoded.astype(f"{decoded.dtype.kind}{allocated // 8}", copy=False)
-    _check_range(decoded, grayscale)
-    return _apply_sign(decoded, grayscale)
+    words: Words = decoded.view(f"u{decoded.itemsize}")
+    return words
 
 
 def _codestream(data: bytes) -> bytes:
@@ -120,51 +126,34 @@ def _codestream(data: bytes) -> bytes:
     return frame
 
 
-def _decode_rle(frame: bytes, header: Header, allocated: int) -> Stored:
-    size = header.height * header.width * allocated // 8
-    if size > 64 * len(frame):  # two bytes decode to at most 128 (PS3.5 G.3)
+def _decode_rle(frame: bytes, header: Header, size: int) -> Words:
+    """Decodes words of `size` bytes."""
+    length = header.height * header.width * size
+    if length > 64 * len(frame):  # two bytes decode to at most 128 (PS3.5 G.3)
         raise Refused(Reason.UNREADABLE, f"too short for {header.height} x {header.width} pixels")
     check_decodable_size(header.height, header.width)
-    raw = imagecodecs.dicomrle_decode(frame, dtype=f"<u{allocated // 8}", out=size)
-    if len(raw) != size:
+    raw = imagecodecs.dicomrle_decode(frame, dtype=f"<u{size}", out=length)
+    if len(raw) != length:
         raise _wrong_length(len(raw), header)
-    return np.frombuffer(raw, f"<u{allocated // 8}").reshape(header.height, header.width)
+    return np.frombuffer(raw, f"<u{size}").reshape(header.height, header.width)
 
 
 def _wrong_length(length: int, header: Header) -> Refused:
     return Refused(Reason.UNREADABLE, f"{length} bytes of pixels for {header.height} x {header.width}")
 
 
-def _apply_sign(stored: Stored, grayscale: Grayscale) -> Stored:
-    """Reinterprets bit patterns (H, W) by Pixel Representation: the header decides, since most codestreams do not state the sign."""
-    if not grayscale.signed:
-        return stored.view(f"u{stored.itemsize}")
-    unused = 8 * stored.itemsize - grayscale.bits
-    numbers: Stored = (stored.view(f"i{stored.itemsize}") << unused) >> unused
-    return numbers
-
-
-def codestream_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Reads height, width and components from a JPEG 2000 SIZ marker (ISO 15444-1 A.5.1) or a JPEG(-LS) frame header (10918-1 B.2.2)."""
+def read_codestream(frame: bytes) -> Codestream | None:
+    """Reads a JPEG 2000 SIZ marker (ISO 15444-1 A.5.1) or a JPEG(-LS) frame header (10918-1 B.2.2); None if there is none."""
     size = re.search(rb"\xff\x4f\xff\x51", frame[:4096])
     if size:
         width, height, left, top = struct.unpack_from(">4I", frame, size.start() + 8)
-        components = struct.unpack_from(">H", frame, size.start() + 40)
-        return height - top, width - left, components[0]
+        components, depth = struct.unpack_from(">HB", frame, size.start() + 40)
+        return Codestream(height - top, width - left, components, (depth & 0x7F) + 1, bool(depth >> 7))
     position = 2
     while frame[position : position + 1] == b"\xff":
         marker, length = struct.unpack_from(">BH", frame, position + 1)
         if marker in _START_OF_FRAME:
-            height, width, components = struct.unpack_from(">HHB", frame, position + 5)
-            return height, width, components
+            precision, height, width, components = struct.unpack_from(">BHHB", frame, position + 4)
+            return Codestream(height, width, components, precision)
         position += 2 + length
     return None
-
-
-def _check_range(stored: Stored, grayscale: Grayscale) -> None:
-    """Refuses values beyond Bits Stored, except copies of the sign above a negative number, which dcmtk writes."""
-    half = 1 << (grayscale.bits - 1)
-    numbers = stored.view(f"i{stored.itemsize}") if grayscale.signed else stored
-    low, high = (-half if numbers.dtype.kind == "i" else 0), (2 * half - 1 if stored.dtype.kind == "u" else half - 1)
-    if 8 * stored.itemsize > grayscale.bits and (numbers.max() > high or (low and numbers.min() < low)):
-        raise Refused(Reason.UNREADABLE, f"values beyond {grayscale.bits} bits")

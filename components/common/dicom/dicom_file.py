@@ -58,8 +58,8 @@ def prepare(elements: Elements, header: Header) -> Callable[[], Decoded]:
             return Decoded(decode_frame(), grayscale)
 
     with _refusing(Reason.UNREADABLE, "an attribute of the image cannot be read"):
-        grayscale = read_grayscale(elements, header)
-        decode_frame = prepare_frame(elements, header, grayscale)
+        decode_frame, word = prepare_frame(elements, header)
+        grayscale = read_grayscale(elements, header, word)
     return decode
 
 

@@ -5,6 +5,10 @@ the value of the lowest possible stored number, so that rescaling to negative va
 unchanged. Signed pixels often use a small part of their range: for them it is the value of the lowest number present, if that
 is negative. MONOCHROME1 counts down from the upper end of the same range.
 
+**Upper end of the range.** Headers often declare more bits than the numbers use, and counting down from there would leave a few gray
+levels. The upper end is therefore the largest number of as many bits as the largest number present (unsigned pixels) or the largest entry
+(LUTs) has. For signed pixels, it is the largest number present.
+
 **DX for processing** (PS3.3 C.8.11.1.1.1) holds detector values without a VOI. Pixel Intensity Relationship Sign decides which
 end is bright, since the photometric interpretation need not be meant for display. The values fill an unknown part of the range,
 so that 0 is the percentile opposite to the clipped one. No logarithm is taken: the values of many devices are logarithms
@@ -13,19 +17,23 @@ images for presentation if you have both.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.dataset import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
-from components.common.dicom.elements import Elements, integer, is_empty, items, text
+from components.common.dicom.elements import Elements, integer, items, text
 from components.common.dicom.header import MONOCHROME1, Header
 from components.common.dicom.refusal import Refused
+from components.common.dicom.words import Word, Words
 from components.common.formats.quarantine import Reason
 
-Stored = npt.NDArray[np.integer[Any]]  # stored values (H, W)
 Values = npt.NDArray[np.float64]
+_DESCRIPTOR = 3  # number of values of a LUT Descriptor
+_MAX_ENTRY_BITS = 16
+_BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,11 @@ class Lut:
 
     first: int  # input that maps to the first entry, as all lower ones do
     entries: Values
-    top: float  # upper end of the output's range
+
+    @property
+    def top(self) -> float:
+        """Upper end of the output's range."""
+        return _largest(int(self.entries.max()).bit_length())
 
     def __call__(self, values: Values) -> Values:
         """(N,) -> (N,)."""
@@ -69,26 +81,13 @@ class Window:
 class Grayscale:
     """How stored values become brightness."""
 
-    bits: int  # Bits Stored
-    signed: bool = False  # Pixel Representation 1: two's complement
+    word: Word
     slope: float = 1.0
     intercept: float = 0.0
     modality: Lut | None = None
     voi: Lut | Window | None = None
     inverse: bool = False  # low values are bright: MONOCHROME1, or Presentation LUT Shape INVERSE (the standard pairs the two)
-    padding: tuple[int, int] | None = None  # lowest and highest stored value that mean "no image here"
     unprocessed: bool = False  # a DX image for processing, without a VOI
-
-    def numbers(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Returns the stored numbers of bit patterns (N,)."""
-        return np.where(codes >> (self.bits - 1), codes - (1 << self.bits), codes) if self.signed else codes
-
-    def without_padding(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Returns those of the bit patterns (N,) that are not padding."""
-        if self.padding is None:
-            return codes
-        numbers = self.numbers(codes)
-        return codes[(numbers < self.padding[0]) | (numbers > self.padding[1])]
 
     def brightness(self, stored: npt.NDArray[np.intp]) -> Values:
         """Maps the stored numbers (N,) that occur in an image to brightness from 0 up."""
@@ -107,7 +106,8 @@ class Grayscale:
         """Returns both ends of the modality values, as the module's docstring defines them."""
         if self.modality:
             return 0.0, self.modality.top
-        ends = (min(0, int(stored.min())), max(0, int(stored.max()))) if self.signed else (0, (1 << self.bits) - 1)
+        lowest, highest = int(stored.min()), int(stored.max())
+        ends = (min(0, lowest), max(0, highest)) if self.word.signed else (0, _largest(highest.bit_length()))
         low, high = sorted(self._rescale(np.array(ends, np.float64)))
         return float(low), float(high)
 
@@ -115,26 +115,35 @@ class Grayscale:
 class Decoded(NamedTuple):
     """The pixels of a file as they are stored, and what they mean."""
 
-    stored: Stored  # (H, W)
+    words: Words  # (H, W)
     grayscale: Grayscale
 
 
-def read_grayscale(elements: Elements, header: Header) -> Grayscale:
+def read_grayscale(elements: Elements, header: Header, word: Word) -> Grayscale:
     """Reads how to show the pixels of a DICOM file; raises Refused if its attributes are invalid."""
-    allocated = integer(elements, "BitsAllocated", 0)
-    bits = integer(elements, "BitsStored", allocated)
-    if allocated not in (8, 16) or not 1 < bits <= allocated:
-        raise Refused(Reason.UNREADABLE, f"{bits} bits stored in {allocated}")
-    signed = bool(integer(elements, "PixelRepresentation", 0))
-    slope, intercept = float(text(elements, "RescaleSlope") or 1), float(text(elements, "RescaleIntercept") or 0)
-    if not (slope and np.isfinite(slope) and np.isfinite(intercept)):
-        raise Refused(Reason.UNREADABLE, "the rescale is not a number or flat")
-    modality = _read_lut(elements, "ModalityLUTSequence", signed)
-    lowest = min(slope * end for end in ((-1 << (bits - 1), 0) if signed else (0, (1 << bits) - 1))) + intercept
-    voi = _read_lut(elements, "VOILUTSequence", signed=not modality and lowest < 0) or _read_window(elements)
+    slope, intercept = _decimal(elements, "RescaleSlope", 1), _decimal(elements, "RescaleIntercept", 0)
+    if not slope:
+        raise Refused(Reason.UNREADABLE, "the rescale is flat")
+    modality = _read_lut(elements, "ModalityLUTSequence", word.signed)
+    lowest = min(slope * end for end in ((-1 << (word.bits - 1), 0) if word.signed else (0, _largest(word.bits)))) + intercept
+    voi = _read_voi(elements, signed=not modality and lowest < 0)
     unprocessed = voi is None and _is_for_processing(elements, header)
-    inverse, padding = _is_inverse(elements, header, unprocessed), _read_padding(elements, bits, signed)
-    return Grayscale(bits, signed, slope, intercept, modality, voi, inverse, padding, unprocessed)
+    return Grayscale(word, slope, intercept, modality, voi, _is_inverse(elements, header, unprocessed), unprocessed)
+
+
+def _largest(bits: int) -> int:
+    """Returns the largest unsigned number of so many bits."""
+    return (1 << bits) - 1
+
+
+def _decimal(elements: Elements, keyword: str, default: float) -> float:
+    try:
+        number = float(text(elements, keyword) or default)
+    except ValueError:
+        number = np.nan
+    if not np.isfinite(number):
+        raise Refused(Reason.UNREADABLE, f"{keyword} is not a number")
+    return number
 
 
 def _is_for_processing(elements: Elements, header: Header) -> bool:
@@ -151,49 +160,61 @@ def _is_inverse(elements: Elements, header: Header, unprocessed: bool) -> bool:
     return MONOCHROME1 in header.photometric or text(elements, "PresentationLUTShape").upper() == "INVERSE"
 
 
+def _read_voi(elements: Elements, signed: bool) -> Lut | Window | None:
+    """Reads the VOI LUT, else the window: where a file has both, they are alternatives (PS3.3 C.11.2.1), so that one is enough."""
+    try:
+        lut = _read_lut(elements, "VOILUTSequence", signed)
+    except Refused:
+        window = _read_window(elements)
+        if window is None:
+            raise
+        return window
+    return lut or _read_window(elements)
+
+
 def _read_window(elements: Elements) -> Window | None:
     """Reads the first of the windows."""
-    center, width = text(elements, "WindowCenter"), text(elements, "WindowWidth")
-    if not center or not width:
+    if not text(elements, "WindowCenter") or not text(elements, "WindowWidth"):
         return None
-    window = Window(float(center), float(width), text(elements, "VOILUTFunction").upper() or "LINEAR")
+    function = text(elements, "VOILUTFunction").upper() or "LINEAR"
+    window = Window(_decimal(elements, "WindowCenter", 0), _decimal(elements, "WindowWidth", 0), function)
     if window.function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise Refused(Reason.UNREADABLE, "an unknown VOI LUT Function")
-    lowest = 1 if window.function == "LINEAR" else np.nextafter(0, 1)
-    if not (np.isfinite(window.center) and lowest <= window.width < np.inf):
+    if window.width <= 0:
         raise Refused(Reason.UNREADABLE, "the window's width is not positive")
+    if window.function == "LINEAR" and window.width < 1:
+        raise Refused(Reason.UNREADABLE, "the window's width is less than 1, which only LINEAR_EXACT and SIGMOID permit")
     return window
 
 
 def _read_lut(elements: Elements, keyword: str, signed: bool) -> Lut | None:
-    """Reads the first item of a LUT sequence, whose inputs can be negative if `signed`."""
-    found = items(elements, keyword)
-    if not found:
-        return None
-    size, first, bits = (int(value) & 0xFFFF for value in found[0].LUTDescriptor)
-    size = size or 0x10000
-    entries = _lut_entries(found[0].LUTData, size, "<" if elements.is_little_endian else ">")
-    if entries.size != size or not 1 <= bits <= 16:
+    """Reads the first item of a LUT sequence that has data; its inputs can be negative if `signed`."""
+    order = "<" if elements.is_little_endian else ">"
+    for item in items(elements, keyword):
+        data = _words_of(item, "LUTData", order)
+        if data.size:
+            return _lut(_words_of(item, "LUTDescriptor", order), data, signed)
+    return None
+
+
+def _lut(descriptor: Values, data: Values, signed: bool) -> Lut:
+    """Reads LUT Data, one entry a word, or two if entries have 8 bits (PS3.3 C.11.1.1.1)."""
+    if descriptor.size != _DESCRIPTOR or not 1 <= descriptor[2] <= _MAX_ENTRY_BITS:
+        raise Refused(Reason.UNREADABLE, "an invalid descriptor of a lookup table")
+    size, first, bits = int(descriptor[0]) or 0x10000, int(descriptor[1]), int(descriptor[2])
+    if data.size == (size + 1) // 2 < size and bits <= _BYTE:
+        data = np.stack([data % 256, data // 256], axis=1).reshape(-1)
+    entries = data[:size]
+    if entries.size < size or (data.size > size and entries.max() > _largest(bits)):
         raise Refused(Reason.UNREADABLE, "a lookup table that does not fit its descriptor")
-    first = first - 0x10000 if signed and first & 0x8000 else first
-    return Lut(first, entries, max(2.0**bits - 1, float(entries.max())))
+    return Lut(first - 0x10000 if signed and first & 0x8000 else first, entries)
 
 
-def _lut_entries(data: Any, size: int, order: str) -> Values:
-    """Reads LUT Data as words, or as bytes if it is too short for words (8-bit tables packed two to a word)."""
-    if isinstance(data, bytes):
-        words = len(data) >= 2 * size
-        return np.frombuffer(data, f"{order}u2" if words else "u1")[:size].astype(np.float64)
-    return np.asarray(data, np.float64).reshape(-1)[:size] % 0x10000
-
-
-def _read_padding(elements: Elements, bits: int, signed: bool) -> tuple[int, int] | None:
-    """Reads Pixel Padding Value and Range Limit (PS3.3 C.7.5.1.1.2), whatever sign they were written with."""
-    if is_empty(elements, "PixelPaddingValue"):
-        return None
-    value = integer(elements, "PixelPaddingValue", 0)
-    limit = integer(elements, "PixelPaddingRangeLimit", value)
-    numbers = [number & ((1 << bits) - 1) for number in (value, limit)]
-    if signed:
-        numbers = [number - (1 << bits) if number >> (bits - 1) else number for number in numbers]
-    return min(numbers), max(numbers)
+def _words_of(item: Dataset, keyword: str, order: str) -> Values:
+    """Returns the 16-bit words (N,) of an element: from bytes, or from numbers if its VR is US or SS."""
+    value = item.get(keyword)
+    if value is None:
+        return np.empty(0)
+    if isinstance(value, bytes):
+        return np.frombuffer(value + bytes(len(value) % 2), f"{order}u2").astype(np.float64)
+    return np.asarray(value, np.float64).reshape(-1) % 0x10000

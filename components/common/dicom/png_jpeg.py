@@ -25,6 +25,7 @@ from components.common.dicom.checks import check_size
 from components.common.dicom.grayscale import Decoded, Grayscale
 from components.common.dicom.header import Header
 from components.common.dicom.refusal import Refused
+from components.common.dicom.words import Word
 from components.common.formats.quarantine import Reason
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -64,8 +65,8 @@ def _decode(decoder: Callable[[], npt.NDArray[Any]], height: int, width: int) ->
     decoded = decoder()
     if decoded.shape[:2] != (height, width):
         raise Refused(Reason.UNREADABLE, "other pixels than the header says")
-    stored = _gray(decoded)
-    return Decoded(stored, Grayscale(bits=8 * stored.itemsize))
+    words = _gray(decoded)
+    return Decoded(words, Grayscale(Word(bits=8 * words.itemsize)))
 
 
 class _Png(NamedTuple):

@@ -48,7 +48,7 @@ def prepare(file: OpenFile, views: tuple[str, ...], view: str, body_parts: tuple
 
     def decode_and_check() -> Decoded:
         decoded = decode()
-        check_size(*decoded.stored.shape)
+        check_size(*decoded.words.shape)
         return decoded
 
     return decode_and_check

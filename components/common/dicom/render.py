@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from components.common.dicom.grayscale import Decoded, Grayscale, Stored, Values
+from components.common.dicom.grayscale import Decoded, Grayscale, Values
 from components.common.dicom.refusal import Refused
+from components.common.dicom.words import Words
 from components.common.formats.quarantine import Reason
 
 GrayImage = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), bright = dense tissue
@@ -23,6 +24,7 @@ class Rendered(NamedTuple):
 
     pixels: GrayImage
     counts: npt.NDArray[np.int64]  # (2**bits,): number of pixels per value
+    levels: int  # number of gray levels between the 1st and the 99th percentile, before resizing
 
 
 def render(decoded: Decoded, size: int, bits: int, percentile: float) -> Rendered:
@@ -31,34 +33,40 @@ def render(decoded: Decoded, size: int, bits: int, percentile: float) -> Rendere
     `size` is the longer side of the result in pixels, `bits` (8 or 16) is the depth of its pixels. The percentile is of the pixels that are
     not padding, interpolated like numpy.percentile.
     """
-    stored, grayscale = decoded
-    codes = _codes(stored, grayscale.bits)
-    counts = histogram(codes, grayscale.bits)
-    present = grayscale.without_padding(np.flatnonzero(counts))
+    words, grayscale = decoded
+    counts = histogram(words, grayscale.word.used_bits(words))
+    present = grayscale.word.without_padding(words, np.flatnonzero(counts))
     if not present.size:
         raise Refused(Reason.BLANK_IMAGE, "nothing but padding")
-    scaled = (2**bits - 1) * _brightness(grayscale, present, counts[present], percentile)
+    brightness, middle = _brightness(grayscale, present, counts[present], percentile)
+    scaled = (2**bits - 1) * brightness
     dtype = np.dtype(np.uint8 if bits == 8 else np.uint16)
-    if max(stored.shape) != size:
-        resized = resize(_look_up(codes, present, scaled, np.dtype(np.float32)), size)
-        image = np.clip(np.rint(resized), 0, 2**bits - 1).astype(dtype)
-        return Rendered(image, histogram(image, bits))
     values = np.rint(scaled).astype(dtype)
-    # The histogram follows from that of the stored values: no need to count the pixels again.
+    levels = int(np.count_nonzero(np.bincount(values[middle])))
+    if max(words.shape) != size:
+        resized = resize(_look_up(words, present, scaled, np.dtype(np.float32)), size)
+        image = np.clip(np.rint(resized), 0, 2**bits - 1).astype(dtype)
+        return Rendered(image, histogram(image, bits), levels)
+    # The histogram follows from that of the words: no need to count the pixels again.
     image_counts = np.bincount(values, counts[present], 2**bits).astype(np.int64)
-    image_counts[0] += stored.size - image_counts.sum()
-    return Rendered(_look_up(codes, present, values, dtype), image_counts)
+    image_counts[0] += words.size - image_counts.sum()
+    return Rendered(_look_up(words, present, values, dtype), image_counts, levels)
 
 
-def _brightness(grayscale: Grayscale, present: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], percentile: float) -> Values:
-    """Returns brightness in [0, 1] of the bit patterns (N,) that occur `counts` (N,) times; refuses a nearly constant image."""
-    brightness = grayscale.brightness(grayscale.numbers(present))
+def _brightness(
+    grayscale: Grayscale, present: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], percentile: float
+) -> tuple[Values, npt.NDArray[np.bool_]]:
+    """Returns brightness in [0, 1] of the words (N,) that occur `counts` (N,) times, and which lie between the 1st and 99th percentile.
+
+    Raises Refused if the image is nearly constant.
+    """
+    brightness = grayscale.brightness(grayscale.word.numbers(present))
     if grayscale.unprocessed:
         brightness = brightness - quantiles(brightness, counts, 100 - percentile)[0]
     upper, first, last = quantiles(brightness, counts, percentile, 1, 99)
     if upper <= 0 or first == last:
         raise Refused(Reason.BLANK_IMAGE, "at least 98 % of the pixels are the same")
-    return np.clip(brightness, 0, upper) / upper
+    return np.clip(brightness, 0, upper) / upper, (brightness >= first) & (brightness <= last)
 
 
 def resize(image: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
@@ -103,14 +111,8 @@ def _interpolate(lower: float, upper: float, weight: float) -> float:
     return upper - step * (1 - weight) if weight >= 0.5 else lower + step * weight
 
 
-def _codes(stored: Stored, bits: int) -> npt.NDArray[Any]:
-    """Returns the bit patterns (H, W) without what lies above Bits Stored (overlays, copies of the sign)."""
-    codes = stored.view(f"u{stored.itemsize}")
-    return codes if bits == 8 * stored.itemsize or not codes.max() >> bits else codes & ((1 << bits) - 1)
-
-
-def _look_up(codes: npt.NDArray[Any], present: npt.NDArray[np.intp], values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Maps an image of codes to `values` of the codes that are `present`, and others to 0."""
-    table = np.zeros(1 << (8 * codes.itemsize), dtype)
+def _look_up(words: Words, present: npt.NDArray[np.intp], values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Maps an image of words to `values` of the words that are `present`, and others to 0."""
+    table = np.zeros(1 << (8 * words.itemsize), dtype)
     table[present] = values
-    return cv2.LUT(codes, table)
+    return cv2.LUT(words, table)

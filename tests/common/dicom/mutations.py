@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import imagecodecs
 import numpy as np
-from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
-from tests.common.dicom.phantoms import LOSSY, SYNTAXES, dataset, lookup_table, picture, to_bytes, without_meta
+from tests.common.dicom.phantoms import LOSSY, SYNTAXES, dataset, encapsulated, lookup_table, picture, to_bytes, without_meta
 
 BOMB_SIDE = 7_000
 """Width and height in pixels, close to the largest image that is decoded."""
@@ -123,12 +122,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def _wrap(stream: bytes, syntax: UID, side: int) -> bytes:
-    made = dataset(picture(), Rows=side, Columns=side)
-    made.file_meta.TransferSyntaxUID = syntax
-    made.PixelData = encapsulate([stream])
-    made["PixelData"].VR = "OB"
-    made["PixelData"].is_undefined_length = True
-    return to_bytes(made)
+    return to_bytes(encapsulated(dataset(picture(), Rows=side, Columns=side), stream, syntax))
 
 
 def _deflated_zeros(size: int) -> bytes:

@@ -130,6 +130,15 @@ def _set_pixels(made: FileDataset, pixels: Array, syntax: UID) -> None:
     made["PixelData"].VR = "OW" if pixels.itemsize > 1 and not syntax.is_encapsulated else "OB"
 
 
+def encapsulated(made: FileDataset, stream: bytes, syntax: UID) -> FileDataset:
+    """Replaces the pixels of a data set by a codestream."""
+    made.file_meta.TransferSyntaxUID = syntax
+    made.PixelData = encapsulate([stream])
+    made["PixelData"].VR = "OB"
+    made["PixelData"].is_undefined_length = True
+    return made
+
+
 def to_bytes(made: FileDataset) -> bytes:
     buffer = io.BytesIO()
     made.save_as(buffer, enforce_file_format=True)

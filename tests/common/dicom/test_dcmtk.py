@@ -113,6 +113,22 @@ def test_wavelets_beside_dcmtks_picture_of_the_same_pixels_uncompressed(syntax: 
     assert_alike(ours(packed, 60), theirs(plain, tmp_path, *WINDOW))
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("shift", [0, 2, 4])
+@pytest.mark.parametrize(
+    "command", [(), ("dcmcrle",), ("dcmcjpeg", "+e1", "+tl"), ("dcmcjpls",)], ids=["native", "RLE", "JPEG lossless", "JPEG-LS"]
+)
+def test_high_bit_and_filled_unused_bits(command: tuple[str, ...], shift: int, signed: bool, tmp_path: Path) -> None:
+    made = windowed(12, signed)
+    made.HighBit = 11 + shift
+    field = 0xFFF << shift
+    unused = 0 if command == ("dcmcjpls",) else np.random.default_rng(0).integers(0, 2**16, (made.Rows, made.Columns)) & ~field
+    made.PixelData = (made.pixel_array.astype(int) << shift & field | unused).astype("u2").tobytes()
+    content = compressed(to_bytes(made), tmp_path, *command) if command else to_bytes(made)
+    syntax = uid.UID(dicom_file.open_file(content)[1].transfer_syntax)
+    assert_alike(ours(content, 60), theirs(content, tmp_path, *WINDOW, syntax=syntax))
+
+
 def test_no_preamble_and_no_meta(tmp_path: Path) -> None:
     content = without_meta(windowed(12, signed=False))
     assert_alike(ours(content, 60), theirs(content, tmp_path, *WINDOW, "-f", "-ti"))

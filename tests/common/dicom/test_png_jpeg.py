@@ -34,9 +34,9 @@ def by_opencv(pixels: Array, ending: str = ".png") -> bytes:
 
 def decoded(content: bytes) -> Array:
     decode, header = png_jpeg.open_file(content)
-    stored, grayscale = decode()
-    assert stored.shape == (header.height, header.width) and grayscale.bits == 8 * stored.itemsize
-    return stored
+    words, grayscale = decode()
+    assert words.shape == (header.height, header.width) and grayscale.word.bits == 8 * words.itemsize
+    return words
 
 
 def refusal(content: bytes) -> Refused:
