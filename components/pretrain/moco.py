@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.common.training import backbones, processes
+from components.pretrain.batch_norm import GroupedBatchNorm2d, update_statistics
 
 
 class Encodings(NamedTuple):
@@ -29,20 +30,6 @@ class Keys(NamedTuple):
         """Splits the batch, as Tensor.chunk does."""
         maps = {stage: key_map.chunk(parts) for stage, key_map in self.maps.items()}
         return [Keys(k, {stage: chunks[i] for stage, chunks in maps.items()}) for i, k in enumerate(self.k.chunk(parts))]
-
-
-class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with separate statistics for each of `groups` parts of a batch, as if each were in a process of its own.
-
-    The convolutions still see the whole batch, which on a CPU takes a quarter less time than batches of a few images.
-    """
-
-    groups = 1
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Normalises each group."""
-        groups = self.groups if self.training else 1
-        return _concatenate([super(GroupedBatchNorm2d, self).forward(part) for part in x_BCHW.chunk(groups)])
 
 
 class Encoder(nn.Module):
@@ -87,8 +74,9 @@ class MoCo(nn.Module):
         super().__init__()
         self.groups, self.batch_norm = groups, batch_norm
         self.query = Encoder(arch, dim, stages)
-        if batch_norm == "sync":
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.query)  # type: ignore[no-untyped-call]
+        for module in self.query.modules():
+            if isinstance(module, GroupedBatchNorm2d):
+                module.sync = batch_norm == "sync"
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.key_momentum = key_momentum
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue_size), dim=0))
@@ -135,6 +123,10 @@ class MoCo(nn.Module):
 
     def _groups(self, parts: int) -> int:
         return self.groups // parts if self.batch_norm == "shuffle" else 1
+
+    def update_statistics(self, parts: int = 1) -> None:
+        """Updates the running statistics of both encoders by those of a step, whose batch was computed in `parts` parts."""
+        update_statistics(self, self.groups if self.batch_norm == "shuffle" else parts)
 
     def statistics(self) -> list[Tensor]:
         """Returns the running means and variances of batch norm."""

@@ -41,7 +41,7 @@ class Pretraining(loop.Trainable):
         self.inputs, self.upstream = shards.inputs, shards.upstream
         self.device = devices.set_up(params.device, params.seed)
         self.reader = Reader(shards, "train", rank=processes.rank(), ranks=processes.world_size())
-        _check(params, len(self.reader), self.device)
+        _check(params, len(self.reader))
         self.mean, self.std = shards.mean_std
         self.objective = Objective(params)
         groups = params.shuffle_groups // processes.world_size()
@@ -81,6 +81,7 @@ class Pretraining(loop.Trainable):
         self.model.move_key_encoder()
         self.optimizer.zero_grad(set_to_none=True)
         q, k, numbers = self._backward(*self._views(batch))
+        self.model.update_statistics(self.params.accumulate)
         gradients = [weight.grad for weight in self.model.query.parameters() if weight.grad is not None]
         processes.average_over_ranks([*gradients, *self.model.statistics()])
         self.optimizer.step()
@@ -176,8 +177,8 @@ class Pretraining(loop.Trainable):
         return features
 
 
-def _check(params: Pretrain, images: int, device: torch.device) -> None:
-    """Raises UserError if the parameters do not fit the number of images, the number of processes or the device."""
+def _check(params: Pretrain, images: int) -> None:
+    """Raises UserError if the parameters do not fit the number of images or of processes."""
     ranks = processes.world_size()
     if images < params.batch_size:
         raise UserError(f"pretrain.batch_size: {params.batch_size}, but the train split has {images} images; lower it")
@@ -186,8 +187,6 @@ def _check(params: Pretrain, images: int, device: torch.device) -> None:
         divisor = f"{ranks} processes" + (f" times pretrain.accumulate ({params.accumulate})" if params.accumulate > 1 else "")
         found = f"pretrain.{name}: {getattr(params, name)} is not a multiple of {divisor}"
         raise UserError(f"{found}; change it or torchrun's --nproc-per-node")
-    if params.batch_norm == "sync" and device.type == "cpu":
-        raise UserError("pretrain.batch_norm: sync needs GPUs; use shuffle on a CPU")
 
 
 def _probe(shards: Shards, width: int) -> Probe | None:

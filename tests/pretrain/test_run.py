@@ -162,11 +162,12 @@ def test_a_collapse_stops_the_run_and_keeps_the_last_good_checkpoint(make_shards
     assert len(history(tmp_path / "out")) == 9
 
 
-def test_synchronised_statistics_need_gpus(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pretrain\.batch_norm: sync needs GPUs"):
-        pretrain.run(
-            shards=[make_shards()], out=str(tmp_path / "out"), **with_pretrain(tiny, batch_norm="sync", device="cpu").arguments("pretrain")
-        )
+def test_synchronised_statistics_train_on_a_cpu_too(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    shards, short = make_shards(), with_pretrain(tiny, epochs=1)
+    for name, settings in {"sync": {"batch_norm": "sync"}, "group": {"shuffle_groups": 1}}.items():
+        pretrain.run(shards=[shards], out=str(tmp_path / name), **with_pretrain(short, **settings).arguments("pretrain"))
+    sync, group = (history(tmp_path / name)[0] for name in ("sync", "group"))
+    assert sync["loss"] == pytest.approx(group["loss"], rel=1e-3)  # one process, one group: the same statistics
 
 
 def test_groups_that_do_not_divide_among_processes_are_named(

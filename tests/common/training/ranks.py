@@ -40,6 +40,30 @@ def check_average() -> None:
     torch.testing.assert_close(gradients, expected)
 
 
+def check_synchronised_batch_norm() -> None:
+    """Compares batch norm over both processes with that of one on the whole batch: outputs, gradients and statistics."""
+    from components.pretrain.batch_norm import GroupedBatchNorm2d, update_statistics
+
+    torch.manual_seed(0)
+    x, dy = torch.randn(2, 8, 5, 6, 4).unbind()
+    alone, together = GroupedBatchNorm2d(5), GroupedBatchNorm2d(5)
+    together.sync = True
+    mine = slice(4 * processes.rank(), 4 * processes.rank() + 4)
+    whole, part = x.clone().requires_grad_(), x[mine].clone().requires_grad_()
+    alone(whole).backward(dy)
+    out = together(part)
+    out.backward(dy[mine])
+    assert whole.grad is not None
+    torch.testing.assert_close(part.grad, whole.grad[mine], atol=1e-5, rtol=1e-4)
+    for ours, theirs in ((together.weight.grad, alone.weight.grad), (together.bias.grad, alone.bias.grad)):
+        assert ours is not None
+        torch.testing.assert_close(processes.sum_over_ranks(ours), theirs, atol=1e-4, rtol=1e-4)
+    for norm in (alone, together):
+        update_statistics(norm, 1)
+    torch.testing.assert_close(together.running_mean, alone.running_mean)
+    torch.testing.assert_close(together.running_var, alone.running_var)
+
+
 def check_exchange() -> None:
     """Checks gather, sum, flags and broadcasts."""
     rank = processes.rank()

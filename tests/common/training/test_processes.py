@@ -8,6 +8,7 @@ import torch
 from components.common.errors import UserError
 from components.common.training import processes
 from components.params import Params
+from tests.common.training import ranks
 from tests.conftest import MakeShards
 
 
@@ -18,7 +19,7 @@ def run_ranks(*checks: str, **environment: str) -> None:
 
 
 def test_collectives_of_two_processes(make_shards: MakeShards, tiny: Params) -> None:
-    checks = ("check_permute", "check_average", "check_exchange", "check_errors", "check_momentum_contrast")
+    checks = [name for name in vars(ranks) if name.startswith("check_")]
     run_ranks(*checks, SHARDS=make_shards(), PARAMS=tiny.model_dump_json(by_alias=True))
 
 
