@@ -37,7 +37,7 @@ DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SOURCES = {str(path.relative_to(ROOT)): path for top in ("components", "pipelines") for path in sorted((ROOT / top).rglob("*.py"))}
 EMPTY = {name for name, path in SOURCES.items() if len(ast.parse(path.read_text()).body) == 1}
 """Modules with nothing but a docstring."""
-MLFLOW = tuple(f"components.common.runs.{name}" for name in ("tracking", "delivery", "registered_models"))
+MLFLOW = tuple(f"components.common.runs.{name}" for name in ("tracking", "delivery", "mlflow_errors", "registered_models"))
 """Modules that talk to MLflow, apart from the registry and the registration of each head."""
 
 
