@@ -104,7 +104,7 @@ def _described(loaded: Source) -> dict[str, Any]:
 def _listing_digest(raw: str) -> str:
     """Returns the SHA-256 of the listing: paths, sizes and times."""
     index = Index()
-    index.add_files(storage.walk(raw), 1, Partition())
+    index.add_files(storage.walk(raw, faults=True), 1, Partition())
     return index.digest()
 
 

@@ -5,20 +5,25 @@ It is a SQLite file, so that memory does not grow with the number of files, and 
 
 import hashlib
 import json
+import re
 import sqlite3
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from components.common.runs import storage
+from components.common.runs.local_files import Entry
 from components.preprocess.parts import Partition, part_of, path_hash
 
 V = TypeVar("V")
 
 _CACHE_KIB = 16 * 1024
+_EXTENSIONS = re.compile(r"(?<=[^/])(\.(png|jpe?g|jpe|dcm|dicom|dic|ima))+$", re.IGNORECASE)
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (part INTEGER, hash BLOB, path BLOB, size INTEGER, version TEXT, PRIMARY KEY (part, hash)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS maps (map TEXT, key BLOB, value TEXT, PRIMARY KEY (map, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (
+    part INTEGER, hash BLOB, path BLOB, size INTEGER, version TEXT, fault TEXT, PRIMARY KEY (part, hash)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS maps (map TEXT, plain BLOB, key BLOB, value TEXT, PRIMARY KEY (map, plain, key)) WITHOUT ROWID;
 """
 
 
@@ -66,26 +71,19 @@ class Index:
             self._connection.executescript(_SCHEMA)
         return self._connection
 
-    def add_files(self, entries: Iterable[storage.Entry], parts: int, partition: Partition) -> int:
-        """Adds those files of a listing that belong to a partition, and returns the number of all files of the listing."""
-        total = 0
-
-        def rows() -> Iterator[tuple[int, bytes, bytes, int, str]]:
-            nonlocal total
-            for entry in entries:
-                total += 1
-                part = part_of(entry.path, parts)
-                if partition.owns(part):
-                    yield part, bytes.fromhex(path_hash(entry.path)), to_key(entry.path), entry.size, entry.version
-
-        self.connection.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows())
-        return total
+    def add_files(self, entries: Iterable[Entry], parts: int, partition: Partition) -> None:
+        """Adds those files of a listing that belong to a partition."""
+        numbered = ((part_of(entry.path, parts), entry) for entry in entries)
+        rows = (
+            (part, bytes.fromhex(path_hash(entry.path)), to_key(entry.path), *entry[1:]) for part, entry in numbered if partition.owns(part)
+        )
+        self.connection.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def digest(self) -> str:
         """Returns the SHA-256 of the listing, whatever its order was."""
         total = hashlib.sha256()
-        for path, size, version in self.connection.execute("SELECT path, size, version FROM files ORDER BY part, hash"):
-            total.update(json.dumps([path.hex(), size, version]).encode())
+        for path, *others in self.connection.execute("SELECT path, size, version, fault FROM files ORDER BY part, hash"):
+            total.update(json.dumps([path.hex(), *others]).encode())
         return total.hexdigest()
 
     def parts(self) -> dict[int, int]:
@@ -93,9 +91,14 @@ class Index:
         return dict(self.connection.execute("SELECT part, COUNT(*) FROM files GROUP BY part ORDER BY part"))
 
     def files(self, part: int) -> Iterator[File]:
-        """Yields the files of a part in the order of processing, which reveals nothing about their names."""
-        for path, size in self.connection.execute("SELECT path, size FROM files WHERE part = ? ORDER BY hash", (part,)):
+        """Yields the files of a part that have content, in the order of processing, which reveals nothing about their names."""
+        for path, size in self.connection.execute("SELECT path, size FROM files WHERE part = ? AND fault = '' ORDER BY hash", (part,)):
             yield File(to_text(path), size)
+
+    def faults(self, part: int) -> Iterator[tuple[str, str]]:
+        """Yields path and fault of what has no content, in the same order."""
+        for path, fault in self.connection.execute("SELECT path, fault FROM files WHERE part = ? AND fault != '' ORDER BY hash", (part,)):
+            yield to_text(path), fault
 
     def has_file(self, path: str, parts: int) -> bool:
         """Whether a file with this relative path was added."""
@@ -122,30 +125,49 @@ class Index:
 
 
 class StoredMap(MutableMapping[str, V]):
-    """A dictionary in an index, from text to JSON-serialisable values, sorted by key; `restore` makes a value from decoded JSON."""
+    """A dictionary in an index, from names of images to JSON-serialisable values; `restore` makes a value from decoded JSON."""
 
     def __init__(self, index: Index, name: str, restore: Callable[[Any], V]):
         self._index, self._name, self._restore = index, name, restore
 
+    def match(self, name: str) -> str | None:
+        """Returns the key for the name of an image: the same, else the only one that has the same `plain_name`."""
+        keys = [to_text(key) for (key,) in self._execute("SELECT key FROM maps WHERE map = ? AND plain = ?", _plain_key(name))]
+        return name if name in keys else keys[0] if len(keys) == 1 else None
+
     def __getitem__(self, key: str) -> V:
-        query = "SELECT value FROM maps WHERE map = ? AND key = ?"
-        found = self._index.connection.execute(query, (self._name, to_key(key))).fetchone()
+        query = "SELECT value FROM maps WHERE map = ? AND plain = ? AND key = ?"
+        found = self._execute(query, _plain_key(key), to_key(key)).fetchone()
         if found is None:
             raise KeyError(key)
         return self._restore(json.loads(found[0]))
 
     def __setitem__(self, key: str, value: V) -> None:
-        row = (self._name, to_key(key), json.dumps(value))
-        self._index.connection.execute("INSERT OR REPLACE INTO maps VALUES (?, ?, ?)", row)
+        self._execute("INSERT OR REPLACE INTO maps VALUES (?, ?, ?, ?)", _plain_key(key), to_key(key), json.dumps(value))
 
     def __delitem__(self, key: str) -> None:
-        removed = self._index.connection.execute("DELETE FROM maps WHERE map = ? AND key = ?", (self._name, to_key(key)))
+        removed = self._execute("DELETE FROM maps WHERE map = ? AND plain = ? AND key = ?", _plain_key(key), to_key(key))
         if not removed.rowcount:
             raise KeyError(key)
 
     def __iter__(self) -> Iterator[str]:
-        for (key,) in self._index.connection.execute("SELECT key FROM maps WHERE map = ? ORDER BY key", (self._name,)):
+        for (key,) in self._execute("SELECT key FROM maps WHERE map = ? ORDER BY plain, key"):
             yield to_text(key)
 
     def __len__(self) -> int:
-        return int(self._index.connection.execute("SELECT COUNT(*) FROM maps WHERE map = ?", (self._name,)).fetchone()[0])
+        return int(self._execute("SELECT COUNT(*) FROM maps WHERE map = ?").fetchone()[0])
+
+    def _execute(self, query: str, *values: bytes | str) -> sqlite3.Cursor:
+        return self._index.connection.execute(query, (self._name, *values))
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of an image without what conversions and other systems change.
+
+    Those are the extension, case, the form of accented letters (Unicode normalisation), and backslashes between folders.
+    """
+    return _EXTENSIONS.sub("", unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")).casefold()
+
+
+def _plain_key(name: str) -> bytes:
+    return to_key(plain_name(name))

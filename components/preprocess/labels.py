@@ -1,7 +1,8 @@
 """Content of a data set's own tables, in one form for all layouts: records, boxes and the official split."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -11,6 +12,13 @@ from components.common.formats.labels import BOXES, KNOWN, LABELS, UNCERTAIN
 from components.preprocess.index import Index, StoredMap
 
 _UNCERTAIN = {"ignore": math.nan, "ones": 1.0, "zeros": 0.0}
+_STRAY = re.compile(
+    r"(^|/)(__MACOSX|\.Spotlight-V100|\.Trashes|\.Trash-\d+|\.fseventsd|\.TemporaryItems|\$RECYCLE\.BIN|System Volume Information"
+    r"|@eaDir|#recycle|\.snapshot|lost\+found|\.ipynb_checkpoints)/"
+    r"|(^|/)(\._[^/]*|\.DS_Store|\.localized|Thumbs\.db|ehthumbs\.db|desktop\.ini|DICOMDIR|\.nfs[^/]*|\.git(ignore|keep)|[^/]*:Zone\.Identifier)$",
+    re.IGNORECASE,
+)
+"""Folders and files that macOS, Windows, Linux, NAS systems and DICOM media leave behind."""
 
 
 class Record(NamedTuple):
@@ -56,9 +64,10 @@ class Table:
     records: Mapping[str, Record] = field(default_factory=dict)
     boxes: Mapping[str, list[Box]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # file name of a table -> SHA-256
-    key: Callable[[str], str] = str  # relative path of an image -> its name in `records` and `boxes`
+    key: Callable[[str], str] = str  # relative path of an image -> its name in `records` and `boxes`, which `match` finds
     folders: tuple[str, ...] = ()  # patterns of the top-level folders that hold the images; empty: every file but the tables is an image
     folder_splits: Mapping[str, str] = field(default_factory=dict)  # top-level folder -> official split, if the records do not name it
+    unlabelled: tuple[str, ...] = ()  # top-level folders whose images the tables do not name
     complete: bool = True  # whether every image that is named must exist; many people have only a part of a public data set
 
     @property
@@ -69,7 +78,7 @@ class Table:
     def is_image(self, path: str) -> bool:
         """Whether the file at this relative path is an image of the data set; others are ignored."""
         if not self.folders:
-            return path not in self.digests
+            return path not in self.digests and not is_stray(path)
         top, _, rest = path.partition("/")
         return bool(rest) and not is_leftover(path) and any(fnmatchcase(top, pattern) for pattern in self.folders)
 
@@ -80,9 +89,15 @@ class Table:
             raise UserError(f"{path}: the data set's own split does not name this image; remove it or set preprocess.split to hash")
         return official
 
+    def names_of(self, path: str) -> tuple[str | None, str | None]:
+        """Returns the names that records and boxes have for the image at a path; None without one."""
+        name = self.key(path)
+        return _match(self.records, name), _match(self.boxes, name)
+
     def record(self, path: str, uid: str) -> Record | None:
         """Returns the record of an image, named by its path or its SOPInstanceUID; raises UserError if it has two."""
-        found = sorted(self.records[name] for name in {self.key(path), uid} if name in self.records)
+        names = {_match(self.records, self.key(path)), uid}
+        found = sorted(self.records[name] for name in names if name and name in self.records)
         if len(found) > 1:
             lines = f"lines {found[0].line} and {found[1].line}"
             raise UserError(f"{found[0].file}: {lines} name the same image, by path and by SOPInstanceUID; remove one")
@@ -94,7 +109,7 @@ class Table:
 
     def boxes_within(self, path: str, uid: str, height: int, width: int) -> list[Box]:
         """Returns the boxes of an image of height x width pixels, clipped to it, in table order; raises UserError if one lies outside."""
-        found = [box for name in {self.key(path), uid} for box in self.boxes.get(name, [])]
+        found = [box for name in {_match(self.boxes, self.key(path)), uid} if name for box in self.boxes.get(name, [])]
         return [_clip(box, height, width) for box in sorted(found)]
 
     def names(self) -> Iterator[tuple[str, str, int]]:
@@ -105,10 +120,13 @@ class Table:
         yield from ((name, boxes[0].file, boxes[0].line) for name, boxes in self.boxes.items())
 
 
-def storage_of(index: Index | None) -> tuple[MutableMapping[str, Record], MutableMapping[str, list[Box]]]:
-    """Returns empty mappings from images to records and boxes: on disk, or in memory without an index."""
-    if index is None:
-        return {}, {}
+def _match(known: Mapping[str, Any], name: str) -> str | None:
+    return known.match(name) if isinstance(known, StoredMap) else name if name in known else None
+
+
+def storage_of(index: Index | None) -> tuple[StoredMap[Record], StoredMap[list[Box]]]:
+    """Returns mappings from images to records and boxes, which an index holds on disk; without one, it is a temporary one."""
+    index = index or Index()
     return StoredMap(index, "records", _restore_record), StoredMap(index, "boxes", _restore_boxes)
 
 
@@ -153,6 +171,11 @@ def _clip(box: Box, height: int, width: int) -> Box:
     return box._replace(x=left, y=top, width=right - left, height=bottom - top)
 
 
+def is_stray(path: str) -> bool:
+    """Whether an operating system or another program left the file beside the images."""
+    return bool(_STRAY.search(path))
+
+
 def is_leftover(path: str) -> bool:
-    """Whether macOS or another tool left the file in an archive."""
-    return any(part == "__MACOSX" or part.startswith(".") for part in path.split("/"))
+    """Whether the file is stray, or hidden, which no image of a public data set is."""
+    return is_stray(path) or path.startswith(".") or "/." in path

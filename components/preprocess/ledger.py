@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from components.common.formats.quarantine import Reason
 from components.preprocess.index import connect, to_key, to_text
 from components.preprocess.part_writer import read_notes
 from components.preprocess.parts import Part
@@ -11,12 +12,20 @@ from components.preprocess.rows import Note
 
 # Paths are blobs, since they need not be UTF-8; they sort by code point.
 _SCHEMA = """
-CREATE TABLE files (path BLOB PRIMARY KEY, sha256 TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
-CREATE TABLE images (id TEXT PRIMARY KEY, path BLOB) WITHOUT ROWID;
+CREATE TABLE files (path BLOB PRIMARY KEY, sha256 TEXT, image TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
+CREATE TABLE images (id TEXT PRIMARY KEY, path BLOB, content TEXT, files INTEGER, conflict INTEGER) WITHOUT ROWID;
 CREATE TABLE refused_images (id TEXT PRIMARY KEY);
 CREATE TABLE patients (split TEXT, id TEXT, PRIMARY KEY (split, id)) WITHOUT ROWID;
 """
-_KEEP_FIRST_PATH = "INSERT INTO images VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET path = min(path, excluded.path)"
+_KEEP_FIRST_PATH = """
+INSERT INTO images VALUES (?, ?, ?, 1, 0) ON CONFLICT (id) DO UPDATE
+SET path = min(path, excluded.path), files = files + 1, conflict = conflict OR content != excluded.content
+"""
+_REFUSE = """
+UPDATE files SET reason = ?, detail = 'one of ' || (SELECT images.files FROM images WHERE id = image) || ?
+WHERE reason IS NULL AND image IN (SELECT id FROM images WHERE conflict)
+"""
+_CONFLICT = " files with this SOPInstanceUID, which hold different images; give each its own UID, or leave only the right one"
 
 
 class Ledger:
@@ -35,15 +44,27 @@ class Ledger:
         reasons = Counter(self.reasons)
         for note in notes:
             self.files += 1
-            self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (to_key(note.path), note.sha256, note.reason, note.detail))
+            row = (to_key(note.path), note.sha256, note.image_id, note.reason, note.detail)
+            self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", row)
             if note.reason is not None:
                 reasons[note.reason] += 1
                 self._database.execute("INSERT OR IGNORE INTO refused_images VALUES (?)", (note.image_id,))
             else:
                 self.kept += 1
-                self._database.execute(_KEEP_FIRST_PATH, (note.image_id, to_key(note.path)))
+                self._database.execute(_KEEP_FIRST_PATH, (note.image_id, to_key(note.path), note.content))
         self._database.commit()
         self.reasons = dict(sorted(reasons.items()))
+
+    def refuse_conflicts(self) -> None:
+        """Quarantines all files whose image_id other files with other pixels have; to be called once, after all notes were added."""
+        refused = self._database.execute(_REFUSE, (Reason.CONFLICTING_UID.value, _CONFLICT)).rowcount
+        if refused:
+            self._database.execute("INSERT OR IGNORE INTO refused_images SELECT id FROM images WHERE conflict")
+            self._database.execute("DELETE FROM images WHERE conflict")
+            self.kept -= refused
+            self.reasons[Reason.CONFLICTING_UID.value] = refused
+            self.reasons = dict(sorted(self.reasons.items()))
+        self._database.commit()
 
     def is_row(self, note: Note) -> bool:
         """Whether a file that is not quarantined is the first one with its image, by path."""

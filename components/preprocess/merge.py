@@ -12,6 +12,7 @@ from components.common.errors import UserError
 from components.common.formats import shards
 from components.common.runs import storage
 from components.preprocess.ledger import Ledger
+from components.preprocess.matching import found_otherwise
 from components.preprocess.part_writer import read_notes
 from components.preprocess.parts import Part, Partition, part_of
 from components.preprocess.rows import Context
@@ -38,8 +39,9 @@ def write_names(context: Context, partition: Partition) -> None:
     """
     parts = context.params.parts
     with (context.folder / NAMES).open("w", encoding="utf-8") as file:
+        found = found_otherwise(context.index)
         for name, table, line in context.table.names():
-            if partition.owns(part_of(name, parts)) and not context.index.has_file(name, parts):
+            if partition.owns(part_of(name, parts)) and not context.index.has_file(name, parts) and name not in found:
                 file.write(json.dumps([name, table, line, context.pseudonyms.image(name)]) + "\n")
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from components.common.formats import shards
+from components.common.formats.quarantine import Reason
+from components.common.runs import storage
 from components.preprocess.parts import Part
 from components.preprocess.prefetch import Contents, contents
 from components.preprocess.rows import Context, Note, Row, process_files
@@ -88,6 +90,10 @@ def read_notes(folder: Path, part: Part) -> Iterator[Note]:
 def _rows(context: Context, part: Part, notes: IO[str], attempts: Attempts, callbacks: Callbacks) -> Iterator[Row]:
     """Yields the rows of a part, and writes one line per file to `notes`."""
     stopping, advance, wait = callbacks
+    for path, fault in context.index.faults(part.number):
+        note = Note(path, storage.digest(b""), None, Reason.NOT_A_FILE.value, fault)
+        notes.write(json.dumps(vars(note)) + "\n")
+        advance()
 
     def fetch(files: Contents) -> Iterator[tuple[str, bytes]]:
         for file, content in files:

@@ -31,6 +31,7 @@ SPLIT_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
 TITLES = {"view": "View", "sex": "Sex", "manufacturer": "Manufacturer", "age_band": "Age in years"}
 SEXES = {"F": "female", "M": "male", "O": "other"}
 MEANINGS = {
+    Reason.NOT_A_FILE: "a link that leads nowhere or back, a named pipe, a socket or a device",
     Reason.NOT_DICOM: "neither DICOM nor a picture",
     Reason.NO_PIXELS: "no image in it",
     Reason.WRONG_MODALITY: "neither CR nor DX",
@@ -41,6 +42,7 @@ MEANINGS = {
     Reason.UNREADABLE: "truncated, undecodable, or pixels that do not fit the header",
     Reason.IMPLAUSIBLE_SIZE: "too small, too large or too narrow for a chest",
     Reason.BLANK_IMAGE: "one value everywhere, or nothing but padding",
+    Reason.CONFLICTING_UID: "different images have the same SOPInstanceUID, so that ids, labels and patients cannot be trusted",
 }
 
 

@@ -48,6 +48,8 @@ class Note:
     reason: str | None = None  # why it is quarantined; None for a row
     detail: str | None = None
     identity: str | None = None  # source of the patient's identity
+    named: bool = False  # whether a table has a record of the image
+    content: str = ""  # SHA-256 of size and pixels of the row's image
     sums: tuple[int, int, int] = (0, 0, 0)  # number of pixels of the row's image, their sum, and the sum of their squares
     histogram: tuple[int, ...] = ()  # number of pixels in BINS equal bins of brightness
     text: bool = False  # whether there seems to be text near the border
@@ -194,8 +196,20 @@ def _pack(context: Context, work: _Work) -> None:
         **deidentify.describe(header, work.record),
     }
     sums, histogram = _statistics(work.rendered.counts)
-    note = Note(work.path, work.sha256, row["image_id"], identity=identity.source, sums=sums, histogram=histogram, text=work.has_text)
-    work.processed = Processed(row, note)
+    work.processed = Processed(
+        row,
+        Note(
+            work.path,
+            work.sha256,
+            row["image_id"],
+            identity=identity.source,
+            named=work.record is not None,
+            content=storage.digest(b"%d %d " % image.shape + image.tobytes()),
+            sums=sums,
+            histogram=histogram,
+            text=work.has_text,
+        ),
+    )
 
 
 def _split(context: Context, path: str, record: Record | None, identity: str) -> str:

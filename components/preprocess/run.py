@@ -21,6 +21,7 @@ from components.preprocess import layouts, manifest, merge, partitions
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.ledger import read_ledger
+from components.preprocess.matching import Matching
 from components.preprocess.params import Preprocess
 from components.preprocess.parts import Part, Partition, parse_partition
 from components.preprocess.pool import processing, workers_of
@@ -44,12 +45,10 @@ def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: 
     pseudonyms = load_pseudonyms()
     index = Index()
     table = layouts.read(raw, params, index)
-    images = (entry for entry in storage.walk(raw) if table.is_image(entry.path))
-    count = index.add_files(images, params.parts, this_partition)
-    if not count:
-        raise UserError(f"{raw}: holds no files{table.place}; give the folder of the images with --raw")
-    if not table.complete and len(table.records) > count:
-        log.warning("preprocess: the tables of the data set name %d images, of which %d exist", len(table.records), count)
+    matching = Matching(table, index)
+    entries = storage.walk(raw, faults=True, apart_from="" if storage.is_s3(out) else out)
+    index.add_files(matching.select(entries), params.parts, this_partition)
+    matching.check(raw)
     inputs = {"raw": index.digest(), **table.digests}
     depends = {"pseudonym_key": pseudonyms.key_id} | ({"partition": partition} if partition else {})
     with stage_run("preprocess", out, params, inputs, runtime=runtime, depends=depends, connect=False) as job:
@@ -90,8 +89,11 @@ def merge_partitions(*, shards: list[str], out: str, runtime: Runtime) -> None:
 def _refuse_nesting(raw: str, out: str) -> None:
     if storage.is_s3(raw) != storage.is_s3(out):
         return
-    outer, inner = (Path(uri.removeprefix("s3://") if storage.is_s3(uri) else Path(uri).resolve()) for uri in (raw, out))
-    if inner.is_relative_to(outer):
+    if storage.is_s3(out):
+        outer, *inner = (Path(uri.removeprefix("s3://")) for uri in (raw, out))
+    else:  # unfinished work lies beside `out`, which can be a link
+        outer, *inner = (path.resolve() for path in (Path(raw), Path(out), Path(out).absolute().parent))
+    if any(path.is_relative_to(outer) for path in inner):
         raise UserError(f"{out}: lies inside the raw folder {raw}, whose files are all read; choose another --out")
 
 
@@ -99,6 +101,7 @@ def _complete(job: StageRun, runtime: Runtime, parts: list[Part], shared: Origin
     """Checks all files together, completes the work folder and returns the metrics."""
     folder = job.folder / WORK_FOLDER
     with closing(read_ledger(folder, parts)) as ledger:
+        ledger.refuse_conflicts()
         write_quarantine(job.folder / QUARANTINE, ledger.refused())
         merge.check_names(ledger, names, raw)
         merge.check_quarantine(ledger, runtime.max_quarantined, job.folder / QUARANTINE)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 
@@ -25,8 +26,13 @@ class Tables:
         self.digests: dict[str, str] = {}
 
     def exists(self, name: str) -> bool:
-        """Whether a table exists."""
-        return storage.exists(storage.join(self.raw, name))
+        """Whether a table exists; raises UserError if something else has its name, such as a link that leads nowhere."""
+        uri = storage.join(self.raw, name)
+        if storage.exists(uri):
+            return True
+        if not storage.is_s3(uri) and os.path.lexists(uri):
+            raise UserError(f"{uri}: is neither a file nor a link to one; put the table there or remove it")
+        return False
 
     def find(self, *names: str) -> str:
         """Returns the first of the given file names that exists; raises UserError if none does."""

@@ -160,7 +160,8 @@ def test_only_the_manifest_goes_to_mlflow(tmp_path: Path, raw: Path) -> None:
 def test_the_first_path_of_duplicates_is_kept(tmp_path: Path, raw: Path) -> None:
     original = to_bytes(dataset(picture(), SOPInstanceUID="2.25.42", PatientID="first"))
     for number in range(10):
-        write(raw / f"{number}.dcm", picture(seed=number), SOPInstanceUID="2.25.42" if number > 3 else f"2.25.{number}")
+        copy = number > 3
+        write(raw / f"{number}.dcm", picture(seed=0 if copy else number), SOPInstanceUID="2.25.42" if copy else f"2.25.{number}")
     (raw / "3.dcm").write_bytes(original)
     (raw / "refused.dcm").write_bytes(to_bytes(dataset(picture(), SOPInstanceUID="2.25.42", Modality="CT")))
     for parts in (1, 7):

@@ -19,6 +19,7 @@ _ROWS_PER_GROUP = 10_000
 class Reason(StrEnum):
     """Why a file is quarantined, in the order in which the checks are made."""
 
+    NOT_A_FILE = "not_a_file"  # a link that leads nowhere or back, a named pipe, a socket or a device
     NOT_DICOM = "not_dicom"  # neither DICOM, PNG nor JPEG
     NO_PIXELS = "no_pixels"
     WRONG_MODALITY = "wrong_modality"
@@ -29,6 +30,7 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"  # truncated, undecodable, or pixel data that does not fit the header
     IMPLAUSIBLE_SIZE = "implausible_size"
     BLANK_IMAGE = "blank_image"
+    CONFLICTING_UID = "conflicting_uid"  # other files hold other images under its SOPInstanceUID
 
 
 def write_quarantine(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from components.common.errors import UserError
 from components.common.formats.documents import to_json
+from components.common.runs.local_files import Entry, walk_folder
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -26,14 +27,6 @@ _READ_SECONDS = 60  # seconds without data after which a request is repeated
 _CHUNK = 16 * 2**20  # bytes per part of a multipart upload
 _UPLOADS = 4  # number of files that are uploaded at a time, and of parts of each
 _DIGEST = "sha256"  # name of the metadata with the digest of the whole object; the server's own checksum covers the parts of the upload
-
-
-class Entry(NamedTuple):
-    """A file in a listing."""
-
-    path: str  # path relative to the listed folder, with forward slashes
-    size: int  # number of bytes
-    version: str  # changes with the content: the modification time, or the ETag
 
 
 def is_s3(uri: str) -> bool:
@@ -132,40 +125,30 @@ def listing(uri: str) -> list[Entry]:
     return sorted(walk(uri))
 
 
-def walk(uri: str) -> Iterator[Entry]:
+def walk(uri: str, faults: bool = False, apart_from: str = "") -> Iterator[Entry]:
     """Yields all files below a folder, in no particular order: S3 servers differ.
 
+    Args:
+        uri: the folder. Links below a local one are followed.
+        faults: whether to yield what has no content as well, such as links that lead nowhere, as entries with a fault.
+        apart_from: a local folder that no link may lead to.
+
     Raises:
-        UserError: the folder does not exist, or the server cannot be reached.
+        UserError: the folder does not exist or cannot be read, a link leads to `apart_from`, or the server cannot be reached.
     """
     if is_s3(uri):
         yield from _list_s3(uri)
     elif Path(uri).is_dir():
-        yield from _list_local(uri, "")
+        yield from (entry for entry in walk_folder(uri, apart_from) if faults or not entry.fault)
     else:
         raise UserError(f"{uri}: no such folder")
-
-
-def _list_local(top: str, below: str) -> Iterator[Entry]:
-    try:
-        found = os.scandir(Path(top, below))
-    except OSError as error:
-        raise UserError(f"{Path(top, below)}: cannot be read ({error.strerror})") from None
-    with found:
-        for entry in found:
-            path = f"{below}{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                yield from _list_local(top, f"{path}/")
-            elif entry.is_file():
-                info = entry.stat()
-                yield Entry(path, info.st_size, str(info.st_mtime_ns))
 
 
 def is_empty(uri: str) -> bool:
     """Whether no file exists below a folder, which itself need not exist."""
     if is_s3(uri):
         return _first_key(join(uri, "")) is None
-    return not any(path.is_file() for path in Path(uri).rglob("*"))
+    return not Path(uri).is_dir() or next(walk(uri), None) is None
 
 
 def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ()) -> None:
@@ -194,7 +177,7 @@ def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ())
 
 def files_below(folder: Path, skip: tuple[str, ...] = ()) -> list[str]:
     """Lists the files below a local folder by relative path, except those at or below `skip`."""
-    return sorted(entry.path for entry in _list_local(str(folder), "") if entry.path.partition("/")[0] not in skip)
+    return sorted(entry.path for entry in walk(str(folder)) if entry.path.partition("/")[0] not in skip)
 
 
 def delete(uri: str) -> None:

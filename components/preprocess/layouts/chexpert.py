@@ -12,7 +12,7 @@ import re
 
 from components.common.errors import UserError
 from components.preprocess.index import Index
-from components.preprocess.labels import Record, Table, base_name, label_values, parse_labels
+from components.preprocess.labels import Record, Table, base_name, is_leftover, label_values, parse_labels
 from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
 from components.preprocess.tables import Tables
@@ -24,7 +24,7 @@ FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
-_NAME = re.compile(r"(?:^|/)(patient\d+/study\d+/[^/.][^/]*)$")
+_NAME = re.compile(r"(?:^|/)(patient\d+/study\d+/[^/.][^/]*)$", re.IGNORECASE)
 _COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
 
 
@@ -33,7 +33,7 @@ class CheXpert(Table):
 
     def is_image(self, path: str) -> bool:
         """Whether the path ends in patient, study and view."""
-        return bool(name_of(path))
+        return not is_leftover(path) and bool(name_of(path))
 
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:

@@ -6,7 +6,7 @@
 between training and validation by hash.
 """
 
-from components.preprocess.index import Index
+from components.preprocess.index import Index, plain_name
 from components.preprocess.labels import Record, Table, base_name, parse_box
 from components.preprocess.params import Preprocess
 from components.preprocess.split import UNDIVIDED
@@ -33,14 +33,14 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     splits: dict[str, str] = {}
     if params.split == "official":
         for file, split in LISTS.items():
-            splits |= dict.fromkeys(tables.lines(tables.find(file)), split)
+            splits |= dict.fromkeys(map(plain_name, tables.lines(tables.find(file))), split)
     for line, row in tables.rows(entries, _COLUMNS):
         named = row["Finding Labels"].split("|")
         check_known(f"{entries} line {line}", named, FINDINGS)
         labels = tuple(float(finding in named) for finding in FINDINGS)
         sex = next((row[column] for column in _SEX_COLUMNS if column in row), "")
         image, patient, view, age = (row[column] for column in ("Image Index", "Patient ID", "View Position", "Patient Age"))
-        tables.add_record(image, Record(line, labels, patient, view, sex, age, splits.get(image, ""), entries))
+        tables.add_record(image, Record(line, labels, patient, view, sex, age, splits.get(plain_name(image), ""), entries))
     if tables.exists(BOXES):
         for line, row in tables.rows(BOXES, _BOX_COLUMNS):
             label = _BOX_NAMES.get(row["Finding Label"], row["Finding Label"])

@@ -34,4 +34,6 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     for line, row in tables.rows(BOXES, _BOX_COLUMNS):
         if row["Target"] == "1":
             tables.add_box(row["patientId"], parse_box(line, OPACITY, [row[name] for name in _BOX_COLUMNS[1:5]], BOXES))
-    return Table(FINDINGS, tables.records, tables.boxes, tables.digests, stem, tuple(FOLDER_SPLITS), FOLDER_SPLITS, complete=False)
+    folders = tuple(FOLDER_SPLITS)
+    records, boxes, digests = tables.records, tables.boxes, tables.digests
+    return Table(FINDINGS, records, boxes, digests, stem, folders, FOLDER_SPLITS, unlabelled=folders[1:], complete=False)

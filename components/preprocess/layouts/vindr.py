@@ -57,20 +57,23 @@ class Opinions:
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     """Reads the tables of either form; raises UserError if one is missing, or has a mistake."""
     tables = Tables(raw, "vindr", index)
+    folders = tuple(FOLDER_SPLITS)
+    unlabelled: tuple[str, ...] = ()
     if tables.exists(PHYSIONET_LABELS[0]):
         findings, opinions = _read_physionet(tables)
         drawn = _read_boxes(tables, [tables.find(PHYSIONET_BOXES[0]), PHYSIONET_BOXES[1]], findings)
     else:
         tables.find(KAGGLE, PHYSIONET_LABELS[0])
         findings, opinions = KAGGLE_FINDINGS, _read_kaggle(tables)
-        drawn = _read_boxes(tables, [KAGGLE], findings)
+        drawn, unlabelled = _read_boxes(tables, [KAGGLE], findings), folders[1:]
     for image, said in opinions.items():
         has = {finding: said.has(finding, params.readers) for finding in findings}
         tables.records[image] = Record(said.line, tuple(map(float, has.values())), "", "", "", "", file=said.file)
         merged = merge_overlapping(box for box in drawn.get(image, ()) if has[box.label])
         if merged:
             tables.boxes[image] = merged
-    return Table(findings, tables.records, tables.boxes, tables.digests, stem, tuple(FOLDER_SPLITS), FOLDER_SPLITS, complete=False)
+    records, boxes, digests = tables.records, tables.boxes, tables.digests
+    return Table(findings, records, boxes, digests, stem, folders, FOLDER_SPLITS, unlabelled=unlabelled, complete=False)
 
 
 def _read_physionet(tables: Tables) -> tuple[tuple[str, ...], dict[str, Opinions]]:

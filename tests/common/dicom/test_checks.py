@@ -61,9 +61,14 @@ FILES: dict[Reason, list[Callable[[], bytes]]] = {
 }
 
 
-@pytest.mark.parametrize(("reason", "index"), [(reason, index) for reason in Reason for index in range(len(FILES[reason]))])
+@pytest.mark.parametrize(("reason", "index"), [(reason, index) for reason in FILES for index in range(len(FILES[reason]))])
 def test_refused_files_and_their_reasons(reason: Reason, index: int) -> None:
     assert judge(FILES[reason][index]()).reason == reason
+
+
+def test_every_reason_is_tested() -> None:
+    elsewhere = {Reason.NOT_A_FILE, Reason.CONFLICTING_UID}  # found by the listing and by the merge
+    assert {*FILES, *elsewhere} == set(Reason)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Files below a local folder, also behind symbolic links."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from components.common.errors import UserError
+
+_SPECIAL = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+_LINKED = "{out}: lies inside {folder}, a linked folder whose files are all read; choose another --out"
+
+
+class Entry(NamedTuple):
+    """A file in a listing."""
+
+    path: str  # path relative to the listed folder, with forward slashes
+    size: int  # number of bytes
+    version: str  # changes with the content: the modification time, or the ETag
+    fault: str = ""  # why it has no content: a link that leads nowhere or back, or neither file nor folder
+
+
+def walk_folder(top: str, apart_from: str = "") -> Iterator[Entry]:
+    """Yields all files below a folder, in no particular order, and what has no content as entries with a fault.
+
+    Links are followed, except those to a folder that they lie in.
+
+    Raises:
+        UserError: a folder cannot be read, or a linked one holds `apart_from`.
+    """
+    holding = _identities(Path(apart_from).resolve(), Path(apart_from).parent.resolve()) if apart_from else set()
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        above: set[tuple[int, int]] = set()
+        try:
+            with os.scandir(Path(top, below)) as found:
+                for entry in found:
+                    path = f"{below}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{path}/")
+                        continue
+                    info, fault = _look_at(entry)
+                    if stat.S_ISDIR(info.st_mode):
+                        above = above or _identities(*_steps(top, below))
+                        if (info.st_dev, info.st_ino) not in above:
+                            if (info.st_dev, info.st_ino) in holding:
+                                raise UserError(_LINKED.format(out=apart_from, folder=Path(top, path)))
+                            pending.append(f"{path}/")
+                            continue
+                        fault = "a link to a folder that it lies in"
+                    yield Entry(path, 0, "", fault) if fault else Entry(path, info.st_size, str(info.st_mtime_ns))
+        except OSError as error:
+            raise UserError(f"{error.filename or Path(top, below)}: cannot be read ({error.strerror})") from None
+
+
+def _look_at(entry: "os.DirEntry[str]") -> tuple[os.stat_result, str]:
+    """Returns the state of what an entry is or links to, and why it has no content; raises OSError if it is no link."""
+    try:
+        info = entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            raise
+        return entry.stat(follow_symlinks=False), f"a link that cannot be followed ({error.strerror})"
+    return info, _SPECIAL.get(stat.S_IFMT(info.st_mode), "")
+
+
+def _steps(top: str, below: str) -> list[Path]:
+    """Returns the real paths of the folders on the way from `top` to `below`."""
+    names = below.split("/")[:-1]
+    return [Path(top, *names[:count]).resolve() for count in range(len(names) + 1)]
+
+
+def _identities(*folders: Path) -> set[tuple[int, int]]:
+    """Identifies folders and those that hold them, as far as they exist, by device and inode."""
+    every = {path for folder in folders for path in (folder, *folder.parents)}
+    return {(info.st_dev, info.st_ino) for info in (path.stat() for path in every if path.exists())}
