@@ -1,5 +1,6 @@
 """Processes parts in this process or in child processes, which import this module: it must not import MLflow (seconds)."""
 
+import logging
 import os
 import threading
 import time
@@ -12,11 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from components.common.errors import UserError
-from components.common.runs import signals
-from components.preprocess import child_process
+from components.common.runs import child_process, signals
 from components.preprocess.part_writer import Stopped, is_done, last_files, process_part
 from components.preprocess.parts import Part
 from components.preprocess.rows import Context
+
+log = logging.getLogger(__name__)
 
 Advance = Callable[[int], object]  # moves the progress bar by a number of files
 
@@ -52,10 +54,45 @@ def workers_of(wanted: int) -> int:
 
 
 def _process_here(context: Context, parts: list[Part], advance: Advance) -> None:
-    with signals.deferred(), suppress(Stopped):
+    with signals.deferred(), suppress(Stopped), _Watchdog() as watchdog:
         for part in parts:
-            process_part(context, part, signals.requested, lambda: advance(1), lambda: None)
+            process_part(context, part, watchdog.begin, lambda: advance(1), watchdog.wait)
     signals.check()
+
+
+def _is_stuck(begun: float) -> bool:
+    """Whether a step of a file that began at this time (monotonic clock; 0: none) takes too long."""
+    return bool(begun) and time.monotonic() - begun > child_process.MAX_SECONDS + _GRACE_SECONDS
+
+
+class _Watchdog:
+    """Ends this process if a step of a file takes too long, since a decoder cannot be interrupted; the next run sets that file aside."""
+
+    def __init__(self) -> None:
+        self._begun = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "_Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def begin(self) -> bool:
+        self._begun = time.monotonic()
+        return signals.requested()
+
+    def wait(self) -> None:
+        self._begun = 0.0
+
+    def _watch(self) -> None:
+        while not self._over.wait(_POLL_SECONDS):
+            if _is_stuck(self._begun):
+                log.error("preprocess: a file takes its decoder too long; run the same command again, which then sets that file aside")
+                os._exit(signals.EXIT_CODE)
 
 
 class _Shared:
@@ -81,8 +118,7 @@ class _Worker:
 
     def kill_if_stuck(self) -> None:
         """Kills the process if a step of a file takes too long; the pool then handles it like any other death."""
-        begun = self._begun.value
-        if begun and time.monotonic() - begun > child_process.MAX_SECONDS + _GRACE_SECONDS:
+        if _is_stuck(self._begun.value):
             self.process.kill()
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ one file at a time would start every other step with cold caches.
 
 import signal
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,8 +24,8 @@ from components.common.dicom.render import Rendered, render
 from components.common.errors import UserError
 from components.common.formats import shards
 from components.common.formats.quarantine import Reason
-from components.common.runs import storage
-from components.preprocess import child_process, deidentify
+from components.common.runs import child_process, storage
+from components.preprocess import deidentify
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.labels import Box, Record, Table
@@ -113,12 +114,13 @@ def _process_group(
     context: Context, files: Iterator[tuple[int, tuple[str, bytes]]], begin: Callable[[int], object], suspects: Container[int]
 ) -> list[Processed]:
     """Processes the next group, in a function of its own so that its memory is free when the next one starts."""
-    group = list(_open_group(context, files, begin, suspects))
-    for step in (_decode, _render, _look_for_text, _pack):
-        for number, work in group:
-            if not work.processed:
-                begin(number)
-                _take(step, context, work)
+    with child_process.limited_memory():
+        group = list(_open_group(context, files, begin, suspects))
+        for step in (_decode, _render, _look_for_text, _pack):
+            for number, work in group:
+                if not work.processed:
+                    begin(number)
+                    _take(step, context, work)
     return [work.processed for _, work in group if work.processed]
 
 
@@ -138,7 +140,10 @@ def _open_group(
 
 def _take(step: Callable[[Context, _Work], None], context: Context, work: _Work) -> None:
     try:
-        step(context, work)
+        try:
+            step(context, work)
+        except MemoryError:
+            raise Refused(Reason.UNREADABLE, "needs more memory than any radiograph") from None
     except Refused as refusal:
         image_id = context.pseudonyms.image(work.uid) if work.uid else None
         work.processed = Processed(None, Note(work.path, work.sha256, image_id, refusal.reason.value, refusal.detail))
@@ -148,7 +153,8 @@ def _process_suspect(context: Context, work: _Work) -> None:
     """Takes all steps in a child process; if that is killed from outside, more memory may be all that the file needs."""
     work.sha256 = storage.digest(work.content)
     try:
-        work.processed = child_process.call(process_file, context, work.path, work.content)
+        with closing(child_process.Child()) as child:
+            work.processed = child.call(process_file, context, work.path, work.content)
     except child_process.NoAnswer as failure:
         if failure.signal == signal.SIGKILL:
             cause = "the process that read it was killed, perhaps for lack of memory; add memory or remove the file"

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from components.common.dicom import recipe
-from components.common.dicom.refusal import Refused
 from components.common.formats.shards import Pixels
+from components.common.runs.child_process import Child, NoAnswer
 from components.common.training.inference import InputImage
+
+_reader = Child()
 
 COLUMN = "dicom"  # column of a data frame with the bytes of files, raw or in base64
 CLIP_PERCENTILE = 99.0
@@ -90,11 +92,15 @@ def _check(image: Pixels, size: int, bits: int) -> InputImage:
 
 
 def _read_file(content: bytes, number: int, size: int, bits: int, preprocessing: dict[str, Any]) -> InputImage:
-    """Reads a file as preprocess does."""
+    """Reads a file as preprocess does, in another process, which can be ended."""
+    views, percentile = tuple(preprocessing.get("views", VIEWS)), preprocessing.get("clip_percentile", CLIP_PERCENTILE)
+    body_parts = tuple(preprocessing.get("body_parts", ()))
     try:
-        views, percentile = tuple(preprocessing.get("views", VIEWS)), preprocessing.get("clip_percentile", CLIP_PERCENTILE)
-        body_parts = tuple(preprocessing.get("body_parts", ()))
-        rendered, header = recipe.read(content, views=views, body_parts=body_parts, size=size, bits=bits, percentile=percentile)
-        return InputImage(rendered.pixels, header.height, header.width)
-    except Refused as refusal:
-        raise ValueError(f"input {number}: {refusal.reason.value} ({refusal.detail})") from None
+        found = _reader.call(recipe.read, content, views=views, body_parts=body_parts, size=size, bits=bits, percentile=percentile)
+    except NoAnswer as failure:
+        found = f"unreadable ({'takes the decoder too long' if failure.signal is None else 'crashes the decoder'})"
+    except MemoryError:
+        found = "unreadable (needs more memory than any radiograph)"
+    if isinstance(found, str):
+        raise ValueError(f"input {number}: {found}")
+    return InputImage(*found)

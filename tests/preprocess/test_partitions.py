@@ -124,7 +124,8 @@ def test_tables_on_disk_are_those_in_memory(tmp_path: Path, raw: Path) -> None:
 FAILING = """
 import os, signal, time
 from components.common.dicom import dicom_file
-from components.preprocess import child_process, pool
+from components.common.runs import child_process
+from components.preprocess import pool
 from components.common.dicom.elements import text
 _prepare = dicom_file.prepare
 
@@ -164,3 +165,17 @@ def test_files_that_crash_or_hang_their_decoder_are_quarantined(tmp_path: Path, 
     quarantine = pq.read_table(tmp_path / "shards" / "quarantine.parquet").to_pylist()
     assert quarantine == [{"path": f"bad{n}.dcm", "reason": "unreadable", "detail": detail} for n in range(2)]
     assert len(rows_of(tmp_path / "shards")) == 12
+
+
+@pytest.mark.slow
+def test_with_one_worker_a_file_that_hangs_its_decoder_is_set_aside_by_the_next_run(tmp_path: Path) -> None:
+    write(tmp_path / "raw" / "good.dcm")
+    write(tmp_path / "raw" / "bad.dcm", PatientComments="hang the decoder")
+    (tmp_path / "sitecustomize.py").write_text(FAILING.format(seconds=12))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    command = [sys.executable, "-m", "components", *arguments(tmp_path, "workers=1", "parts=1")]
+    stuck, done = (subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path) for _ in range(2))
+    assert stuck.returncode == 75 and "run the same command again" in stuck.stderr
+    assert done.returncode == 0, done.stderr
+    (refused,) = pq.read_table(tmp_path / "shards" / "quarantine.parquet").to_pylist()
+    assert refused == {"path": "bad.dcm", "reason": "unreadable", "detail": "takes the decoder too long"}

@@ -79,6 +79,15 @@ def test_the_clock_stands_still_while_a_file_is_fetched(tmp_path: Path, monkeypa
     assert [note.path for note in part_writer.read_notes(tmp_path, this)] == [name for name, _ in FILES]
 
 
+def test_a_file_that_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(rows, "render", hungry)
+    note = process_file(CONTEXT, *FILES[0]).note
+    assert (note.reason, note.detail) == ("unreadable", "needs more memory than any radiograph")
+
+
 def test_a_crash_is_attributed_to_the_file_begun_last(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare, begun = dicom_file.prepare, list[int]()
 

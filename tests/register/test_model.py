@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pandas as pd
 import pytest
 
 from components.common.formats.shards import decode
-from components.common.runs import tracking  # noqa: F401 - quiets MLflow
+from components.common.runs import child_process, tracking  # noqa: F401 - quiets MLflow
 from components.params import Params
 from components.preprocess import run as preprocess
+from components.register import inputs
 from components.register.packing import example, pack
 from components.simulate import run as simulate
+from tests.common.dicom.phantoms import dataset, picture, to_bytes
 from tests.register import folders
 
 # Runs without the repository or the current folder on sys.path.
@@ -29,6 +32,11 @@ import components.common.training.backbones
 print(components.common.training.backbones.__file__)
 """
 CARD = "# A card\n"
+HANGING = """
+import os, time
+from components.common.dicom import dicom_file
+dicom_file.prepare = lambda elements, header: time.sleep(3600) if header.body_part == "CHEST 1" else os.abort()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +183,19 @@ def test_other_input_is_refused(model: Any, given: Any, part: str) -> None:
 def test_example_fits_small_models_and_16_bits() -> None:
     assert example(16, 16).shape == (1, 16, 16)
     assert (example(16, 16).min(), example(16, 16).max(), example(16, 16).dtype) == (0, 65535, np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("body_part", "expected"),
+    [pytest.param("CHEST 1", "takes the decoder too long", marks=pytest.mark.slow), ("CHEST 2", "crashes the decoder")],
+)
+def test_a_file_that_hangs_or_crashes_its_decoder_does_not_take_the_server_along(
+    body_part: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(child_process, "MAX_SECONDS", 10)
+    with closing(child_process.Child()) as reader:
+        monkeypatch.setattr(inputs, "_reader", reader)
+        with pytest.raises(ValueError, match=rf"input 0: unreadable \({expected}\)"):
+            inputs.images(to_bytes(dataset(picture(), BodyPartExamined=body_part)), 64, 8, {})

@@ -12,8 +12,10 @@ from components.common.dicom.checks import check_header, check_size
 from components.common.dicom.grayscale import Decoded
 from components.common.dicom.header import Header
 from components.common.dicom.refusal import Refused
-from components.common.dicom.render import Rendered, render
+from components.common.dicom.render import GrayImage, render
 from components.common.formats.quarantine import Reason
+
+Image = tuple[GrayImage, int, int]  # pixels, and height and width in the file
 
 MAX_FILE_BYTES = 512 * 2**20
 
@@ -54,9 +56,14 @@ def prepare(file: OpenFile, views: tuple[str, ...], view: str, body_parts: tuple
     return decode_and_check
 
 
-def read(
-    content: bytes, *, views: tuple[str, ...], body_parts: tuple[str, ...], size: int, bits: int, percentile: float
-) -> tuple[Rendered, Header]:
-    """Takes all steps at once, with the parameters of `prepare` and `render.render`; raises Refused if one fails."""
-    file = open_file(content)
-    return render(prepare(file, views, file.header.view, body_parts)(), size, bits, percentile), file.header
+def read(content: bytes, *, views: tuple[str, ...], body_parts: tuple[str, ...], size: int, bits: int, percentile: float) -> Image | str:
+    """Takes all steps at once, with the parameters of `prepare` and `render.render`; returns why the file is refused if one fails.
+
+    The result holds plain values only, so that it can be sent between processes that import this package from different places.
+    """
+    try:
+        file = open_file(content)
+        pixels, _ = render(prepare(file, views, file.header.view, body_parts)(), size, bits, percentile)
+    except Refused as refusal:
+        return f"{refusal.reason.value} ({refusal.detail})"
+    return pixels, file.header.height, file.header.width

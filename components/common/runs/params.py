@@ -39,8 +39,8 @@ class Runtime(Section):
     """How the work of all stages is done. Nothing here changes what comes out, so that a change reruns nothing."""
 
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes of `preprocess`. 0: one per core. 1: the stage's own process; a file that crashes its decoder then ends the run, and
-    the next run sets that file aside. The shards do not depend on it."""
+    """Processes of `preprocess`. 0: one per core. 1: the stage's own process; a file that crashes its decoder or takes it too
+    long then ends the run, and the next run sets that file aside. The shards do not depend on it."""
     max_quarantined: Fraction = 0.2
     """`preprocess` fails when a larger fraction of the files is quarantined."""
     checkpoint_minutes: NonNegative = 10.0
