@@ -63,7 +63,7 @@ def read(content: bytes, *, views: tuple[str, ...], body_parts: tuple[str, ...],
     """
     try:
         file = open_file(content)
-        pixels, _ = render(prepare(file, views, file.header.view, body_parts)(), size, bits, percentile)
+        pixels = render(prepare(file, views, file.header.view, body_parts)(), size, bits, percentile).pixels
     except Refused as refusal:
         return f"{refusal.reason.value} ({refusal.detail})"
     return pixels, file.header.height, file.header.width
