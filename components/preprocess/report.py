@@ -20,7 +20,16 @@ from components.common.formats.shards import SPLITS, Pixels
 from components.common.html import page
 from components.common.html.charts import UNIT, Axis, Chart, Line, nice_axis
 from components.common.html.numbers import plural
-from components.preprocess.report_statistics import EXTREMES, KINDS, TEXT_SUSPECTED, UNKNOWN, ExtremeImage, ReportStatistics, load_pixels
+from components.preprocess.report_statistics import (
+    EXTREMES,
+    FEW_LEVELS,
+    KINDS,
+    TEXT_SUSPECTED,
+    UNKNOWN,
+    ExtremeImage,
+    ReportStatistics,
+    load_pixels,
+)
 from components.preprocess.rows import BINS
 
 MIN_POSITIVES = 5  # per finding and split; the report warns of fewer, since metrics on them say little
@@ -93,6 +102,7 @@ def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[s
         shortages=_shortages(manifest),
         mostly_unknown=_mostly_unknown(counts),
         min_positives=MIN_POSITIVES,
+        few_levels=FEW_LEVELS,
         prevalence=_prevalence(manifest),
         box_labels=sorted({name for split in SPLITS for name in counts["boxes"][split]}),
         kinds=TITLES,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from components.common.formats import shards
+from components.common.html.numbers import plural
 from components.preprocess.deidentify import MAX_AGE
 from components.preprocess.rows import BINS, Note
 
@@ -27,6 +28,7 @@ TEXT_SUSPECTED = "text_suspected.csv"
 KINDS = ("view", "sex", "manufacturer", "age_band")
 UNKNOWN = "unknown"
 SHOWN = 6  # number of images per kind of extreme
+FEW_LEVELS = 64  # fewer gray levels are worth a look: 718 real radiographs of three data sets all have more than 120
 NARROW = 1.3  # minimum ratio of the longer to the shorter side of a narrow image
 _BAND = 10
 MAX_VALUES = 200  # maximum number of distinct values per kind; free text could have any number
@@ -41,6 +43,7 @@ class ImageStatistics(NamedTuple):
     std: float
     height: int  # height of the source, in pixels
     width: int
+    levels: int  # number of gray levels of all but the darkest and the brightest hundredth of its pixels
 
     @property
     def aspect(self) -> float:
@@ -61,6 +64,11 @@ EXTREMES = (
     Extreme("brightest", lambda image: -image.mean, lambda image: f"mean {image.mean:.3f}"),
     Extreme("lowest contrast", lambda image: image.std, lambda image: f"SD {image.std:.3f}"),
     Extreme("highest contrast", lambda image: -image.std, lambda image: f"SD {image.std:.3f}"),
+    Extreme(
+        "fewest gray levels",
+        lambda image: image.levels if image.levels < FEW_LEVELS else math.inf,
+        lambda image: plural(image.levels, "gray level"),
+    ),
     Extreme("smallest source", lambda image: image.height * image.width, lambda image: f"{image.width} × {image.height} pixels"),
     Extreme(
         "narrowest",
@@ -90,6 +98,8 @@ class ReportStatistics:
     """Kind -> split -> value -> number of rows."""
     histograms: dict[str, Any] = field(default_factory=lambda: {split: np.zeros(BINS, np.int64) for split in shards.SPLITS})
     """Split -> number of pixels by brightness (BINS,)."""
+    few_levels: Counter[str] = field(default_factory=Counter)
+    """Split -> number of images with fewer than FEW_LEVELS gray levels."""
     text_suspected: Counter[str] = field(default_factory=Counter)
     text_rows: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="ascii", newline=""))  # noqa: SIM115
     """The rows with suspected text as lines of CSV, on disk since there can be many."""
@@ -103,6 +113,7 @@ class ReportStatistics:
         for kind, value in known.items():
             self._count(self.values[kind][split], value or UNKNOWN)
         self.histograms[split] += np.array(note.histogram, np.int64)
+        self.few_levels[split] += note.levels < FEW_LEVELS
         if note.text:
             self.text_suspected[split] += 1
             self.text_rows.write(f"{row['image_id']},{split},{part}\n")
@@ -110,9 +121,10 @@ class ReportStatistics:
             self._keep_if_extreme(_measure(row, note), part, index)
 
     def counts(self) -> dict[str, Any]:
-        """Returns entries of the manifest: kind -> split -> value -> number of rows, and the rows with suspected text."""
+        """Returns entries of the manifest: kind -> split -> value -> number of rows, and rows with few gray levels or suspected text."""
         tables = {kind: {split: dict(sorted(counter.items())) for split, counter in splits.items()} for kind, splits in self.values.items()}
-        return {**tables, "text_suspected": {split: self.text_suspected[split] for split in shards.SPLITS}}
+        few = {"few_gray_levels": self.few_levels, "text_suspected": self.text_suspected}
+        return {**tables, **{name: {split: counter[split] for split in shards.SPLITS} for name, counter in few.items()}}
 
     def write_text_suspected(self, path: Path) -> None:
         """Writes the list of rows with suspected text: image_id, split and part."""
@@ -157,4 +169,4 @@ def _measure(row: Mapping[str, Any], note: Note) -> ImageStatistics:
     count, total, squares = note.sums
     full = 2 ** row["bits"] - 1
     std = math.sqrt(squares * count - total**2) / count / full
-    return ImageStatistics(row["image_id"], total / count / full, std, row["source_height"], row["source_width"])
+    return ImageStatistics(row["image_id"], total / count / full, std, row["source_height"], row["source_width"], note.levels)

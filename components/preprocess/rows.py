@@ -54,6 +54,7 @@ class Note:
     sums: tuple[int, int, int] = (0, 0, 0)  # number of pixels of the row's image, their sum, and the sum of their squares
     histogram: tuple[int, ...] = ()  # number of pixels in BINS equal bins of brightness
     text: bool = False  # whether there seems to be text near the border
+    levels: int = 0  # number of gray levels of the row's image, as `Rendered` counts them
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ def _pack(context: Context, work: _Work) -> None:
             sums=sums,
             histogram=histogram,
             text=work.has_text,
+            levels=work.rendered.levels,
         ),
     )
 

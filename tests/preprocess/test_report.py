@@ -114,6 +114,22 @@ def test_the_contact_sheet_shows_the_extremes_with_their_ids(made: Path) -> None
         assert np.abs(decoded / 255 - images[expected[0]]).mean() < 0.02
 
 
+@pytest.mark.parametrize("size", [60, 30])
+def test_images_with_few_gray_levels_are_counted_and_shown(size: int, tmp_path: Path) -> None:
+    """Resizing blends the levels, but what was lost stays lost."""
+    raw = tmp_path / "raw"
+    images = [picture(60, 48, 12) // step * step for step in (1, 1, 256, 1000)]
+    for index, pixels in enumerate(images):
+        write(raw / f"{index}.dcm", pixels, bits=12, PatientID=f"MRN{index}")
+    middle = [np.unique(np.clip(pixels, *np.percentile(pixels, [1, 99]))).size for pixels in images]
+    assert main(arguments(tmp_path, f"size={size}", "val_fraction=0", "test_fraction=0")) == 0
+    counts, content = manifest_of(tmp_path / "shards")["counts"], (tmp_path / "shards" / "report.html").read_text()
+    assert counts["few_gray_levels"] == {"train": 2, "val": 0, "test": 0}
+    section = content.split('<h3 class="group">Fewest gray levels</h3>')[1].split("<h3")[0]
+    assert re.findall(r"<figcaption>(\d+) gray levels<code>", section) == [str(middle[3]), str(middle[2])]
+    assert "2 images have fewer than 64 gray levels." in Page(content).text
+
+
 def test_quarantined_files_are_counted_and_never_shown_or_named(made: Path) -> None:
     content = (made / "report.html").read_text()
     assert "wrong_body_part" in content and "not_dicom" in content
@@ -160,6 +176,7 @@ def test_an_empty_split_and_missing_labels_are_warned_of(made: Path) -> None:
 
 def test_no_warnings_no_list(made: Path) -> None:
     manifest = manifest_of(made)
+    manifest["counts"]["few_gray_levels"] = {"train": 0}
     for labels in manifest["counts"]["labels"].values():
         for counts in labels.values():
             counts.update(positive=5, negative=5)
