@@ -34,7 +34,7 @@ class Preprocess(Section):
     readers: Literal["majority", "any"] = "majority"
     """How the opinions of several readers become one label (layout vindr): more than half of them, or at least one, saw the finding."""
     size: Annotated[int, Field(ge=16, le=4096)] = 512
-    """Longer side of a stored image, in pixels; the aspect ratio is kept."""
+    """Longer side of a stored image, in pixels; the aspect ratio of the anatomy is kept, also if the pixels of a file are not square."""
     bits: Literal[8, 16] = 8
     """Bits per stored pixel."""
     clip_percentile: Annotated[float, Field(gt=0, le=100)] = 99.0

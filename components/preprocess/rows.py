@@ -178,7 +178,8 @@ def _decode(context: Context, work: _Work) -> None:
 
 
 def _render(context: Context, work: _Work) -> None:
-    work.rendered = render(work.decoded, context.params.size, context.params.bits, context.params.clip_percentile)
+    params = context.params
+    work.rendered = render(work.decoded, params.size, params.bits, params.clip_percentile, work.header.pixel_aspect)
 
 
 def _look_for_text(context: Context, work: _Work) -> None:

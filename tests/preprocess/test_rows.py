@@ -10,7 +10,7 @@ from components.common.dicom import dicom_file
 from components.preprocess import part_writer, rows
 from components.preprocess.deidentify import Pseudonyms
 from components.preprocess.index import File, Index
-from components.preprocess.labels import Table
+from components.preprocess.labels import Box, Table
 from components.preprocess.params import Preprocess
 from components.preprocess.rows import Context, process_file, process_files
 from tests.common.dicom.phantoms import dataset, picture, to_bytes
@@ -77,6 +77,14 @@ def test_the_clock_stands_still_while_a_file_is_fetched(tmp_path: Path, monkeypa
     part_writer.process_part(dataclasses.replace(CONTEXT, folder=tmp_path), this, step, stand, stand)
     assert seen == [False] * len(FILES)
     assert [note.path for note in part_writer.read_notes(tmp_path, this)] == [name for name, _ in FILES]
+
+
+def test_boxes_follow_pixels_that_are_not_square() -> None:
+    boxes = {"a": [Box(2, "Mass", 12, 15, 24, 30)]}
+    context = dataclasses.replace(CONTEXT, table=Table(boxes=boxes), params=Preprocess(size=120))
+    row = process_file(context, "a", to_bytes(dataset(picture(60, 48), PixelSpacing=["0.2", "0.1"]))).row
+    assert row and (row["height"], row["width"], row["source_height"], row["source_width"]) == (120, 48, 60, 48)
+    assert row["boxes"] == [{"label": "Mass", "x": 12, "y": 30, "width": 24, "height": 60}]
 
 
 def test_a_file_that_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

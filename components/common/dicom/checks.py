@@ -57,11 +57,13 @@ def check_header(header: Header, views: tuple[str, ...], view: str, body_parts: 
         raise Refused(Reason.BURNED_IN_TEXT, "Burned In Annotation is YES")
 
 
-def check_size(height: int, width: int) -> None:
-    """Raises Refused if an image, in pixels, is too small, too large or too narrow for a chest radiograph."""
+def check_size(height: int, width: int, pixel_aspect: float = 1.0) -> None:
+    """Raises Refused if an image, in pixels of this height over width, is too small, too large or too narrow for a chest radiograph."""
     shorter, longer = sorted((height, width))
-    if shorter < MIN_SIDE or longer > MAX_SIDE or longer > MAX_ASPECT * shorter or height * width > MAX_PIXELS:
-        raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels")
+    narrowness = max(height * pixel_aspect / width, width / (height * pixel_aspect)) if shorter else MAX_ASPECT
+    if shorter < MIN_SIDE or longer > MAX_SIDE or narrowness > MAX_ASPECT or height * width > MAX_PIXELS:
+        shape = "" if pixel_aspect == 1 else f" with a height of {pixel_aspect:.3g} widths"
+        raise Refused(Reason.IMPLAUSIBLE_SIZE, f"{height} x {width} pixels{shape}")
 
 
 def check_decodable_size(height: int, width: int) -> None:

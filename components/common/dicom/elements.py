@@ -4,6 +4,7 @@ Nearly all files are written plainly: known VRs, lengths that fit, no sequence o
 file into its elements; pydicom parses all others, and converts every value that is not plain text or a number.
 """
 
+import math
 import struct
 from collections.abc import Callable, Container, Iterator
 from functools import cache, cached_property
@@ -161,6 +162,17 @@ def integer(elements: Elements, keyword: str, default: int) -> int:
             return int.from_bytes(raw, "little" if elements.is_little_endian else "big", signed=vr == "SS") if raw else default
     value = elements.convert(keyword)
     return default if value is None or value == "" else int(value)
+
+
+def pair(elements: Elements, keyword: str) -> tuple[float, float]:
+    """Returns two numbers; NaN without exactly two finite ones."""
+    found = elements.find(keyword)
+    value = found.value if found is not None else b""
+    try:
+        first, second = (float(text) for text in (value.decode("latin-1").split("\\") if isinstance(value, bytes) else value))
+    except (TypeError, ValueError):
+        return math.nan, math.nan
+    return (first, second) if math.isfinite(first) and math.isfinite(second) else (math.nan, math.nan)
 
 
 def is_empty(elements: Elements, keyword: str) -> bool:

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
-from components.common.dicom.elements import Elements, integer, pixel_data, text
+from components.common.dicom.elements import Elements, integer, pair, pixel_data, text
 from components.common.dicom.manufacturer import read_manufacturer
 from components.common.dicom.views import read_view
 
 PHOTOMETRICS = MONOCHROME1, MONOCHROME2 = ("MONOCHROME1", "MONOCHROME2")
+
+_PIXEL_SHAPES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+"""Distance of rows and distance of columns, in mm (PS3.3 10.7.1.3), and their ratio, which stands in if they are missing (C.7.6.3.1.7)."""
+_ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Header:
     synthetic: bool = False
     has_pixels: bool = True
     samples: int = 1
+    pixel_aspect: float = 1.0  # height of a pixel over its width
 
 
 def read_header(elements: Elements, transfer_syntax: str) -> Header:
@@ -59,9 +64,19 @@ def read_header(elements: Elements, transfer_syntax: str) -> Header:
         synthetic=text(elements, "SyntheticData").upper() == "YES",
         has_pixels=bool(pixel_data(elements)),
         samples=integer(elements, "SamplesPerPixel", 1),
+        pixel_aspect=_read_pixel_aspect(elements),
         height=integer(elements, "Rows", 0),
         width=integer(elements, "Columns", 0),
     )
+
+
+def _read_pixel_aspect(elements: Elements) -> float:
+    """Returns the height of a pixel over its width, by the first valid attribute; 1 if there is none, or they differ by rounding only."""
+    for keyword in _PIXEL_SHAPES:
+        height, width = pair(elements, keyword)
+        if height > 0 and width > 0:
+            return height / width if abs(height / width - 1) > _ROUNDING else 1.0
+    return 1.0
 
 
 def _in_utf8(code: str) -> str:

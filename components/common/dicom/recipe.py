@@ -50,7 +50,7 @@ def prepare(file: OpenFile, views: tuple[str, ...], view: str, body_parts: tuple
 
     def decode_and_check() -> Decoded:
         decoded = decode()
-        check_size(*decoded.words.shape)
+        check_size(decoded.words.shape[0], decoded.words.shape[1], file.header.pixel_aspect)
         return decoded
 
     return decode_and_check
@@ -63,7 +63,8 @@ def read(content: bytes, *, views: tuple[str, ...], body_parts: tuple[str, ...],
     """
     try:
         file = open_file(content)
-        pixels = render(prepare(file, views, file.header.view, body_parts)(), size, bits, percentile).pixels
+        decoded = prepare(file, views, file.header.view, body_parts)()
+        pixels = render(decoded, size, bits, percentile, file.header.pixel_aspect).pixels
     except Refused as refusal:
         return f"{refusal.reason.value} ({refusal.detail})"
     return pixels, file.header.height, file.header.width

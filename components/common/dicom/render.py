@@ -27,11 +27,12 @@ class Rendered(NamedTuple):
     levels: int  # number of gray levels between the 1st and the 99th percentile, before resizing
 
 
-def render(decoded: Decoded, size: int, bits: int, percentile: float) -> Rendered:
+def render(decoded: Decoded, size: int, bits: int, percentile: float, pixel_aspect: float = 1.0) -> Rendered:
     """Clips brightness to [0, percentile], scales it to the full range, and resizes the image; raises Refused if it is blank.
 
     `size` is the longer side of the result in pixels, `bits` (8 or 16) is the depth of its pixels. The percentile is of the pixels that are
-    not padding, interpolated like numpy.percentile.
+    not padding, interpolated like numpy.percentile. `pixel_aspect` is the height of a pixel of the file over its width; those of the result
+    are square.
     """
     words, grayscale = decoded
     counts = histogram(words, grayscale.word.used_bits(words))
@@ -43,8 +44,8 @@ def render(decoded: Decoded, size: int, bits: int, percentile: float) -> Rendere
     dtype = np.dtype(np.uint8 if bits == 8 else np.uint16)
     values = np.rint(scaled).astype(dtype)
     levels = int(np.count_nonzero(np.bincount(values[middle])))
-    if max(words.shape) != size:
-        resized = resize(_look_up(words, present, scaled, np.dtype(np.float32)), size)
+    if resized_shape(words.shape[0], words.shape[1], size, pixel_aspect) != words.shape:
+        resized = resize(_look_up(words, present, scaled, np.dtype(np.float32)), size, pixel_aspect)
         image = np.clip(np.rint(resized), 0, 2**bits - 1).astype(dtype)
         return Rendered(image, histogram(image, bits), levels)
     # The histogram follows from that of the words: no need to count the pixels again.
@@ -69,17 +70,21 @@ def _brightness(
     return np.clip(brightness, 0, upper) / upper, (brightness >= first) & (brightness <= last)
 
 
-def resize(image: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
-    """Resizes (H, W) to (H', W') with max(H', W') = size, keeping the aspect ratio: by area to shrink, linearly to enlarge."""
-    height, width = resized_shape(image.shape[0], image.shape[1], size)
-    method = cv2.INTER_AREA if max(image.shape) > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.float32)
+def resize(image: npt.NDArray[np.float32], size: int, pixel_aspect: float = 1.0) -> npt.NDArray[np.float32]:
+    """Resizes (H, W) to (H', W') with max(H', W') = size, keeping the aspect ratio: by area to shrink, then linearly to enlarge."""
+    height, width = resized_shape(image.shape[0], image.shape[1], size, pixel_aspect)
+    smaller = min(height, image.shape[0]), min(width, image.shape[1])
+    for shape, method in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+        if image.shape != shape:
+            image = np.asarray(cv2.resize(image, shape[::-1], interpolation=method), np.float32)
+    return image
 
 
-def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns height and width of an image after its longer side has become `size`."""
-    longer = max(height, width)
-    return max(1, round(height * size / longer)), max(1, round(width * size / longer))
+def resized_shape(height: int, width: int, size: int, pixel_aspect: float = 1.0) -> tuple[int, int]:
+    """Returns height and width of an image after its longer side has become `size`, and its pixels square."""
+    tall = height * pixel_aspect
+    longer = max(tall, width)
+    return max(1, round(tall * size / longer)), max(1, round(width * size / longer))
 
 
 def histogram(image: npt.NDArray[Any], bits: int) -> npt.NDArray[np.int64]:

@@ -56,7 +56,11 @@ FILES: dict[Reason, list[Callable[[], bytes]]] = {
     Reason.UNSUPPORTED_PHOTOMETRIC: [rgb, lambda: chest(PhotometricInterpretation="PALETTE COLOR")],
     Reason.BURNED_IN_TEXT: [lambda: chest(BurnedInAnnotation="YES")],
     Reason.UNREADABLE: [lambda: chest()[:-500], lambda: chest(Rows=600)],
-    Reason.IMPLAUSIBLE_SIZE: [lambda: to_bytes(dataset(picture(20, 20))), lambda: to_bytes(dataset(picture(200, 40)))],
+    Reason.IMPLAUSIBLE_SIZE: [
+        lambda: to_bytes(dataset(picture(20, 20))),
+        lambda: to_bytes(dataset(picture(200, 40))),
+        lambda: chest(PixelAspectRatio=["10", "1"]),
+    ],
     Reason.BLANK_IMAGE: [lambda: to_bytes(dataset(np.zeros((60, 48), "u1"))), lambda: to_bytes(dataset(np.full((60, 48), 9, "u1")))],
 }
 
@@ -90,6 +94,7 @@ def test_every_reason_is_tested() -> None:
         {"ViewPosition": "PORTABLE"},
         {"NumberOfFrames": 0},
         {"NumberOfFrames": 1},
+        {"PixelAspectRatio": ["2", "1"]},
         {"BurnedInAnnotation": "NO"},
         {"SOPInstanceUID": None, "StudyInstanceUID": None, "PatientID": None},
     ],

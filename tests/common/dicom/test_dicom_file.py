@@ -288,6 +288,42 @@ def test_resizing_keeps_the_aspect(shape: tuple[int, int], size: int, expected: 
     assert image.max() <= 255
 
 
+def shown(pixels: Array, size: int, **elements: Any) -> Array:
+    parsed, header = dicom_file.open_file(to_bytes(dataset(pixels, **elements)))
+    return rendered(dicom_file.prepare(parsed, header)(), size, 8, 99.0, header.pixel_aspect).pixels
+
+
+@pytest.mark.parametrize(
+    ("elements", "aspect"),
+    [
+        ({"PixelSpacing": ["0.2", "0.1"]}, 2),
+        ({"ImagerPixelSpacing": ["0.1", "0.2"]}, 0.5),
+        ({"NominalScannedPixelSpacing": ["0.3", "0.2"]}, 1.5),
+        ({"PixelAspectRatio": ["5", "4"]}, 1.25),
+        ({"PixelSpacing": ["0.143", "0.143"], "PixelAspectRatio": ["2", "1"]}, 1),
+        ({"PixelSpacing": ["0", "0"], "PixelAspectRatio": ["2", "1"]}, 2),
+        ({"PixelSpacing": ["0.1429", "0.143"]}, 1),
+        ({"PixelSpacing": "0.2"}, 1),
+        ({"PixelAspectRatio": ["-2", "1"]}, 1),
+        ({"PixelSpacing": None}, 1),
+        ({"PixelSpacing": ["0.2", "0.1"], "SpecificCharacterSet": "ISO_IR 101"}, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [200, 64, 500])
+def test_pixels_that_are_not_square_become_square(elements: dict[str, Any], aspect: float, size: int) -> None:
+    """A disc of anatomy is a disc in the image: its height is its width."""
+    y, x = np.mgrid[0:200, 0:160]
+    height, width = 200 * aspect, 160
+    disc = ((y + 0.5) * aspect - height / 2) ** 2 + (x + 0.5 - width / 2) ** 2 < 40**2
+    image = shown(np.where(disc, 200, 20).astype("u1"), size, **elements)
+    longer = max(height, width)
+    assert image.shape == (round(height * size / longer), round(width * size / longer))
+    inside = image > image.mean()
+    assert inside.any(1).sum() == pytest.approx(80 * size / longer, abs=2 + 2 * size / longer)
+    assert inside.any(0).sum() == pytest.approx(80 * size / longer, abs=2 + 2 * size / longer)
+
+
 @pytest.mark.parametrize(
     ("elements", "detail"),
     [
