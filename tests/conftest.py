@@ -54,11 +54,14 @@ def heads(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> "H
 def make_shards(tmp_path: Path) -> MakeShards:
     """Returns a function that writes shards of 32 x 24 px (H x W) images whose findings `Left` and `Right` are bright spots."""
 
-    def make(name: str = "shards", images: int = 60, parts: int = 2, group: int = 7, seed: int = 0, bits: int = 8) -> str:
+    def make(
+        name: str = "shards", images: int = 60, parts: int = 2, group: int = 7, seed: int = 0, bits: int = 8, without: str = ""
+    ) -> str:
         rng = np.random.default_rng(seed)
         folder = tmp_path / name
         folder.mkdir()
         rows = [_row(rng, index, bits) for index in range(images)]
+        rows = [row for row in rows if row["split"] != without]
         described = []
         for part in range(parts):
             path = folder / f"part-{part:05d}.parquet"

@@ -24,7 +24,7 @@ from components.common.runs.stage_run import StageRun, stage_run
 from components.common.statistics.calibration import fit_temperature, negative_log_likelihood
 from components.common.training import checkpoints, loop
 from components.common.training.inference import write_model
-from components.common.training.reader import Reader
+from components.common.training.reader import Reader, require_splits
 
 Array = npt.NDArray[np.float32]
 
@@ -36,6 +36,7 @@ def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, back
     opened = open_shards(shards)
     if not opened.findings:
         raise UserError(f"{', '.join(shards)}: the shards have no findings; put a {LABELS} into the raw folder and run preprocess again")
+    require_splits(opened)
     classification = MODES[params.mode](params, opened, backbone)
     if classification.batch_size < params.batch_size:
         log.warning("classify: batches of %d images, since there are no more training images", classification.batch_size)

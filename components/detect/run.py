@@ -13,7 +13,7 @@ from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.training import checkpoints, loop
 from components.common.training.inference import write_model
-from components.common.training.reader import Reader
+from components.common.training.reader import Reader, require_splits
 from components.detect import annotations, figures, network
 from components.detect.params import Detect
 from components.detect.predictions import box_columns, compared, operating_threshold
@@ -22,7 +22,9 @@ from components.detect.training import Detection
 
 def run(*, shards: list[str], out: str, params: Detect, runtime: Runtime, backbone: str | None = None) -> None:
     """Trains a detector of the classes that have boxes, on a backbone of pretrain or from random weights."""
-    detection = Detection(params, open_shards(shards), backbone)
+    opened = open_shards(shards)
+    require_splits(opened)
+    detection = Detection(params, opened, backbone)
     with stage_run("detect", out, params, detection.inputs, runtime=runtime, upstream=detection.upstream) as job:
         history = loop.Trainer(detection, "detect", job.folder, params.epochs, runtime).run(job.log)
         finish(detection, job)

@@ -56,7 +56,8 @@ class Detection(loop.Trainable):
             raise UserError("detect: no image of the train split is known for all classes; add labels, or name classes in detect.classes")
         rows = labelled_rows(patients, present, self.params.label_fraction, self.params.seed)
         if len(rows) < 2 or not np.nansum(present[rows]):
-            raise UserError(f"detect.label_fraction: {self.params.label_fraction:g} leaves no boxes or only one training image; raise it")
+            found = f"detect.label_fraction: {self.params.label_fraction:g} leaves no boxes or only one training image"
+            raise UserError(f"{found}; raise it or add patients with boxes")
         return rows
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:

@@ -69,7 +69,9 @@ def _check_rows(table: pa.Table, source: str) -> None:
             f"{source}: {shared} {plural} in both val and test, so the test split is leaked; run preprocess and this stage again"
         )
     if not patients["test"]:
-        raise UserError(f"{source}: the test split is empty; raise preprocess.test_fraction or add patients")
+        raise UserError(
+            f"{source}: the test split is empty; add patients or raise preprocess.test_fraction, and run preprocess and this stage again"
+        )
 
 
 def _figures(folder: str) -> dict[str, bytes]:

@@ -65,7 +65,7 @@ def open_inputs(params: Invert, shards: Shards, folders: InputFolders) -> Inputs
     train, val, test = (Reader(shards, split, META) for split in ("train", "val", "test"))
     for name in ("batch_size",) if generator else ("gan_batch_size", "batch_size"):
         if len(train) < (asked := getattr(params, name)):
-            raise UserError(f"invert.{name}: {asked}, but the train split has {len(train)} images; lower it")
+            raise UserError(f"invert.{name}: {asked}, but the train split has {len(train)} images; lower it or add patients")
     resnet, mean, std, digests, upstream = backbones.start(used.backbone, params.arch, shards)
     _add_lineage(used, digests, upstream)
 

@@ -181,7 +181,7 @@ def _check(params: Pretrain, images: int) -> None:
     """Raises UserError if the parameters do not fit the number of images or of processes."""
     ranks = processes.world_size()
     if images < params.batch_size:
-        raise UserError(f"pretrain.batch_size: {params.batch_size}, but the train split has {images} images; lower it")
+        raise UserError(f"pretrain.batch_size: {params.batch_size}, but the train split has {images} images; lower it or add patients")
     name = "shuffle_groups" if params.batch_norm == "shuffle" else "batch_size"
     if getattr(params, name) % (ranks * params.accumulate) or params.batch_size % ranks:
         divisor = f"{ranks} processes" + (f" times pretrain.accumulate ({params.accumulate})" if params.accumulate > 1 else "")

@@ -18,6 +18,7 @@ from components.common.formats.shards import decode, square
 from components.common.runs import signals
 from components.common.runs.shards import open_shards
 from components.common.training import backbones, devices
+from components.common.training.reader import Reader
 from components.evaluate import run as evaluate
 from components.params import Params
 from tests.conftest import FINDINGS, MakeShards
@@ -227,3 +228,25 @@ def test_shards_without_findings_are_refused(make_shards: MakeShards, tiny: Para
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "findings": []}))
     with pytest.raises(UserError, match="no findings; put a"):
         classify.run(shards=[shards], out=str(tmp_path / "out"), **tiny.arguments("classify"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"without": "test"}, r"the test split is empty .* raise preprocess\.test_fraction"),  # before hours of training
+        ({"without": "val"}, r"the val split is empty .* raise preprocess\.val_fraction"),
+        ({"images": 2}, r"the train split is empty \(patients: test 1\); add patients"),
+    ],
+)
+def test_a_split_without_patients_is_refused(
+    options: dict[str, Any], message: str, make_shards: MakeShards, tiny: Params, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        classify.run(shards=[make_shards(**options)], out=str(tmp_path / "out"), **tiny.arguments("classify"))
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_without_a_known_label_there_is_nothing_to_train_on(make_shards: MakeShards, tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reader, "labels", lambda self: np.full((len(self), len(FINDINGS)), np.nan, np.float32))
+    with pytest.raises(UserError, match="fewer than two labelled training images"):
+        training.LinearProbe(tiny.classify, open_shards(make_shards()), None)

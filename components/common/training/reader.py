@@ -6,7 +6,7 @@ of every global batch, so the global batches do not depend on the number of rank
 """
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
-from components.common.formats.shards import PACKED, Pixels, decode, square
+from components.common.formats.shards import PACKED, SPLITS, Pixels, decode, square
 from components.common.runs.shards import Part, Shards
 from components.common.training.seeds import generator_for
 
+OWNER = ("split", "patient_id")
 WINDOW = 16  # row groups that are shuffled together: about 1,600 images
 T = TypeVar("T")
 Indices = npt.NDArray[np.int64]
@@ -49,17 +50,17 @@ class Reader:
     """The images of one split; of each global batch the slice `rank` of `ranks`.
 
     Small columns, image_id, patient_id, labels and `columns`, are read at once into `table`, pixels batch by batch. Raises
-    UserError if the split has no images.
+    UserError if the split is empty.
     """
 
     def __init__(self, shards: Shards, split: str, columns: tuple[str, ...] = (), rank: int = 0, ranks: int = 1):
         self._rank, self._ranks = rank, ranks
         self.size = shards.size
-        table = shards.table(["split", "image_id", "patient_id", "labels", *columns])
+        table = shards.table([*OWNER, "image_id", "labels", *columns])
         selected = pc.equal(table["split"], split).to_numpy()
         self.table: pa.Table = table.filter(pa.array(selected)).drop_columns(["split"])
         if not len(self.table):
-            raise UserError(f"{', '.join(shards.folders)}: the {split} split has no images; add data or change the split fractions")
+            raise UserError(_empty(shards, split, table))
         self._groups = _row_groups(shards.parts(), selected)
 
     def __len__(self) -> int:
@@ -127,6 +128,23 @@ def prefetch(items: Iterator[T], depth: int = 3) -> Iterator[T]:
                 yield item
         finally:
             thread.shutdown(cancel_futures=True)
+
+
+def require_splits(shards: Shards) -> None:
+    """Raises UserError if a split is empty; a head finds out before it trains, though it reads the test split only afterwards."""
+    table = shards.table([*OWNER])
+    for split in SPLITS:
+        if not pc.any(pc.equal(table["split"], split)).as_py():
+            raise UserError(_empty(shards, split, table))
+
+
+def _empty(shards: Shards, split: str, table: pa.Table) -> str:
+    """Says that a split is empty, how many patients the others have, and what to do."""
+    patients = Counter(row["split"] for row in table.select([*OWNER]).group_by([*OWNER]).aggregate([]).to_pylist())
+    others = ", ".join(f"{name} {patients[name]}" for name in SPLITS if patients[name]) or "none"
+    change = "lower preprocess.val_fraction and preprocess.test_fraction" if split == "train" else f"raise preprocess.{split}_fraction"
+    folders = ", ".join(shards.folders)
+    return f"{folders}: the {split} split is empty (patients: {others}); add patients or {change}, and run preprocess again"
 
 
 def _windows(groups: list[_RowGroup]) -> list[list[_RowGroup]]:

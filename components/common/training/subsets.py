@@ -21,7 +21,7 @@ def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: flo
     Args:
         patients: (N,) patient id of each image.
         targets: (N, F), 1, 0 or NaN for unknown. Where labels are boxes: whether an image has a box of each class.
-        fraction: fraction of the patients with a known label, in (0, 1]; at least one patient.
+        fraction: fraction of the patients with a known label, in (0, 1]; at least one patient, if any has one.
         seed: selects the patients; the order of the images does not matter.
 
     Returns:
@@ -35,14 +35,14 @@ def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: flo
 
 
 def stratified(traits: Traits, count: int, seed: int) -> Rows:
-    """Returns (count,) positions: the first of an order in which every prefix has nearly the same traits as the whole.
+    """Returns `count` positions, or all: the first of an order in which every prefix has nearly the same traits as the whole.
 
     Traits are (P, K), 1 where a patient has a trait, else 0. The seed and the halves chosen so far determine each halving, whatever
     the count.
     """
     taken: list[Rows] = [np.empty(0, np.int64)]
     rest, path = np.arange(len(traits)), [seed]
-    while count > 0:
+    while count > 0 and len(rest):
         first, second = _halves(traits, rest, generator_for(*path))
         inside = count >= len(first)
         taken += [first] if inside else []

@@ -3,9 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.common.errors import UserError
 from components.common.formats.shards import decode, square
 from components.common.runs.shards import open_shards
-from components.common.training.reader import Reader, prefetch
+from components.common.training.reader import Reader, prefetch, require_splits
 from tests.conftest import MakeShards
 
 
@@ -109,3 +110,24 @@ def test_16_bit_images_stay_16_bit(make_shards: MakeShards, tmp_path: Path) -> N
     batch = next(iter(Reader(open_shards(make_shards(bits=16)), "train").in_order(4)))
     assert batch.images.dtype == np.uint16
     assert batch.images.max() > 255
+
+
+@pytest.mark.parametrize(
+    ("split", "found", "advice"),
+    [
+        ("train", "val 6, test 6", "lower preprocess.val_fraction and preprocess.test_fraction"),
+        ("val", "train 18, test 6", "raise preprocess.val_fraction"),
+        ("test", "train 18, val 6", "raise preprocess.test_fraction"),
+    ],
+)
+def test_an_empty_split_is_named_with_what_to_do(make_shards: MakeShards, split: str, found: str, advice: str) -> None:
+    folder = make_shards(without=split)
+    for check in (lambda: Reader(open_shards(folder), split), lambda: require_splits(open_shards(folder))):
+        with pytest.raises(UserError) as error:
+            check()
+        message = f"{folder}: the {split} split is empty (patients: {found}); add patients or {advice}, and run preprocess again"
+        assert str(error.value) == message
+
+
+def test_splits_that_all_have_a_patient_are_accepted(make_shards: MakeShards) -> None:
+    require_splits(open_shards(make_shards(images=6)))

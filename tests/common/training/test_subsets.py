@@ -72,3 +72,11 @@ def test_the_order_of_the_images_does_not_matter() -> None:
 
 def test_subsets_have_at_least_one_patient() -> None:
     assert labelled_rows(["a", "b"], [[1.0], [0.0]], 0.01, seed=0).size == 1
+
+
+def test_a_subset_of_nobody_is_empty() -> None:
+    """Patients without a known label are not drawn, and a loop that draws ends when nobody is left."""
+    assert labelled_rows(["a", "b"], [[np.nan], [np.nan]], 1.0, seed=0).size == 0
+    assert labelled_rows(["a", "b", "c"], [[np.nan], [1.0], [np.nan]], 1.0, seed=0).tolist() == [1]
+    assert sorted(stratified(np.eye(3), 5, seed=0)) == [0, 1, 2]
+    assert stratified(np.empty((0, 2)), 1, seed=0).size == 0
