@@ -69,7 +69,7 @@ def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime)
             shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
         metrics = _metrics(shards.manifests[0]["counts"], table, loaded)
         _warn(metrics, shards, loaded)
-        if model.startswith(SCHEMES):  # a folder's name could name a hospital
+        if model.startswith(SCHEMES) and "://" not in model:  # a folder or a server could name a hospital
             job.tracker.tag({"model": model})
         job.publish(metrics, drop=(SHARDS, f"{SHARDS}.partial"))
 

@@ -1,5 +1,7 @@
 import json
 import re
+import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,22 @@ def test_pseudonyms_are_under_the_key_of_the_environment(
     predict.run(model=model, raw=str(raw), out=str(tmp_path / "public"), **params.arguments("predict"))
     keyed, public = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("keyed", "public"))
     assert not set(keyed["patient_id"]) & set(public["patient_id"])
+
+
+def test_mlflow_holds_no_path_of_an_input_or_output(
+    model: str, raw: Path, params: Params, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    evaluation = folders.write_evaluation(tmp_path / "evaluation", model)
+    register.run(model=model, evaluation=evaluation, out=str(tmp_path / "registered"), **params.arguments("register"))
+    predict.run(model=model, raw=str(raw), out=str(tmp_path / "predicted"), **params.arguments("predict"))
+    evaluate.run(predictions=[str(tmp_path / "predicted")], out=str(tmp_path / "evaluated"), **params.arguments("evaluate"))
+
+    with sqlite3.connect(mlflow_database) as connection:
+        held = {"database": "\n".join(connection.iterdump()).encode()}
+    held |= {str(path): path.read_bytes() for path in (mlflow_database.parent / "mlruns").rglob("*") if path.is_file()}
+    assert b"metric" in held["database"] and any(name.endswith("MLmodel") for name in held)
+    for folder in (tmp_path, raw):
+        assert [name for name, content in held.items() if str(folder).encode() in content] == []

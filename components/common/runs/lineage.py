@@ -22,7 +22,7 @@ def tags(work: Work) -> dict[str, str]:
     optional = {
         "data.dvc.md5": provenance.data_md5(),
         "dvc.experiment": provenance.dvc_experiment(),
-        "image.digest": os.environ.get(provenance.IMAGE_VARIABLE),
+        "image.digest": os.environ.get(provenance.IMAGE_VARIABLE, "").split("/")[-1].split("@")[-1],  # without the registry
         "kfp.run_id": os.environ.get(provenance.KFP_VARIABLE),
     }
     return found | {name: value for name, value in optional.items() if value}

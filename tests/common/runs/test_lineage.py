@@ -27,6 +27,16 @@ def test_surroundings_are_tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert lineage.run_name(work) == f"pretrain-bumpy-eyes-ifa-resnet50-{work.fingerprint[:6]}"
 
 
+@pytest.mark.parametrize(
+    ("image", "tag"),
+    [("sha256:1", "sha256:1"), ("registry.klinik.example:5000/ki/cxr@sha256:1", "sha256:1"), ("klinik.example/cxr:2", "cxr:2")],
+)
+def test_the_registry_of_the_image_is_not_tagged(image: str, tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_DIGEST", image)
+    with open_work(Work, "pretrain", str(tmp_path / "out"), Pretrain(), {}) as work:
+        assert lineage.tags(work)["image.digest"] == tag
+
+
 def test_unknown_tags_are_omitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (provenance.IMAGE_VARIABLE, provenance.KFP_VARIABLE, provenance.DVC_VARIABLE):
         monkeypatch.delenv(name, raising=False)
