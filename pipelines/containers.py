@@ -16,6 +16,7 @@ from kfp.local import docker_task_handler
 
 from components.common.errors import UserError
 from components.common.runs.provenance import IMAGE_VARIABLE, KFP_VARIABLE
+from components.common.runs.storage import sqlite_uri
 from pipelines.settings import STEPS, Settings, User, memory_bytes
 
 docker = docker_task_handler.docker  # the package of that name; mypy and ruff would take an import for the folder of this repository
@@ -142,7 +143,7 @@ def environment(settings: Settings, root: str) -> dict[str, str]:
 def tracking(root: str) -> str:
     """Returns the address of the MLflow server, or of a database in the folder of all outputs: containers cannot see another."""
     address = os.environ.get(TRACKING_VARIABLE, "")
-    return address if address.startswith("http") else f"sqlite:///{root}/{DATABASE}"
+    return address if address.startswith("http") else sqlite_uri(Path(root, DATABASE))
 
 
 def _shared_memory(settings: Settings) -> int | None:

@@ -11,6 +11,7 @@ from components.classify import report, subgroups
 from components.classify.metrics import METRICS, PAIRED, ClassificationSplit, Findings, evaluate
 from components.classify.subgroups import Subgroup
 from components.common.errors import UserError
+from components.common.formats.documents import mlflow_key
 from components.common.formats.labels import LABELS
 from components.common.formats.model import DESCRIPTION
 from components.common.formats.predictions import PREDICTIONS, matrix, rows_of, score_column, target_column
@@ -20,7 +21,7 @@ from components.common.statistics.arrays import has_both
 from components.common.statistics.bootstrap import patient_indices
 from components.common.statistics.curves import thin
 from components.common.statistics.differences import Difference, paired_differences
-from components.common.statistics.intervals import Interval, metric_key
+from components.common.statistics.intervals import Interval, first_clash
 
 NAMES = {
     "auroc": "AUROC",
@@ -60,14 +61,14 @@ class Classification:
         for metric in METRICS:
             flat |= found.macro[metric].flat(f"{prefix}_test_{metric}_macro")
         for finding in found.each:
-            key = metric_key(finding.name)
+            key = mlflow_key(finding.name)
             for metric in METRICS:
                 flat |= finding.intervals[metric].flat(f"{prefix}_test_{metric}_{key}")
             positives, negatives, _ = finding.counts["test"]
             flat |= {f"{prefix}_test_positives_{key}": positives, f"{prefix}_test_negatives_{key}": negatives}
             flat |= {f"{prefix}_test_ece_{key}": finding.reliability.error, f"{prefix}_val_threshold_{key}": finding.threshold}
         for group in self.subgroups:
-            flat |= group.macro.flat(f"{prefix}_test_auroc_macro_{metric_key(f'{group.attribute}_{group.value}')}")
+            flat |= group.macro.flat(f"{prefix}_test_auroc_macro_{mlflow_key(f'{group.attribute}_{group.value}')}")
         return flat
 
     def headline(self) -> dict[str, Interval]:
@@ -136,7 +137,7 @@ class Classification:
         name = NAMES[metric][:1].upper() + NAMES[metric][1:]
         found = [self.findings.each[index].name for index in counted]
         estimates, samples = self._estimates(metric, baseline), self._samples(metric, baseline)
-        names = [(f"{metric}_{metric_key(finding)}", f"{name}, {finding}") for finding in found]
+        names = [(f"{metric}_{mlflow_key(finding)}", f"{name}, {finding}") for finding in found]
         return paired_differences(names, estimates[counted], samples[:, counted].T, self.params.confidence)
 
     def _samples(self, metric: str, baseline: "Classification") -> Any:
@@ -156,11 +157,10 @@ def _names(table: pa.Table, model: HeadOutput) -> list[str]:
     wanted = [column(finding) for finding in findings for column in (score_column, target_column)]
     if missing := [column for column in wanted if column not in table.column_names]:
         raise UserError(f"{description}: its findings need the column {missing[0]}, which {PREDICTIONS} lacks; run classify again")
-    keys = [metric_key(str(finding)) for finding in findings]
-    for index, (finding, key) in enumerate(zip(findings, keys, strict=True)):
-        if key in keys[:index] or key == "macro":
-            raise UserError(f"finding {finding}: cannot be told from another in metric names; rename its column in {LABELS}")
-    return [str(finding) for finding in findings]
+    names = [str(finding) for finding in findings]
+    if clash := first_clash(names, reserved=("macro",)):
+        raise UserError(f"finding {clash}: its metrics would have the names of others; rename its column in {LABELS}")
+    return names
 
 
 def _split(rows: pa.Table, name: str, findings: list[str], source: str) -> ClassificationSplit:

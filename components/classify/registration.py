@@ -7,11 +7,12 @@ import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
+from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import findings_of, matrix, score_column, target_column
 from components.common.head import CONFIDENCE, Candidate, Champion, Floor, NotComparable, refuse_other_images
 from components.common.html.markdown import counted, interval, table
 from components.common.runs.params import Register
-from components.common.statistics.intervals import Interval, metric_key
+from components.common.statistics.intervals import Interval
 from components.common.statistics.ranking import paired_auroc_difference
 
 METRIC = "classify_test_auroc_macro"
@@ -86,7 +87,7 @@ def card_values(candidate: Candidate) -> dict[str, Any]:
 def _results(candidate: Candidate) -> str:
     metrics, rows = candidate.metrics, [("**macro average**", METRIC, "")]
     for finding in candidate.description["findings"]:
-        name = metric_key(finding)
+        name = mlflow_key(finding)
         positives, negatives = (metrics.get(f"classify_test_{kind}_{name}") for kind in ("positives", "negatives"))
         shown = "" if positives is None or negatives is None else f"{positives:g} / {negatives:g}"
         rows.append((finding, f"classify_test_auroc_{name}", shown))

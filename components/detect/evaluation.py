@@ -8,6 +8,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from components.common.errors import UserError
+from components.common.formats.documents import mlflow_key
 from components.common.formats.labels import BOXES, LABELS
 from components.common.formats.model import DESCRIPTION
 from components.common.formats.predictions import DETECTIONS, PREDICTIONS, TARGETS, rows_of
@@ -18,7 +19,7 @@ from components.common.statistics.arrays import Floats, Integers
 from components.common.statistics.bootstrap import patient_indices
 from components.common.statistics.detection_matching import ImageBoxes
 from components.common.statistics.differences import Difference, paired_differences
-from components.common.statistics.intervals import Interval, metric_key
+from components.common.statistics.intervals import Interval, first_clash
 from components.detect import report
 from components.detect.metrics import FROC, RATES, DetectionSplit, DetectorResult, evaluate, froc_points
 
@@ -61,9 +62,9 @@ class Detection:
         for key, interval in found.intervals.items():
             flat |= interval.flat(f"{prefix}_test_{key}")
         for one in found.each:
-            flat[f"{prefix}_test_boxes_{metric_key(one.name)}"] = one.boxes
+            flat[f"{prefix}_test_boxes_{mlflow_key(one.name)}"] = one.boxes
             for key, interval in one.intervals.items():
-                flat |= interval.flat(f"{prefix}_test_{key}_{metric_key(one.name)}")
+                flat |= interval.flat(f"{prefix}_test_{key}_{mlflow_key(one.name)}")
         return flat
 
     def headline(self) -> dict[str, Interval]:
@@ -104,7 +105,7 @@ class Detection:
             estimates = [mine.intervals[key].estimate - theirs.intervals[key].estimate for key in keys]
             differences += paired_differences([(key, NAMES[key]) for key in keys], estimates, samples, self.params.confidence)
         counted = [index for index, one in enumerate(mine.each) if one.boxes]
-        names = [(f"ap_50_{metric_key(mine.each[index].name)}", f"AP@50, {mine.each[index].name}") for index in counted]
+        names = [(f"ap_50_{mlflow_key(mine.each[index].name)}", f"AP@50, {mine.each[index].name}") for index in counted]
         estimates = [mine.each[index].intervals["ap_50"].estimate - theirs.each[index].intervals["ap_50"].estimate for index in counted]
         samples = (mine.class_samples - theirs.class_samples)[counted]
         return differences + paired_differences(names, estimates, samples, self.params.confidence)
@@ -126,11 +127,10 @@ def _classes(table: pa.Table, model: HeadOutput) -> list[str]:
         raise UserError(f"{description}: names no classes; run detect again")
     if missing := [name for name in (DETECTIONS, TARGETS) if name not in table.column_names]:
         raise UserError(f"{description}: its classes need the column {missing[0]}, which {PREDICTIONS} lacks; run detect again")
-    keys = [metric_key(str(name)) for name in classes]
-    for index, (name, key) in enumerate(zip(classes, keys, strict=True)):
-        if key in keys[:index]:
-            raise UserError(f"class {name}: cannot be told from another in metric names; rename it in {BOXES}")
-    return [str(name) for name in classes]
+    names = [str(name) for name in classes]
+    if clash := first_clash(names):
+        raise UserError(f"class {clash}: its metrics would have the names of others; rename it in {BOXES}")
+    return names
 
 
 def _split(rows: pa.Table, classes: list[str], source: str) -> DetectionSplit:

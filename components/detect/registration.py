@@ -9,11 +9,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from components.common.errors import UserError
+from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import TARGETS
 from components.common.head import Candidate, Champion, Floor, NotComparable, differences_to_champion, refuse_other_images
 from components.common.html.markdown import counted, interval, table
 from components.common.runs.params import Register
-from components.common.statistics.intervals import Interval, metric_key
+from components.common.statistics.intervals import Interval
 from components.detect import evaluation
 from components.detect import serving as network
 
@@ -94,7 +95,7 @@ def _results(candidate: Candidate) -> str:
     metrics = candidate.metrics
     overall = table(("measure", "value (95 % interval)"), ((n, interval(metrics, f"detect_test_{k}")) for k, n in evaluation.NAMES.items()))
     rows = (
-        (name, interval(metrics, f"detect_test_ap_50_{metric_key(name)}"), f"{metrics.get(f'detect_test_boxes_{metric_key(name)}') or 0:g}")
+        (name, interval(metrics, f"detect_test_ap_50_{mlflow_key(name)}"), f"{metrics.get(f'detect_test_boxes_{mlflow_key(name)}') or 0:g}")
         for name in candidate.description["classes"]
     )
     return f"{overall}\n\n{table(('class', 'AP@50', 'boxes'), rows)}"

@@ -66,7 +66,7 @@ def test_metrics_agree_with_scikit_learn(make_predictions: MakePredictions, tmp_
     found = evaluate(folder, out=tmp_path / "out")
     test = pq.read_table(Path(folder, "predictions.parquet")).to_pandas().query("split == 'test'")
     aurocs, precisions = [], []
-    for finding, key in zip(COUNTED, ("Effusion", "Nodule _small_"), strict=True):
+    for finding, key in zip(COUNTED, ("Effusion", "Nodule _small_-b2e4f93d"), strict=True):
         rows = test.dropna(subset=[f"target_{finding}"])
         aurocs.append(sklearn.roc_auc_score(rows[f"target_{finding}"], rows[f"score_{finding}"]))
         precisions.append(sklearn.average_precision_score(rows[f"target_{finding}"], rows[f"score_{finding}"]))

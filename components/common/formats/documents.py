@@ -4,13 +4,18 @@
 between two runs with the same inputs; an output folder without it is not complete.
 """
 
+import hashlib
 import json
+import posixpath
+import re
 from typing import Any, TypedDict
 
 from components.common.errors import UserError
 
 METRICS = "metrics.json"
 RUN_RECORD = "run.json"
+LONGEST_KEY = 250  # characters that MLflow allows in the name of a metric, parameter or tag
+LONGEST_PART = 150  # characters that a finding may take of them
 
 
 class RunRecord(TypedDict):
@@ -60,3 +65,18 @@ def parse_json(content: bytes, path: str, made_by: str) -> dict[str, Any]:
 def metrics_to_json(metrics: dict[str, float]) -> bytes:
     """Serialises metrics; NaN becomes null."""
     return to_json({name: None if value != value else value for name, value in metrics.items()})
+
+
+def mlflow_key(name: str, longest: int = LONGEST_PART) -> str:
+    """Returns a name that MLflow takes for a metric, parameter or tag, alone or as part of a longer one.
+
+    MLflow refuses brackets, commas, combining accents, names that are not normal relative paths, and long ones
+    (mlflow.utils.validation); some servers refuse colons. A changed name ends with a digest, so that two names stay two.
+    """
+    plain = re.sub(r"[^\w. /-]", "_", name)
+    if posixpath.normpath(plain) != plain or plain.startswith(("/", ".")):
+        plain = plain.replace("/", "_").lstrip(".")
+    if name and plain == name and len(name) <= longest:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain[: longest - len(digest) - 1]}-{digest}"

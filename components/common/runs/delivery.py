@@ -22,42 +22,59 @@ class Message(NamedTuple):
     file: str = ""  # file or folder to upload
     folder: str | None = None  # target folder among the artifacts of the run
     status: str = ""  # final status of the run
+    params: Mapping[str, str] = {}
 
 
-def deliver(client: "MlflowClient", run_id: str, message: Message, work: Path, out: str) -> None:
-    """Sends a message; one that the server rejects for good is logged and dropped.
-
-    Files of the folder `work` may have moved to `out` meanwhile.
+def deliver(client: "MlflowClient", run_id: str, message: Message) -> None:
+    """Sends a message; what the server rejects for good is logged and dropped, and the rest of the message is sent.
 
     Raises:
         ConnectionError: sending failed, and may succeed later.
     """
-    from mlflow.entities import Metric, RunTag
-
-    try:
-        if message.points:
-            client.log_batch(run_id, metrics=[Metric(*point) for point in message.points])
-        if message.tags:
-            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in message.tags.items()])
-        if message.file:
-            _upload(client, run_id, _current(Path(message.file), work, out), message.folder)
-        if message.status:
-            client.set_terminated(run_id, message.status)
-    except Exception as error:  # database drivers and artifact stores raise errors of their own
-        if getattr(error, "error_code", None) not in REFUSALS:
-            raise ConnectionError(reason(error)) from error
-        log.warning("MLflow rejected a message to run %s (%s)", run_id, reason(error))
+    refusals = _refusals(client, run_id, message)
+    if refusals and len(parts := _parts(message)) > 1:
+        refusals = [refusal for part in parts for refusal in _refusals(client, run_id, part)]
+    if refusals:
+        log.warning("MLflow rejected %d of %d values of run %s (%s)", len(refusals), len(_parts(message)), run_id, refusals[0])
 
 
 def copy(path: Path, folder: Path) -> Path:
     """Copies a file or folder into a new folder."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     return Path(shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder))
 
 
 def reason(error: Exception) -> str:
     """Returns the first line of the message of an error."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _refusals(client: "MlflowClient", run_id: str, message: Message) -> list[str]:
+    """Sends a message; returns why the server rejects it, or nothing."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    try:
+        if message.points or message.tags or message.params:
+            params, tags = [Param(*item) for item in message.params.items()], [RunTag(*item) for item in message.tags.items()]
+            client.log_batch(run_id, [Metric(*point) for point in message.points], params, tags)
+        if message.file:
+            _upload(client, run_id, Path(message.file), message.folder)
+        if message.status:
+            client.set_terminated(run_id, message.status)
+    except Exception as error:  # database drivers and artifact stores raise errors of their own
+        if getattr(error, "error_code", None) not in REFUSALS:
+            raise ConnectionError(reason(error)) from error
+        return [reason(error)]
+    return []
+
+
+def _parts(message: Message) -> list[Message]:
+    """Splits a message into messages of one point, tag, parameter, file or status."""
+    points = [Message(points=(point,)) for point in message.points]
+    tags = [Message(tags=dict([tag])) for tag in message.tags.items()]
+    params = [Message(params=dict([param])) for param in message.params.items()]
+    files = [Message(file=message.file, folder=message.folder)] if message.file else []
+    return [*points, *tags, *params, *files, *([Message(status=message.status)] if message.status else [])]
 
 
 def _upload(client: "MlflowClient", run_id: str, path: Path, folder: str | None) -> None:
@@ -67,10 +84,3 @@ def _upload(client: "MlflowClient", run_id: str, path: Path, folder: str | None)
         client.log_artifact(run_id, str(path), folder)
     else:
         log.warning("%s was deleted before it could be uploaded to MLflow", path)
-
-
-def _current(path: Path, work: Path, out: str) -> Path:
-    """Returns where a file of the work folder is now: it may have moved to the output."""
-    if path.exists() or not path.is_relative_to(work.absolute()):
-        return path
-    return Path(out).absolute() / path.relative_to(work.absolute())

@@ -6,16 +6,20 @@ from urllib.parse import urlsplit
 
 from mlflow.utils.credentials import read_mlflow_creds
 
-from components.common.runs.delivery import reason
+from components.common.runs.delivery import REFUSALS, reason
 
 USER, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
 STATUSES = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}  # HTTP status by error code of MLflow
 IN_A_POD = "(in a pod: in the secret that `secrets.mlflow` of the settings names)"
 
 
-def explain(server: str, error: Exception) -> str:
-    """Describes a failure of a server in one sentence."""
-    return refusal(server, error) or f"{server} cannot be used ({reason(error)}); start it or set MLFLOW_TRACKING_URI"
+def explain(server: str, error: Exception, first: bool = True) -> str:
+    """Describes a failure of a server in one sentence; `first`: no request has succeeded yet."""
+    if found := refusal(server, error):
+        return found
+    if not first and getattr(error, "error_code", None) in REFUSALS:
+        return f"{server} refuses a request ({reason(error)}); correct the name, the value or MLFLOW_RUN_ID"
+    return f"{server} cannot be used ({reason(error)}); start it or set MLFLOW_TRACKING_URI"
 
 
 def refusal(server: str, error: Exception) -> str | None:

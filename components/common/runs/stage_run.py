@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from components.common.formats.documents import LONGEST_KEY, mlflow_key
 from components.common.runs import signals
 from components.common.runs.params import Runtime, Section
 from components.common.runs.work import RUN_ID_FILE, Work, open_work
@@ -49,9 +50,10 @@ class StageRun(Work):
         """Logs the metrics, writes metrics.json and run.json, and turns the work in progress into the output.
 
         Args:
-            metrics: flat, name -> number; NaN becomes null.
+            metrics: flat, name -> number; NaN becomes null. Names that MLflow refuses are changed.
             drop: names in the work folder that are not part of the output, such as checkpoints.
         """
+        metrics = {mlflow_key(name, LONGEST_KEY): value for name, value in metrics.items()}
         if self._tracker:
             self._tracker.log(metrics)
         self.finish(metrics, self._tracker.run_id if self._tracker else None, drop=(*drop, RUN_ID_FILE))

@@ -12,7 +12,7 @@ that MLflow lacks are sent.
 import json
 import logging
 import os
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from components.common.errors import UserError
+from components.common.formats.documents import LONGEST_KEY, mlflow_key
 from components.common.formats.history import EPOCH, HISTORY, parse_history
 from components.common.runs import provenance, storage
 from components.common.runs.delivery import Message, copy, deliver
@@ -41,13 +42,14 @@ os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # of PostgreSQL's client, whic
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, RunStatus, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as database
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from components.common.runs.mlflow_errors import explain, shown
@@ -56,7 +58,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"  # environment variable with the id of a run that the orchestrator has opened
 PIPELINE = "pipeline"  # experiment of the runs that a pipeline opens, whose child runs are those of its stages
-UNSENT = ".unsent"
+UNSENT, FILES = ".unsent", ".files"  # suffixes of the messages in OUT.partial that could not be sent, and of their files
 WAIT_SECONDS = 60.0  # how long the end of a stage waits for a lost server
 WAIT_SECONDS_STOPPED = 5.0  # the same after a signal or a failure: Kubernetes kills a pod 30 s after SIGTERM
 
@@ -74,10 +76,10 @@ class Tracker:
     def __init__(self, work: Work, run_id: str, client: MlflowClient):
         self.run_id = run_id
         self._points = _logged_points(client, run_id) if work.resumed else {}
-        # If the output goes to S3, the work folder is removed at the end, perhaps before its files are uploaded to MLflow.
-        self._copies = tempfile.TemporaryDirectory() if storage.is_s3(work.out) else None
-        send = partial(deliver, client, run_id, work=work.folder, out=work.out)
-        self._outbox: Outbox[Message] = Outbox(send, server_name())
+        # Copies of the attached files, since `publish` renames the work folder, perhaps while they are being uploaded.
+        self.files = work.folder.with_name(run_id + FILES)
+        shutil.rmtree(self.files, ignore_errors=True)  # those of a killed process
+        self._outbox: Outbox[Message] = Outbox(partial(deliver, client, run_id), server_name())
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Logs numbers at a step (an epoch); NaN is left out, since charts cannot show it.
@@ -85,25 +87,25 @@ class Tracker:
         An epoch that a resumed run repeats is not logged twice.
         """
         now = int(time.time() * 1000)
-        new = {name: float(value) for name, value in metrics.items() if value == value and not self._is_known(name, step, float(value))}
+        named = {mlflow_key(name, LONGEST_KEY): float(value) for name, value in metrics.items() if value == value}
+        new = {name: value for name, value in named.items() if not self._is_known(name, step, value)}
         self._points |= {(name, step): value for name, value in new.items()}
         if new:
             self._outbox.put(Message(points=tuple((name, value, now, step) for name, value in new.items())))
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Sets tags of the run."""
-        self._outbox.put(Message(tags=dict(tags)))
+        self._outbox.put(Message(tags=_keyed(tags)))
 
     def attach(self, path: Path, folder: str | None = None) -> None:
         """Uploads a file, or the files of a folder, as artifacts of the run.
 
         Args:
-            path: in the work folder; a path elsewhere must exist until `flush` returns.
+            path: copied at once, so that it may change or move afterwards.
             folder: target folder among the artifacts.
         """
-        if self._copies:
-            path = copy(path, Path(self._copies.name, str(time.monotonic_ns())))
-        self._outbox.put(Message(file=str(path.absolute()), folder=folder))
+        copied = copy(path, self.files.absolute() / str(time.monotonic_ns()))
+        self._outbox.put(Message(file=str(copied), folder=folder))
 
     def flush(self) -> None:
         """Waits until everything is sent.
@@ -156,7 +158,9 @@ def begin(work: Work) -> Iterator[Tracker]:
 def uri() -> str:
     """Returns the address of the tracking server. A relative SQLite path is made absolute, since MLflow caches connections by address."""
     address = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    return f"{SQLITE}{Path(address.removeprefix(SQLITE)).absolute()}" if address.startswith(SQLITE) else address
+    if not address.startswith(SQLITE) or address.startswith(f"{SQLITE}/"):
+        return address
+    return f"{storage.sqlite_uri(Path.cwd())}/{address.removeprefix(SQLITE)}"
 
 
 def server_name() -> str:
@@ -170,19 +174,19 @@ def client() -> MlflowClient:
     Raises:
         UserError: it cannot be reached.
     """
-    with reachable():
+    with reachable(first=True):
         found = MlflowClient(uri())
         found.search_experiments(max_results=1)
     return found
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
-    """Turns failures of the MLflow server, its database or its artifact store into a UserError."""
+def reachable(first: bool = False) -> Iterator[None]:
+    """Turns failures of the MLflow server, its database or its artifact store into a UserError; `first`: no request has succeeded yet."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no database driver
-        raise UserError(explain(server_name(), error)) from None
+        raise UserError(explain(server_name(), error, first)) from None
 
 
 def _find_or_create(client: MlflowClient, work: Work) -> tuple[str, bool]:
@@ -207,10 +211,15 @@ def _create(client: MlflowClient, work: Work, parent: str | None) -> str:
 def _describe(client: MlflowClient, run_id: str, work: Work) -> None:
     """Logs parameters, lineage and inputs."""
     values = work.params | ({"runtime": work.runtime} if work.runtime else {})
-    params = [Param(name, str(value)) for name, value in flatten(values).items()]
-    client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags(work).items()])
+    params = {name: str(value) for name, value in flatten(values).items()}
+    deliver(client, run_id, Message(params=_keyed(params), tags=_keyed(tags(work))))
     # No addresses: they could name a server or folder of a hospital. The digest identifies the data, the run id their origin.
     _log_inputs(client, run_id, [_dataset(name, value, work) for name, value in work.inputs.items()])
+
+
+def _keyed(values: Mapping[str, str]) -> dict[str, str]:
+    """Returns values by the names that MLflow takes."""
+    return {mlflow_key(name, LONGEST_KEY): value for name, value in values.items()}
 
 
 def _log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -> None:
@@ -277,8 +286,9 @@ def pipeline_runs() -> list[tuple[str, str, str]]:
 
 def _artifacts(experiment: str) -> str | None:
     """Returns the artifact folder beside a SQLite database; MLflow would take the current folder. A server decides for itself."""
-    address = uri()
-    return str(Path(address.removeprefix(SQLITE)).parent / "mlruns" / experiment) if address.startswith(SQLITE) else None
+    if not uri().startswith("sqlite"):
+        return None
+    return Path(str(make_url(uri()).database)).absolute().with_name("mlruns").joinpath(experiment).as_uri()
 
 
 def _logged_points(client: MlflowClient, run_id: str) -> dict[tuple[str, int], float]:
@@ -299,10 +309,9 @@ def _end(tracker: Tracker, work: Work, status: str, seconds: float) -> None:
     """Closes the run. A lost server must not hide the outcome of the stage, so that this does not raise."""
     rest = tracker.end(status, seconds)
     if not rest:
-        return
+        return _remove(tracker.files)
     note = work.folder.with_name(tracker.run_id + UNSENT)
-    content = {"uri": uri(), "run_id": tracker.run_id, "work": str(work.folder), "out": work.out}
-    storage.write_json(note, content | {"messages": [list(message) for message in rest]})
+    storage.write_json(note, {"uri": uri(), "run_id": tracker.run_id, "messages": [list(message) for message in rest]})
     log.warning("MLflow run %s could not be completed; the next stage beside %s sends the rest", tracker.run_id, work.out)
 
 
@@ -314,9 +323,17 @@ def _deliver_leftovers(client: MlflowClient, work: Work) -> None:
         if left["uri"] != uri():
             continue
         for message in left["messages"]:
-            deliver(client, left["run_id"], Message(*message), Path(left["work"]), left["out"])
+            deliver(client, left["run_id"], Message(*message))
         path.unlink(missing_ok=True)
+        _remove(path.with_suffix(FILES))
         log.info("MLflow run %s is complete now", left["run_id"])
+
+
+def _remove(files: Path) -> None:
+    """Removes the copies of attached files, and OUT.partial if nothing else is in it."""
+    shutil.rmtree(files, ignore_errors=True)
+    with suppress(OSError):  # unfinished work
+        files.parent.rmdir()
 
 
 def _monitors() -> list[Any]:

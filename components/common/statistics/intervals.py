@@ -1,10 +1,11 @@
 """Estimates with percentile intervals, and the names under which they are written to metrics.json."""
 
-import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from components.common.formats.documents import mlflow_key
 from components.common.statistics.arrays import Floats
 
 
@@ -33,6 +34,12 @@ def percentile_interval(estimate: float, samples: Floats, confidence: float) -> 
     return Interval(estimate, float(low), float(high), len(defined))
 
 
-def metric_key(name: str) -> str:
-    """The name of a finding or class in the characters that MLflow allows in metric names."""
-    return re.sub(r"[^\w. -]", "_", name)
+def first_clash(names: Iterable[str], reserved: Iterable[str] = ()) -> str | None:
+    """Returns the first finding or class whose entries of metrics.json would replace others, such as `A_low` after `A`."""
+    taken = {entry for name in reserved for entry in UNDEFINED.flat(name)}
+    for name in names:
+        entries = UNDEFINED.flat(mlflow_key(name)).keys()
+        if taken & entries:
+            return name
+        taken |= entries
+    return None

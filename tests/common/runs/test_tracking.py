@@ -1,6 +1,8 @@
 import os
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,8 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from components.common.errors import UserError
 from components.common.formats.history import HISTORY
-from components.common.runs import outbox, tracking
-from components.common.runs.params import Register
+from components.common.runs import delivery, outbox, tracking
+from components.common.runs.params import Register, Runtime
 from components.common.runs.signals import Interrupted
 from components.common.runs.work import RUN_ID_FILE, Work, open_work
 
@@ -107,6 +109,28 @@ def test_what_a_lost_server_misses_is_sent_when_it_is_back(
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
+def test_a_slow_upload_of_a_file_that_moves_is_no_lost_server(
+    job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow(*arguments: Any) -> None:
+        moved.wait(10)
+        upload(*arguments)
+
+    upload, moved = delivery._upload, threading.Event()
+    monkeypatch.setattr(delivery, "_upload", slow)
+    with tracking.begin(job) as tracker:
+        (job.folder / "figures").mkdir()
+        for name in ("a.png", "b.png"):
+            (job.folder / "figures" / name).write_text(name)
+        tracker.attach(job.folder / "figures")
+        tracker.attach(job.folder / "figures" / "a.png")
+        job.finish({}, tracker.run_id, drop=(RUN_ID_FILE,))
+        moved.set()
+    assert sorted(item.path for item in client.list_artifacts(tracker.run_id)) == ["a.png", "b.png"]
+    assert "is lost" not in caplog.text
+    assert not job.folder.parent.exists()
+
+
 def test_unsent_data_is_sent_by_the_next_stage(job: Work, client: MlflowClient, switch: Callable[[bool], None], tmp_path: Path) -> None:
     with tracking.begin(job) as tracker:
         (job.folder / "report.html").write_text("report")
@@ -142,12 +166,27 @@ def test_a_resumed_run_gets_what_history_has_and_no_epoch_twice(job: Work, clien
     assert [step for step, _ in points(client, tracker.run_id, "images_per_second")] == [1, 2, 3]
 
 
-def test_refused_requests_do_not_block_later_ones(job: Work, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_value_costs_neither_its_batch_nor_later_ones(
+    job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "mlflow_key", lambda name, longest: name)
     with tracking.begin(job) as tracker:
-        tracker.log({"not*a*name": 1.0}, 1)
-        tracker.log({"loss": 1.0}, 1)
-    assert points(client, tracker.run_id) == [(1, 1.0)]
-    assert "rejected a message to run" in caplog.text
+        tracker.log({"not*a*name": 1.0, "loss": 2.0}, 1)
+        tracker.log({"loss": 1.0}, 2)
+    assert points(client, tracker.run_id) == [(1, 2.0), (2, 1.0)]
+    assert caplog.text.count("rejected 1 of 2 values") == 1 and "not*a*name" in caplog.text
+
+
+def test_names_that_mlflow_refuses_are_changed(job: Work, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+    job.params["positive_rate"] = {"Effusion (left)": 0.3, "../Nodule": 0.2}
+    with tracking.begin(job) as tracker:
+        tracker.log({"auroc_Effusion (left)": 0.5, "auroc_Effusion [left]": 0.6})
+        tracker.tag({"seen (by)": "two"})
+    data = client.get_run(tracker.run_id).data
+    assert {value for name, value in data.params.items() if name.startswith("positive_rate.")} == {"0.3", "0.2"}
+    assert sorted(value for name, value in data.metrics.items() if name.startswith("auroc_")) == [0.5, 0.6]
+    assert "two" in data.tags.values()
+    assert "rejected" not in caplog.text
 
 
 def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Work, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +202,19 @@ def test_a_run_of_the_orchestrator_is_used_and_left_open(job: Work, client: Mlfl
         pass
     assert second.run_id != theirs
     assert client.get_run(second.run_id).data.tags["mlflow.parentRunId"] == theirs
+
+    with (
+        tracking.begin(opened(job.stage, job.out, job.inputs, runtime=Runtime(workers=3))),
+        tracking.begin(opened(job.stage, job.out, job.inputs, runtime=Runtime(workers=4))),
+    ):
+        pass  # MLflow keeps the first value of a parameter
+    assert client.get_run(theirs).data.params["runtime.workers"] == "3"
+
+
+def test_a_run_that_does_not_exist_is_named(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "nowhere")
+    with pytest.raises(UserError, match=r"refuses a request \(.*nowhere.*\); correct .* MLFLOW_RUN_ID"), tracking.begin(job):
+        pass
 
 
 def test_artifacts_lie_beside_the_database(job: Work, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +234,23 @@ def test_the_default_is_mlflow_db_in_the_current_folder(tmp_path: Path, monkeypa
         assert tracking.uri() == f"sqlite:///{tmp_path / name / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert tracking.uri() == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b=c", "a#b", "a b", "ä"])
+def test_the_database_may_lie_in_any_folder(name: str, job: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "parent" / name
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    (tmp_path / "report.html").write_text("report")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with tracking.begin(job) as tracker:
+        tracker.attach(tmp_path / "report.html")
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        assert connection.execute("SELECT run_uuid, status FROM runs").fetchall() == [(tracker.run_id, "FINISHED")]
+    assert (folder / "mlruns" / job.stage / tracker.run_id / "artifacts" / "report.html").read_text() == "report"
+    copied = tracking.client().download_artifacts(tracker.run_id, "report.html", str(tmp_path))
+    assert Path(copied).read_text() == "report"
+    assert [path.name for path in folder.parent.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(("error", "status"), [(Interrupted, "KILLED"), (ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "FAILED")])

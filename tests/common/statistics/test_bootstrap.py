@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from components.common.statistics.bootstrap import bootstrap_mean, patient_indices
-from components.common.statistics.intervals import Interval, metric_key, percentile_interval
+from components.common.statistics.intervals import Interval, first_clash, percentile_interval
 from tests.common.statistics.conftest import duplicated_rows
 
 
@@ -33,6 +33,19 @@ def test_percentile_interval_leaves_out_what_is_undefined() -> None:
     assert np.isnan(percentile_interval(0.5, np.array([np.nan]), 0.9).low)
 
 
-def test_flat_names_the_ends_of_the_interval_and_keys_hold_what_mlflow_allows() -> None:
+def test_flat_names_the_ends_of_the_interval() -> None:
     assert Interval(0.5, 0.4, 0.6, 9).flat("auroc") == {"auroc": 0.5, "auroc_low": 0.4, "auroc_high": 0.6}
-    assert metric_key("Nodule <small>/2.5-3 cm_x") == "Nodule _small__2.5-3 cm_x"
+
+
+@pytest.mark.parametrize(
+    ("names", "clash"),
+    [
+        (["Nodule", "nodule", "Nodule [L]", "Nodule (L)", "Nodule_L"], None),
+        (["Nodule", "Mass", "Nodule_low"], "Nodule_low"),
+        (["Mass_high", "Mass"], "Mass"),
+        (["Mass", "Mass"], "Mass"),
+        (["Mass", "macro"], "macro"),
+    ],
+)
+def test_findings_whose_entries_would_replace_others(names: list[str], clash: str | None) -> None:
+    assert first_clash(names, reserved=("macro",)) == clash
