@@ -188,6 +188,13 @@ def test_accents_case_and_order_make_no_difference(maker: str, other: str) -> No
     assert dicom_file.open_file(to_bytes(made))[1].manufacturer == ""
 
 
+def test_elements_that_pydicom_cannot_convert_do_not_matter() -> None:
+    content = to_bytes(dataset(picture(), Manufacturer="Nowhere"))
+    at = content.index(b"\xe0\x7f\x10\0")
+    for extra in (b"\x29\0\x01\x10OJ\x04\0abcd", b"\x29\0\x01\x10OJ\0\0", b"\x29\0\x01\x10OB\0\0\0\0\0\0"):
+        assert dicom_file.open_file(content[:at] + extra + content[at:])[1].manufacturer == "NOWHERE"
+
+
 def test_a_manufacturer_in_another_character_set_is_compared_too() -> None:
     made = dataset(picture(), Manufacturer="Łódź", StationName="Łódź 3", SpecificCharacterSet="ISO_IR 101")
     assert dicom_file.open_file(to_bytes(made))[1].manufacturer == ""

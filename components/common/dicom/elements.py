@@ -131,7 +131,7 @@ def _end_of_fragments(content: bytes, position: int) -> int:
 
 def _words(dataset: Dataset) -> Iterator[tuple[int, bytes | str]]:
     for tag in dataset.keys():  # noqa: SIM118 - iterating over elements would convert them
-        found = dataset.get_item(tag)
+        found = dataset.get_item(tag, keep_deferred=True)  # else empty ones would be converted
         if isinstance(found, RawDataElement):
             if (found.VR or _vr(tag)) in _WORD_VRS:
                 yield tag, found.value or b""
