@@ -99,18 +99,26 @@ def patient_identity(header: Header, record: Record | None, path: str) -> Identi
 
 def describe(header: Header, record: Record | None) -> dict[str, Any]:
     """Returns the columns of ALLOW_LIST, from the header, or from a table if the header lacks them."""
-    ages = (parse_age(header.age), age_between(header.birth_date, header.study_date), parse_age(record.age) if record else None)
-    known = [age for age in ages if age is not None]
     return {
         "view": view_of(header, record) or None,
         "sex": parse_sex(header.sex) or parse_sex(record.sex if record else ""),
-        "age": next((age for age in known if age), known[0] if known else None),  # 000Y stands in for an unknown age
+        "age": _age(header, record),
         "manufacturer": parse_manufacturer(header.manufacturer),
         "photometric": header.photometric,
         "transfer_syntax": str(header.transfer_syntax),
         "source_height": header.height,
         "source_width": header.width,
     }
+
+
+def _age(header: Header, record: Record | None) -> float | None:
+    """Returns the first age above 0, since 000Y stands in for an unknown one, else 0 if a source says so."""
+    age = parse_age(header.age)
+    if age:
+        return age
+    others = age_between(header.birth_date, header.study_date), parse_age(record.age) if record else None
+    known = [each for each in (age, *others) if each is not None]
+    return next(filter(None, known), known[0] if known else None)
 
 
 def view_of(header: Header, record: Record | None) -> str:
