@@ -117,7 +117,8 @@ def bombs() -> dict[str, bytes]:
     enlarged = bytearray(encoded[JPEG2000Lossless])
     struct.pack_into(">2I", enlarged, 8, 60_000, 60_000)
     files["JPEG 2000 of 60,000 pixels a side"] = _wrap(bytes(enlarged), JPEG2000Lossless, 60_000)
-    files["deflated zeros"] = _deflated_zeros(2**30)
+    files["deflated zeros"] = deflated = _deflated_zeros(2**30)
+    files["deflated zeros without group length"] = deflated[:132] + deflated[144:]
     return files
 
 
