@@ -204,10 +204,9 @@ def _lut(descriptor: Values, data: Values, signed: bool) -> Lut:
     size, first, bits = int(descriptor[0]) or 0x10000, int(descriptor[1]), int(descriptor[2])
     if data.size == (size + 1) // 2 < size and bits <= _BYTE:
         data = np.stack([data % 256, data // 256], axis=1).reshape(-1)
-    entries = data[:size]
-    if entries.size < size or (data.size > size and entries.max() > _largest(bits)):
+    if not 0 <= data.size - size <= 1:  # data may end with a word of padding
         raise Refused(Reason.UNREADABLE, "a lookup table that does not fit its descriptor")
-    return Lut(first - 0x10000 if signed and first & 0x8000 else first, entries)
+    return Lut(first - 0x10000 if signed and first & 0x8000 else first, data[:size])
 
 
 def _words_of(item: Dataset, keyword: str, order: str) -> Values:

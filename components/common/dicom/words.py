@@ -4,8 +4,8 @@ A word is a sample of Bits Allocated, or what a codestream decodes to. Bits Stor
 Representation whether that is two's complement. The other bits can be copies of the sign, embedded overlays, padding, or anything at all.
 Numbers are computed per value that occurs, not per pixel.
 
-**Where header and file contradict each other**, the bits in question decide: if most numbers jump where such a bit differs between
-neighbouring pixels, the bit belongs to the number, and the file is refused.
+**Where header and pixels contradict each other**, neighbouring pixels that differ in the bits in question decide: if the numbers jump
+there, and would not, or less, if these bits belonged to them, the header is wrong, and the file is refused.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from components.common.formats.quarantine import Reason
 Words = npt.NDArray[np.unsignedinteger[Any]]  # uint8 or uint16 (H, W)
 Values = npt.NDArray[np.intp]  # (N,)
 
-_JUMP = 8  # numbers are torn if they differ by an eighth of their range; in a radiograph, most neighbours differ by much less
+_JUMP = 1 / 8  # share of the range; most neighbours in a radiograph differ by much less
 _OVERLAY_BIT_POSITIONS = tuple(f"{group:04X}0102" for group in range(0x6000, 0x6020, 2))
 
 
@@ -53,7 +53,7 @@ class Word:
         if odd & (1 << self.shift) - 1 and not replace(self, shift=0)._unexplained(kept).any():
             raise Refused(Reason.UNREADABLE, "High Bit does not fit the pixels")
         odd = odd >> self.shift << self.shift | self.doubtful
-        if odd and self._is_torn(words, kept, odd):
+        if odd and kept.size and self._is_torn(words, kept, odd):
             raise Refused(Reason.UNREADABLE, f"numbers that do not fit {self.bits} bits")
         return kept
 
@@ -72,14 +72,13 @@ class Word:
         return (numbers >= lowest) & (numbers <= highest) | (whole >= lowest) & (whole <= highest)
 
     def _is_torn(self, words: Words, present: Values, odd: int) -> bool:
-        """Whether numbers jump between most neighbours that differ in one of the bits `odd`."""
-        table = np.full(1 << 8 * words.itemsize, np.nan, np.float32)
-        table[present] = self.numbers(present)
-        numbers = table[words]
-        steps = [np.abs(np.diff(numbers, axis=axis))[np.diff(words & odd, axis=axis) != 0] for axis in (0, 1)]
-        jumps = np.concatenate(steps)
-        jumps = jumps[np.isfinite(jumps)]
-        return bool(jumps.size and np.median(jumps) >= (1 << self.bits) / _JUMP)
+        """Whether the numbers jump where one of the bits `odd` changes, and would not, or less, if all bits of a word belonged to them."""
+        used = int(present.max()).bit_length()
+        numbers, *whole = self.numbers(present), _number(present, used, False), _number(present, used, True)
+        step = _step(words, present, numbers, odd)
+        if step < _JUMP * np.ptp(numbers):
+            return False
+        return any(_step(words, present, each, odd) < max(step, _JUMP * np.ptp(each)) for each in whole)
 
 
 def read_word(elements: Elements) -> Word:
@@ -107,6 +106,16 @@ def word_of_samples(word: Word, precision: int, signed: bool) -> Word:
     width = min(word.width, (8 if precision <= 8 else 16) if signed else precision)
     shift = word.shift if precision >= word.shift + word.bits else 0
     return replace(word, bits=min(bits, width), shift=shift, width=width, doubtful=doubtful)
+
+
+def _step(words: Words, present: Values, numbers: Values, odd: int) -> float:
+    """Returns the median difference of the numbers of neighbours that differ in one of the bits `odd`; 0 if there are none."""
+    table = np.full(1 << 8 * words.itemsize, np.nan, np.float32)
+    table[present] = numbers
+    image = table[words]
+    steps = np.concatenate([np.abs(np.diff(image, axis=axis))[np.diff(words & odd, axis=axis) != 0] for axis in (0, 1)])
+    steps = steps[np.isfinite(steps)]  # padding is NaN
+    return float(np.median(steps)) if steps.size else 0.0
 
 
 def _number(patterns: Values, bits: int, signed: bool) -> Values:

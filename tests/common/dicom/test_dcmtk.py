@@ -178,6 +178,18 @@ def test_voi_lut(photometric: str, tmp_path: Path) -> None:
     assert_alike(ours(to_bytes(made), 60), theirs(to_bytes(made), tmp_path, *VOI_LUT))
 
 
+@pytest.mark.parametrize("form", ["packed", "numbers"])
+def test_voi_lut_data_of_other_forms(form: str, tmp_path: Path) -> None:
+    entries = np.round(CURVE / 1023 * 255).astype("u1")
+    item = lookup_table(500, entries, 8)
+    if form == "packed":
+        item.LUTData = entries.tobytes()
+    else:
+        item.add_new("LUTData", "US", entries.tolist())
+    content = to_bytes(dataset(picture(bits=12), 12, VOILUTSequence=[item]))
+    assert_alike(ours(content, 60), theirs(content, tmp_path, *VOI_LUT))
+
+
 def test_voi_lut_of_negative_values(tmp_path: Path) -> None:
     signed = picture(bits=12).astype("i2") - 2048
     content = to_bytes(dataset(signed, 12, VOILUTSequence=[lookup_table(-1500, CURVE, 10)]))

@@ -144,6 +144,7 @@ def contradictions() -> Iterator[tuple[str, Callable[[], Case], bool]]:
     """Yields files whose header and pixels disagree, by name, and whether the numbers can be known."""
     around_zero = truth_of(12, signed=True)
     positive = truth_of(12, signed=False)
+    below_zero = np.where(rectangle(positive.shape), -50 - positive % 8, 1000 + positive // 4)
 
     def stream(
         numbers: Array, syntax: UID, precision: int, stored: int, sign: int, *, signed: bool = False, high: int = 0
@@ -191,6 +192,7 @@ def contradictions() -> Iterator[tuple[str, Callable[[], Case], bool]]:
         yield f"{name}: negative numbers, unsigned header", whole(around_zero, around_zero & 0xFFFF), False
         yield f"{name}: numbers not shifted up to High Bit", whole(positive, positive, high=15), False
         yield f"{name}: signed numbers not shifted", whole(around_zero, around_zero & 0xFFFF, high=15, signed=True), False
+        yield f"{name}: a background below zero, unsigned header", whole(below_zero, below_zero & 0xFFFF), False
         yield f"{name}: numbers shifted beyond High Bit", whole(positive, positive << 4), False
 
 
@@ -278,3 +280,10 @@ def test_padding_beyond_bits_stored_is_a_word_of_its_own(value: int, vr: str, si
         99.0,
     )
     assert (image.pixels[:, :9] == 0).all() and (image.pixels[30:34, 10:20] > 100).all()
+
+
+def test_nothing_but_padding_is_blank_whatever_the_codestream_says() -> None:
+    made = samples(np.full((60, SIDE), 7), JPEG2000Lossless, 12, BitsStored=16, HighBit=15, PixelRepresentation=1)
+    made.add_new("PixelPaddingValue", "SS", 7)
+    with pytest.raises(Refused, match="nothing but padding"):
+        numbers_of(to_bytes(made))
