@@ -10,7 +10,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import findings_of, matrix, score_column, target_column
 from components.common.head import CONFIDENCE, Candidate, Champion, Floor, NotComparable, refuse_other_images
-from components.common.html.markdown import counted, interval, table
+from components.common.html.markdown import counted, interval, joined, table
 from components.common.runs.params import Register
 from components.common.statistics.intervals import Interval
 from components.common.statistics.ranking import paired_auroc_difference
@@ -54,7 +54,7 @@ def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
 
 def summary(about: dict[str, Any]) -> tuple[str, str]:
     """Returns what the model is and what it outputs, for the page of the registry."""
-    return f"{about['arch']} for {', '.join(about['findings'])}", "one probability per finding"
+    return f"{about['arch']} for {joined(about['findings'])}", "one probability per finding"
 
 
 def signature(about: dict[str, Any]) -> ModelSignature:
@@ -73,7 +73,7 @@ def card_values(candidate: Candidate) -> dict[str, Any]:
     about = candidate.description
     return {
         "arch": about["arch"],
-        "findings": ", ".join(about["findings"]),
+        "findings": joined(about["findings"]),
         "classes": len(about["findings"]),
         "size": about["size"],
         "mirrored": " of the mean of the logits of an image and its mirror image" if about.get("tta_flip") else "",
@@ -85,7 +85,7 @@ def card_values(candidate: Candidate) -> dict[str, Any]:
 
 
 def _results(candidate: Candidate) -> str:
-    metrics, rows = candidate.metrics, [("**macro average**", METRIC, "")]
+    metrics, rows = candidate.metrics, [("macro average", METRIC, "")]
     for finding in candidate.description["findings"]:
         name = mlflow_key(finding)
         positives, negatives = (metrics.get(f"classify_test_{kind}_{name}") for kind in ("positives", "negatives"))

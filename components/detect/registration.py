@@ -12,7 +12,7 @@ from components.common.errors import UserError
 from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import TARGETS
 from components.common.head import Candidate, Champion, Floor, NotComparable, differences_to_champion, refuse_other_images
-from components.common.html.markdown import counted, interval, table
+from components.common.html.markdown import counted, interval, joined, table
 from components.common.runs.params import Register
 from components.common.statistics.intervals import Interval
 from components.detect import evaluation
@@ -59,7 +59,7 @@ def compare(new: Candidate, champion: Champion, settings: Register) -> Interval:
 
 def summary(about: dict[str, Any]) -> tuple[str, str]:
     """Returns what the model is and what it outputs, for the page of the registry."""
-    return f"{about['detector']} on {about['arch']} for {', '.join(about['classes'])}", "one row per box, in pixels of the source"
+    return f"{about['detector']} on {about['arch']} for {joined(about['classes'])}", "one row per box, in pixels of the source"
 
 
 def signature(about: dict[str, Any]) -> ModelSignature:
@@ -80,7 +80,7 @@ def card_values(candidate: Candidate) -> dict[str, Any]:
     return {
         "arch": about["arch"],
         "detector": {"retinanet": "RetinaNet", "fasterrcnn": "Faster R-CNN"}[about["detector"]],
-        "classes": ", ".join(about["classes"]),
+        "classes": joined(about["classes"]),
         "size": about["size"],
         "least": f"{about['score_threshold']:g}",
         "most": about["max_detections"],

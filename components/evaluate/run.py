@@ -8,6 +8,7 @@ import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from components.common.errors import UserError
 from components.common.formats.pages import REPORT, STUDY, STUDY_TEXT
@@ -23,6 +24,8 @@ from components.evaluate.predictions import read_predictions
 from components.evaluate.report import Entry, render
 from components.evaluate.study import answers_of, find_cells
 from components.heads import HEADS
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that spreadsheets take for formulas
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +93,13 @@ def write_curves(folder: Path, entries: Sequence[Entry]) -> list[str]:
             files[name] = CsvTable(header, [*(files[name].rows if name in files else []), *labelled])
     for name, (header, rows) in files.items():
         with (folder / name).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+            csv.writer(file, lineterminator="\n").writerows([header, *(map(_cell, row) for row in rows)])
     return list(files)
+
+
+def _cell(value: Any) -> Any:
+    """Puts an apostrophe before text that spreadsheets would take for a formula, such as the name of a finding."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def numbered(name: str, index: int) -> str:

@@ -112,7 +112,7 @@ def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime) -
     """Preprocesses the raw files into the work folder, unless an earlier attempt has."""
     folder = job.folder / SHARDS
     if not (folder / RUN_RECORD).is_file():
-        preprocess.run(raw=raw, out=str(folder), params=params, runtime=runtime)
+        preprocess.run(raw=raw, out=str(folder), params=params, runtime=runtime, to_train=False)
     return open_shards(str(folder))
 
 

@@ -32,6 +32,8 @@ ALLOW_LIST = {
 """Column -> header attributes from which `describe` makes it. docs/privacy.md says what each can hold."""
 PSEUDONYMS = {"image_id": ("SOPInstanceUID",), "patient_id": ("PatientID", "StudyInstanceUID")}
 """Column -> header attributes whose pseudonym it is."""
+STUDY, FILE = INVENTED = ("StudyInstanceUID", "file")
+"""Sources of an identity that stands in for a patient who is not known."""
 _MAKE_KEY = "set it to a secret key, made with `openssl rand -hex 32`, and keep that key"
 _HIGHEST_AGE = 120.0
 _SIMULATED_KEY = b"of simulated cohorts, whose patients do not exist"
@@ -93,8 +95,8 @@ def patient_identity(header: Header, record: Record | None, path: str) -> Identi
     if record and record.patient:
         return Identity(record.file, f"id:{record.patient}")
     if header.study_instance_uid:
-        return Identity("StudyInstanceUID", f"study:{header.study_instance_uid}")
-    return Identity("file", f"file:{path}")
+        return Identity(STUDY, f"study:{header.study_instance_uid}")
+    return Identity(FILE, f"file:{path}")
 
 
 def describe(header: Header, record: Record | None) -> dict[str, Any]:

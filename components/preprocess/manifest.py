@@ -15,6 +15,7 @@ from components.common.formats import shards
 from components.common.formats.manifest import Manifest, Origin, PartEntry, PixelStatistics
 from components.common.runs import storage
 from components.preprocess import report
+from components.preprocess.deidentify import INVENTED
 from components.preprocess.ledger import Ledger
 from components.preprocess.part_writer import read_notes
 from components.preprocess.parts import Part
@@ -36,6 +37,7 @@ class Summary:
     boxes: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in shards.SPLITS})
     statistics: ReportStatistics = field(default_factory=ReportStatistics)
     identities: Counter[str] = field(default_factory=Counter)
+    unnamed: int = 0  # rows of images that are in no table
     sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # pixels of the train split: number, sum, and sum of squares
 
     def add(self, part: Part, ledger: Ledger, folder: Path, out: Path) -> None:
@@ -52,6 +54,7 @@ class Summary:
             self.statistics.add(row, note, part.name, number)
             ledger.add_patient(split, row["patient_id"])
             self.identities[str(note.identity)] += 1
+            self.unnamed += not note.named
             if split == "train":
                 self.sums = [mine + more for mine, more in zip(self.sums, note.sums, strict=True)]
         self.rows[part.name] = sum(self.images.values()) - before
@@ -118,9 +121,11 @@ def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary,
             "quarantined": quarantined,
             "reasons": ledger.reasons,
             "duplicates": ledger.duplicates,
+            "unnamed": summary.unnamed,
             **summary.counts(ledger.patients()),
         },
         "patient_id_from": dict(sorted(summary.identities.items())),
+        "patient_id_invented": sum(summary.identities[source] for source in INVENTED),
         "pseudonym_key_id": shared["pseudonym_key_id"],
         "input": input_digest(ledger),
         "labels": shared["labels"],

@@ -98,7 +98,7 @@ def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[s
         names=SPLIT_NAMES,
         styles=STYLES,
         ratio=_ratio,
-        empty=_empty(counts),
+        notices=empty_splits(manifest) + unmatched(manifest),
         shortages=_shortages(manifest),
         mostly_unknown=_mostly_unknown(counts),
         min_positives=MIN_POSITIVES,
@@ -113,6 +113,25 @@ def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[s
         meanings={reason.value: MEANINGS[reason] for reason in Reason},
         identified_by=[f"{name} ({plural(count, 'image')})" for name, count in manifest["patient_id_from"].items()],
     )
+
+
+def empty_splits(manifest: Manifest) -> list[str]:
+    """Returns a sentence for each split without images."""
+    patients = plural(sum(manifest["counts"]["patients"].values()), "patient")
+    cause = f"of {patients}, each is in one split only; add patients, or change preprocess.val_fraction and preprocess.test_fraction"
+    return [f"The {SPLIT_NAMES[split].lower()} split has no images: {cause}." for split in _empty(manifest["counts"])]
+
+
+def unmatched(manifest: Manifest) -> list[str]:
+    """Returns sentences about images whose patient or labels are not known."""
+    counts, found = manifest["counts"], []
+    if manifest["patient_id_invented"]:
+        images = plural(manifest["patient_id_invented"], "image")
+        advice = "one person can be in several splits; name the patients in the header or the table"
+        found.append(f"{images} without a patient id: the study or the file takes the place of the patient, so that {advice}.")
+    if manifest["findings"] and manifest["labels"] and counts["unnamed"]:
+        found.append(f"{plural(counts['unnamed'], 'image')} of {counts['rows']} in no table: all labels are unknown.")
+    return found
 
 
 def thumbnail(pixels: Pixels) -> tuple[int, int, bytes]:

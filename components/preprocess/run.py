@@ -17,7 +17,7 @@ from components.common.runs import storage
 from components.common.runs.inputs import upstream_run_ids
 from components.common.runs.params import Runtime
 from components.common.runs.stage_run import StageRun, stage_run
-from components.preprocess import layouts, manifest, merge, partitions
+from components.preprocess import layouts, manifest, merge, partitions, report
 from components.preprocess.deidentify import load_pseudonyms
 from components.preprocess.index import Index
 from components.preprocess.ledger import read_ledger
@@ -33,11 +33,11 @@ INDEX = "index.sqlite"
 log = logging.getLogger(__name__)
 
 
-def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: str | None = None) -> None:
+def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: str | None = None, to_train: bool = True) -> None:
     """Turns every file below `raw` (DICOM, PNG, JPEG, and the tables of the layout) into a row or a quarantine entry.
 
-    With `partition` (`i/n`), only the i-th of n partitions is made; `merge_partitions` joins their outputs. Raises UserError without files
-    or pseudonym key, for a mistake in a table, and if too many files are quarantined.
+    With `partition` (`i/n`), only the i-th of n partitions is made; `merge_partitions` joins their outputs. `to_train` warns of splits
+    without images. Raises UserError without files or pseudonym key, for a mistake in a table, and if too many files are quarantined.
     """
     this_partition = parse_partition(partition) if partition else Partition()
     _refuse_nesting(raw, out)
@@ -64,7 +64,7 @@ def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: 
         if partition:
             metrics = partitions.write(context, this_partition, parts, job.folder)
         else:
-            metrics = _complete(job, runtime, parts, manifest.describe(context), [folder / merge.NAMES], raw)
+            metrics = _complete(job, runtime, parts, manifest.describe(context), [folder / merge.NAMES], raw, to_train)
             job.attach(MANIFEST)
         job.publish(metrics, drop=(WORK_FOLDER,))
 
@@ -97,7 +97,9 @@ def _refuse_nesting(raw: str, out: str) -> None:
         raise UserError(f"{out}: lies inside the raw folder {raw}, whose files are all read; choose another --out")
 
 
-def _complete(job: StageRun, runtime: Runtime, parts: list[Part], shared: Origin, names: list[Path], raw: str) -> dict[str, float]:
+def _complete(
+    job: StageRun, runtime: Runtime, parts: list[Part], shared: Origin, names: list[Path], raw: str, to_train: bool = True
+) -> dict[str, float]:
     """Checks all files together, completes the work folder and returns the metrics."""
     folder = job.folder / WORK_FOLDER
     with closing(read_ledger(folder, parts)) as ledger:
@@ -114,6 +116,8 @@ def _complete(job: StageRun, runtime: Runtime, parts: list[Part], shared: Origin
         written = manifest.write_manifest(job.folder / MANIFEST, shared, ledger, summary, threads)
         rows = written["counts"]["rows"]
         log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
+        for sentence in (report.empty_splits(written) if to_train else []) + report.unmatched(written):
+            log.warning("preprocess: %s", sentence)
         return _metrics(written)
 
 

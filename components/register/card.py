@@ -5,7 +5,7 @@ from string import Template
 from typing import Any
 
 from components.common.head import Candidate
-from components.common.html.markdown import listing, table
+from components.common.html.markdown import escape, joined, listing, table
 from components.heads import HEADS
 from components.register.packing import MODEL_URI
 
@@ -19,9 +19,9 @@ def render(candidate: Candidate, name: str, licence: str, earlier: list[dict[str
     about, registration = candidate.description, HEADS[candidate.head].registration
     preprocessing = about.get("preprocessing", {})
     values = {
-        "name": name,
+        "name": escape(name),
         "uri": MODEL_URI,
-        "views": ", ".join(preprocessing.get("views", VIEWS)),
+        "views": joined(preprocessing.get("views", VIEWS)),
         "mean": f"{about['normalisation']['mean']:.6g}",
         "std": f"{about['normalisation']['std']:.6g}",
         "preprocessing": listing(preprocessing) or f"size {about['size']}, bits {about['bits']}",

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from sklearn import metrics as sklearn
 
 from components.common.errors import UserError
-from components.evaluate.run import run
+from components.evaluate.run import _cell, run
 from components.params import Params
 from tests.evaluate.conftest import FINDINGS, MakePredictions, Table
 
@@ -111,6 +111,11 @@ def test_output_is_the_same_bytes_every_time(make_predictions: MakePredictions, 
     assert {path.name for path in (tmp_path / "one").iterdir()} == names
     for name in names - {"run.json"}:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_names_of_findings_are_no_formulas() -> None:
+    cells = ["=1+1", "+x", "-x", "@x", "Mass", "1=1", "", -0.5, 3]
+    assert [_cell(cell) for cell in cells] == ["'=1+1", "'+x", "'-x", "'@x", "Mass", "1=1", "", -0.5, 3]
 
 
 def test_thinned_curves_keep_their_area(make_predictions: MakePredictions, tmp_path: Path) -> None:

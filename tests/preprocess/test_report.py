@@ -171,7 +171,23 @@ def test_an_empty_split_and_missing_labels_are_warned_of(made: Path) -> None:
     manifest["findings"] = []
     manifest["counts"]["images"]["val"] = 0
     found = warnings_of(manifest)
-    assert "The validation split has no images." in found and any("no labels" in line for line in found)
+    assert "The validation split has no images: of 15 patients, each is in one split only; add patients, or change" in found[0]
+    assert any("no labels" in line for line in found)
+
+
+def test_invented_patients_and_images_in_no_table_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(4):
+        elements = {"PatientID": None, "StudyInstanceUID": None} if number < 2 else {}
+        write(tmp_path / "raw" / f"{number}.dcm", picture(seed=number), **elements)
+    (tmp_path / "raw" / "labels.csv").write_text("image,Mass,patient\n0.dcm,1,\n1.dcm,0,one\n3.dcm,0,\n")
+    assert main(arguments(tmp_path)) == 0
+    manifest = manifest_of(tmp_path / "shards")
+    assert manifest["patient_id_invented"] == manifest["patient_id_from"]["file"] == manifest["counts"]["unnamed"] == 1
+    found = warnings_of(manifest)
+    patients, table = (next(line for line in found if words in line) for words in ("without a patient id", "in no table"))
+    assert patients.startswith("1 image without a patient id: the study or the file takes the place")
+    assert table == "1 image of 4 in no table: all labels are unknown."
+    assert {f"preprocess: {line}" for line in (patients, table)} <= {record.getMessage() for record in caplog.records}
 
 
 def test_no_warnings_no_list(made: Path) -> None:

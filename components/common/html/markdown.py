@@ -1,7 +1,21 @@
 """Markdown for the model card."""
 
+import html
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+_MARKUP = re.compile(r"[\\`*|~$]|\](?=[(\[:])|(?<!\w)_|_(?!\w)")
+
+
+def escape(text: Any) -> str:
+    """Escapes text, such as the name of a finding, so that it is shown as it is: neither as Markdown nor as HTML."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def joined(values: Iterable[Any]) -> str:
+    """Joins escaped values by commas."""
+    return ", ".join(map(escape, values))
 
 
 def interval(metrics: Mapping[str, float | None], name: str, digits: int = 3) -> str:
@@ -19,11 +33,11 @@ def counted(metrics: Mapping[str, float | None], rows: Mapping[str, str]) -> str
 
 
 def listing(values: Mapping[str, Any]) -> str:
-    """Joins names and values: `name value, name value`."""
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    """Joins names and values, escaped: `name value, name value`."""
+    return joined(f"{name} {value}" for name, value in values.items())
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    """Formats a table."""
+    """Formats a table of escaped cells."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines)

@@ -20,7 +20,7 @@ from components.preprocess.split import UNDIVIDED
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder name in lower case -> official split."""
-_PATIENT = re.compile(r"(?:^|-)(IM-\d+)-\d+|^(person\d+)_|^(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
+_PATIENT = re.compile(r"(?:^|-)(IM-\d+)-\d+|^(person\d+)_|^(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Folders(Table):
 
     def record(self, path: str, uid: str) -> Record | None:
         """Returns what the path says."""
-        labels = tuple(float(finding == class_of(path)) for finding in self.findings)
+        of_image = (class_of(path) or "").casefold()
+        labels = tuple(float(finding.casefold() == of_image) for finding in self.findings)
         patient = patient_of(path)
         if patient and self.within_split:
             patient = f"{path.partition('/')[0]}/{patient}"
@@ -44,11 +45,11 @@ class Folders(Table):
 
 def read(raw: str, params: Preprocess, index: Index | None) -> Table:
     """Reads the names of the folders; raises UserError without a folder of a class, or of the official split if asked for."""
-    classes, splits = set(), {}
+    classes, splits = dict[str, str](), {}
     for entry in storage.listing(raw):
         found = None if is_leftover(entry.path) else class_of(entry.path)
         if found:
-            classes.add(found)
+            classes[found.casefold()] = min(found, classes.get(found.casefold(), found))  # Normal and NORMAL are one class
             top = entry.path.partition("/")[0]
             splits.update({top: SPLITS[top.lower()]} if top.lower() in SPLITS else {})
     if not classes:
@@ -58,7 +59,7 @@ def read(raw: str, params: Preprocess, index: Index | None) -> Table:
         raise UserError(f"{raw}: no folders train, val or test, so no official split; set preprocess.split to hash")
     if "val" not in splits.values():
         splits = {folder: UNDIVIDED if split == "train" else split for folder, split in splits.items()}
-    return Folders(tuple(sorted(classes)), folder_splits=splits, complete=False, within_split=official)
+    return Folders(tuple(sorted(classes.values())), folder_splits=splits, complete=False, within_split=official)
 
 
 def class_of(path: str) -> str | None:
@@ -70,6 +71,7 @@ def class_of(path: str) -> str | None:
 
 
 def patient_of(path: str) -> str:
-    """Returns the patient number of a Kermany file name; empty for another."""
+    """Returns the patient number of a Kermany file name, in the authors' case; empty for another."""
     match = _PATIENT.search(base_name(path))
-    return str(match[match.lastindex or 0]) if match else ""
+    found = match[match.lastindex or 0].lower() if match else ""
+    return found.replace("im-", "IM-")

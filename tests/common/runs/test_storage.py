@@ -95,6 +95,27 @@ def test_is_empty(folder: str) -> None:
     assert not storage.is_empty(folder)
 
 
+def test_links_are_followed_once_and_the_rest_is_named(tmp_path: Path) -> None:
+    top, other = tmp_path / "top", tmp_path / "other"
+    for path in (top / "a" / "1", other / "b" / "2"):
+        storage.write(str(path), b"x")
+    (top / "other").symlink_to("../other")
+    (top / "a" / "file").symlink_to(other / "b" / "2")
+    (other / "b" / "top").symlink_to(top)
+    (other / "root").symlink_to("/")
+    (top / "gone").symlink_to("nowhere")
+    os.mkfifo(top / "a" / "pipe")
+    whole = {"a/1", "a/file", "other/b/2"}
+    assert {entry.path: entry.size for entry in storage.listing(str(top))} == dict.fromkeys(whole, 1)
+    assert set(storage.files_below(top)) == whole and not storage.is_empty(str(top))
+    faults = {entry.path: entry.fault for entry in storage.walk(str(top), faults=True) if entry.fault}
+    assert faults.keys() == {"other/b/top", "other/root", "gone", "a/pipe"}
+    assert faults["gone"] == "a link that cannot be followed (No such file or directory)" and faults["a/pipe"] == "a named pipe"
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "all").symlink_to(top)
+    assert not storage.is_empty(str(tmp_path / "links"))
+
+
 def test_join() -> None:
     assert storage.join("s3://bucket/a/", "b", "c.txt") == "s3://bucket/a/b/c.txt"
     assert storage.join("s3://bucket", "b") == "s3://bucket/b"

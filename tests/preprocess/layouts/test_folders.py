@@ -57,6 +57,8 @@ def test_validation_is_taken_out_of_train_if_the_set_has_none(raw: Path) -> None
         ("NORMAL2-IM-1234-0001.jpeg", "IM-1234"),
         ("IM-0115-0001-0002.jpeg", "IM-0115"),
         ("BACTERIA-1008087-0001.jpeg", "1008087"),
+        ("PERSON123_BACTERIA_45.JPG", "person123"),
+        ("normal2-im-1234-0001.png", "IM-1234"),
         ("covid (12).png", ""),
     ],
 )
@@ -70,6 +72,15 @@ def test_patients_in_file_names(name: str, patient: str) -> None:
 )
 def test_classes(path: str, expected: str | None) -> None:
     assert class_of(path) == expected
+
+
+def test_classes_in_another_case_are_the_same(tmp_path: Path) -> None:
+    for path in ("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/Normal/c.png"):
+        write_picture(tmp_path / path)
+    read = table(tmp_path, "folders")
+    records = [read.record(path, "") for path in ("train/NORMAL/a.png", "test/Normal/c.png", "train/PNEUMONIA/b.png")]
+    assert read.findings == ("NORMAL", "PNEUMONIA")
+    assert [record and record.labels for record in records] == [(1, 0), (1, 0), (0, 1)]
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
