@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from components.classify.network import attach_head
+from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import score_column, target_column
 from components.common.formats.shards import Pixels
 from components.common.training import backbones
@@ -66,7 +67,10 @@ class Classifier(nn.Module):
 
     def counts(self, predictions: pa.Table) -> dict[str, float]:
         """Counts the positives of each finding."""
-        return {f"positives_{name}": sum(value == 1 for value in predictions[target_column(name)].to_pylist()) for name in self.labels}
+        return {
+            f"positives_{mlflow_key(name)}": sum(value == 1 for value in predictions[target_column(name)].to_pylist())
+            for name in self.labels
+        }
 
 
 def exportable(network: Classifier) -> nn.Module:

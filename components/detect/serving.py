@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import TARGETS
 from components.common.formats.shards import Pixels
 from components.common.training.inference import InputImage, batches, best_device, decoded, restore
@@ -64,7 +65,9 @@ class Boxes:
     def counts(self, predictions: pa.Table) -> dict[str, float]:
         """Counts the known boxes of each class, and the images in which a class is unknown."""
         known = [boxes for boxes in predictions[TARGETS].to_pylist() if boxes is not None]
-        found: dict[str, float] = {f"boxes_{name}": sum(box["label"] == name for boxes in known for box in boxes) for name in self.labels}
+        found: dict[str, float] = {
+            f"boxes_{mlflow_key(name)}": sum(box["label"] == name for boxes in known for box in boxes) for name in self.labels
+        }
         return found | {"images_unknown": len(predictions) - len(known)}
 
     def _place(self, image: Pixels) -> tuple[Any, Any]:

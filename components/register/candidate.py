@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from components.common.errors import UserError
-from components.common.formats.documents import METRICS, RUN_RECORD
+from components.common.formats.documents import LONGEST_KEY, METRICS, RUN_RECORD, mlflow_key
 from components.common.formats.model import DESCRIPTION, WEIGHTS
 from components.common.formats.predictions import PREDICTIONS, parse_predictions, rows_of
 from components.common.head import Candidate
@@ -56,7 +56,7 @@ def registry_tags(candidate: Candidate, metric: str) -> dict[str, str]:
     training = flatten({name: candidate.record[name] for name in TRAINING if name in candidate.record}, "train.")
     results = {name: candidate.metrics.get(name) for name in (metric, f"{metric}_low", f"{metric}_high")}
     numbers = {name: f"{value:.6g}" for name, value in results.items() if value is not None}
-    return {"task": candidate.head, **{name: str(value) for name, value in training.items()}, **numbers}
+    return {"task": candidate.head, **{mlflow_key(name, LONGEST_KEY): str(value) for name, value in training.items()}, **numbers}
 
 
 def copy_weights(candidate: Candidate, folder: Path) -> Path:

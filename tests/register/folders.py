@@ -58,7 +58,8 @@ def write_model(folder: Path, seed: int, targets: Scores, first_image: int = 0) 
                    "normalisation": {"mean": MEAN, "std": STD}, "inputs": {"shards": "5ha"},
                    "sha256": storage.digest_file(folder / "model.safetensors")}  # fmt: skip
     (folder / "model.json").write_text(json.dumps(description))
-    record = {"stage": "classify", "mlflow_run_id": "classify-run", "params": {"lr": 0.001}, "inputs": {"shards": "5ha"},
+    record = {"stage": "classify", "mlflow_run_id": "classify-run", "inputs": {"shards": "5ha"},
+              "params": {"lr": 0.001, "positive_rate": {"Nodule (left)": 0.3}},
               "git": {"commit": "c0ffee", "dirty": False}, "packages": {"torch": "2.0"}}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))
     table = pd.DataFrame({"image_id": [f"image{first_image + index:03d}" for index in range(len(targets))]})

@@ -184,6 +184,7 @@ def test_a_version_says_how_to_make_it_again(registered: Register, name: str) ->
     tags = tracking.client().get_model_version(name, "1").tags
     expected = {"train.git.commit": "c0ffee", "train.params.lr": "0.001", "train.packages.torch": "2.0", "train.inputs.shards": "5ha"}
     assert expected.items() <= tags.items()
+    assert {value for tag, value in tags.items() if tag.startswith("train.params.positive_rate.")} == {"0.3"}  # of a name with brackets
 
 
 def test_a_champion_that_appears_meanwhile_is_compared_with_too(registered: Register, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
