@@ -3,8 +3,8 @@
     model = mlflow.pyfunc.load_model("models:/cxr-classify@champion")
     probabilities = model.predict(["radiograph.dcm"])  # one row per file, one column per finding
 
-MLflow runs this file when a model is packed and whenever it is loaded. The folder `code` beside it has copies of the modules that the
-model needs. They are used even if the process has imported other modules of the same names, such as those of another packed model,
+MLflow runs this file when a model is packed and whenever it is loaded. The archive `code/components.zip` has copies of the modules that
+the model needs. They are used even if the process has imported other modules of the same names, such as those of another packed model,
 so that models of different versions of this project can be loaded into one process.
 """
 
@@ -20,7 +20,7 @@ import mlflow.models
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-CODE = Path(__file__).with_name("code")
+CODE = Path(__file__).with_name("code") / "components.zip"
 PACKAGE = "components"
 
 
@@ -60,15 +60,16 @@ class Model(PythonModel):
 
 @contextmanager
 def _own_code() -> Iterator[None]:
-    """Makes imports use the modules beside this file, and restores the previous modules of these names afterwards."""
+    """Makes imports use the modules in the archive, and restores the previous modules of these names afterwards."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == PACKAGE}
     origin = getattr(before.get(PACKAGE), "__file__", None)
-    if not CODE.is_dir() or (origin and CODE in Path(origin).parents):
+    if not CODE.is_file() or (origin and CODE in Path(origin).parents):
         yield
         return
     for name in before:
         del sys.modules[name]
     sys.path.insert(0, str(CODE))
+    importlib.invalidate_caches()  # an earlier archive may have had the same path
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ PLACE = ["x", "y", "width", "height", "score"]
 SCRIPT = """
 import sys, mlflow.pyfunc
 folder, files = sys.argv[1], sys.argv[2:]
-models = [mlflow.pyfunc.load_model(f"{folder}/{task}") for task in ("classify", "detect", "invert")]
+models = [mlflow.pyfunc.load_model(f"{folder}/{task}") for task in ("classify", "detect", "invert", "earlier")]
 models[0].predict(files).to_csv(f"{folder}/classify.csv", index=False)
 models[1].predict(files).to_csv(f"{folder}/detect.csv", index=False)
 models[2].predict(files).drop(columns="latents").to_csv(f"{folder}/invert.csv", index=False)
+models[3].predict(files).to_csv(f"{folder}/earlier.csv", index=False)
 import components
 print(components.__file__)
 """
@@ -50,7 +52,20 @@ def packed(heads: Heads, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders.write_model(folder / "model", seed=1, targets=folders.targets_of(1))
     for task, source in (("classify", folder / "model"), ("detect", heads.detect), ("invert", heads.invert)):
         pack(source / "model.safetensors", json.loads((source / "model.json").read_text()), "# A card\n", folder / task)
+    unpack_code(shutil.copytree(folder / "classify", folder / "earlier"))
     return folder
+
+
+def unpack_code(model: Path) -> None:
+    """Turns a packed model into one as it was registered before its code became an archive: with the folder `code`."""
+    archive, entry = model / "code" / "components.zip", model / "model.py"
+    zipfile.ZipFile(archive).extractall(model / "code")
+    archive.unlink()
+    text = entry.read_text()
+    for new, old in ((' / "components.zip"', ""), ("CODE.is_file()", "CODE.is_dir()")):
+        assert new in text
+        text = text.replace(new, old)
+    entry.write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +76,7 @@ def answers(heads: Heads, packed: Path) -> dict[str, pd.DataFrame]:
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(packed), *files], cwd=packed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert packed / "classify" / "code" in Path(done.stdout.strip()).parents
-    return {task: pd.read_csv(packed / f"{task}.csv") for task in ("classify", "detect", "invert")}
+    return {task: pd.read_csv(packed / f"{task}.csv") for task in ("classify", "detect", "invert", "earlier")}
 
 
 def assert_same_boxes(found: pd.DataFrame, expected: Any) -> None:
@@ -92,6 +107,10 @@ def test_the_packaged_inversion_reproduces_the_errors_of_training(heads: Heads, 
     np.testing.assert_allclose(answers["invert"][ERRORS], expected[ERRORS], atol=1e-4)
     assert expected["psnr"].std() > 1e-2  # the spread is far above the tolerance
     assert len(answers["classify"]) == len(expected)
+
+
+def test_models_registered_with_a_folder_of_code_still_load(answers: dict[str, pd.DataFrame]) -> None:
+    pd.testing.assert_frame_equal(answers["earlier"], answers["classify"])
 
 
 def test_arrays_answer_in_their_own_pixels(heads: Heads, packed: Path) -> None:
@@ -132,7 +151,7 @@ def test_nothing_found_is_an_empty_table(packed: Path) -> None:
 
 def test_a_packed_model_has_what_its_task_needs(packed: Path) -> None:
     for task, other in (("detect", "invert"), ("invert", "detect")):
-        code = {path.relative_to(packed / task / "code").as_posix() for path in (packed / task / "code").rglob("*.py")}
+        code = set(zipfile.ZipFile(packed / task / "code" / "components.zip").namelist())
         assert f"components/{task}/serving.py" in code
         assert not any(name.startswith(f"components/{other}/") or "tracking" in name or name.endswith("gate.py") for name in code)
         names = [path.name for path in (packed / task / "artifacts").iterdir()]

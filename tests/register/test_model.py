@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_the_packaged_model_reproduces_the_scores_from_dicom_files(packed: Path,
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()) == packed / "code" / "components" / "common" / "training" / "backbones.py"
+    assert Path(done.stdout.strip()) == packed / "code" / "components.zip" / "components" / "common" / "training" / "backbones.py"
     probabilities, images = pd.read_csv(tmp_path / "out.csv"), rows(cohort)
     assert list(probabilities.columns) == folders.FINDINGS
     np.testing.assert_allclose(probabilities, expected_scores(images, sorted(images)), atol=1e-4)
@@ -140,7 +141,8 @@ def test_nothing_is_pickled_and_no_more_code_than_needed(packed: Path) -> None:
     assert {name for name in names if name.endswith((".pkl", ".pt", ".pth"))} == set()
     artifacts = {f"artifacts/model.{kind}" for kind in ("json", "onnx", "safetensors")}
     assert {name for name in names if name.startswith("artifacts/")} == artifacts
-    code = {name.removeprefix("code/components/") for name in names if name.startswith("code/")}
+    assert {name for name in names if name.startswith("code/")} == {"code/components.zip"}
+    code = {name.removeprefix("components/") for name in zipfile.ZipFile(packed / "code" / "components.zip").namelist()}
     assert {"register/inputs.py", "common/dicom/render.py"} <= code
     assert not {"register/gate.py", "common/tracking.py", "preprocess/run.py"} & code
     assert (packed / "README.md").read_text() == CARD
