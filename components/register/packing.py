@@ -5,6 +5,7 @@ The folder can also be used without MLflow: README.md says how to load `artifact
 """
 
 import logging
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -64,6 +65,7 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
             )
     (folder / CARD).write_text(card, encoding="utf-8")
     _try_out(folder, content)
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # left by the trial
 
 
 def export_onnx(network: torch.nn.Module, size: int, path: Path, outputs: tuple[str, ...]) -> None:
