@@ -1,6 +1,7 @@
 """Reads the output folder of a head and checks everything that does not depend on the head."""
 
 import json
+import logging
 
 import pyarrow as pa
 
@@ -15,6 +16,8 @@ from components.common.runs.inputs import read_model
 from components.heads import ANY_HEAD
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+log = logging.getLogger(__name__)
 
 
 def read_predictions(folder: str) -> tuple[pa.Table, HeadOutput]:
@@ -72,6 +75,8 @@ def _check_rows(table: pa.Table, source: str) -> None:
         raise UserError(
             f"{source}: the test split is empty; add patients or raise preprocess.test_fraction, and run preprocess and this stage again"
         )
+    if len(patients["test"]) == 1:
+        log.warning("evaluate: %s: only one patient is in the test split, so the intervals have no width; add patients", source)
 
 
 def _figures(folder: str) -> dict[str, bytes]:

@@ -35,8 +35,8 @@ def corners(boxes: list[dict[str, Any]]) -> torch.Tensor:
 @DETECTORS
 def test_learns_visible_findings(make_boxed: Callable[..., str], small: Params, tmp_path: Path, detector: str) -> None:
     out = tmp_path / "out"
-    # Faster R-CNN needs more steps: its box head learns from good proposals only once there are some. At 7 epochs it finds most boxes,
-    # but with scores below 0.3.
+    # Faster R-CNN needs more steps, since its box head learns from good proposals only once there are some: after 7 epochs no spot had
+    # a score above 0.3.
     epochs = {"retinanet": 7, "fasterrcnn": 14}[detector]
     detect.run(shards=[make_boxed(images=200)], out=str(out), **changed(small, epochs=epochs, detector=detector).arguments("detect"))
 

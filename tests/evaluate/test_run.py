@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -237,6 +238,18 @@ def detection(columns: Table) -> None:
 
 def two_tasks(columns: Table) -> None:
     columns["task"][0] = "detect"
+
+
+def test_a_single_test_patient_is_a_warning(
+    make_predictions: MakePredictions, tiny: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def one(columns: Table) -> None:
+        rows = pd.DataFrame({name: list(values) for name, values in columns.items()})
+        first = rows.loc[rows["split"] == "test", "patient_id"].iloc[0]
+        columns |= rows[(rows["split"] == "val") | (rows["patient_id"] == first)].to_dict("list")
+
+    run(predictions=[make_predictions(change=one)], out=str(tmp_path / "out"), **tiny.arguments("evaluate"))
+    assert "predictions.parquet: only one patient is in the test split, so the intervals have no width; add patients" in caplog.text
 
 
 @pytest.mark.parametrize(
