@@ -8,10 +8,13 @@ import urllib3
 from kubernetes import client, config
 
 from components.common.errors import UserError
+from components.pretrain.nodes import JOBSET_LABEL, Node, node
 
 TIMEOUT_SECONDS = (5, 30)  # for the connection, and for the answer
 SINGLE_USER_NAMESPACE = "kubeflow"  # where a single-user installation runs everything
 MAIN = "main"  # container of a pod of Argo in which the step runs
+RUN_LABEL = "cxr/pipeline-run"
+"""Label of the TrainJobs that components/pretrain/trainjob.py creates. Kubeflow gives a cancelled step no chance to delete them."""
 
 
 class Cluster:
@@ -31,11 +34,28 @@ class Cluster:
         except config.ConfigException as error:
             raise UserError(f"Kubernetes: no kubeconfig ({error}); set KUBECONFIG") from None
         configuration.retries = urllib3.Retry(0)
-        self._core = client.CoreV1Api(client.ApiClient(configuration))
+        connection = client.ApiClient(configuration)
+        self._core, self._objects = client.CoreV1Api(connection), client.CustomObjectsApi(connection)
 
     def log(self, pod: str) -> str:
         """Returns the log of a step's pod."""
         return str(self._call(self._core.read_namespaced_pod_log, pod, self.namespace, container=MAIN))
+
+    def trainjobs(self, run: str) -> dict[str, list[Node]]:
+        """Returns the nodes of the TrainJobs of a run by name."""
+        listed = self._call(self._objects.list_namespaced_custom_object, *self._trainjobs(), label_selector=f"{RUN_LABEL}={run}")
+        return {job["metadata"]["name"]: self._nodes(job["metadata"]["name"]) for job in listed["items"]}
+
+    def delete_trainjob(self, name: str) -> None:
+        """Deletes a TrainJob, and so its pods."""
+        self._call(self._objects.delete_namespaced_custom_object, *self._trainjobs(), name)
+
+    def _trainjobs(self) -> tuple[str, ...]:
+        return "trainer.kubeflow.org", "v1alpha1", self.namespace, "trainjobs"
+
+    def _nodes(self, job: str) -> list[Node]:
+        pods = self._call(self._core.list_namespaced_pod, self.namespace, label_selector=f"{JOBSET_LABEL}={job}").items
+        return sorted(map(node, pods), key=lambda each: (each.number, each.pod))
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Calls the API.

@@ -10,15 +10,13 @@ from datetime import UTC, datetime
 
 from components.common.errors import UserError
 from components.common.runs.signals import EXIT_CODE
-from pipelines.cluster import MAIN, Cluster
+from pipelines.cluster import MAIN, RUN_LABEL, Cluster
 from pipelines.progress import FINISHED, Step, steps
 from pipelines.server import FINAL_STATES, KubeflowServer, LostError, RunStatus, connect
 from pipelines.settings import Settings
 
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 600.0  # how long following a run outlasts a server that does not answer
-RUN_LABEL = "cxr/pipeline-run"
-"""Label of the TrainJobs that components/pretrain/trainjob.py creates. Kubeflow gives a cancelled step no chance to delete them."""
 LOG_LINES = 20  # lines of the log of a failed step that are shown
 EXPLAINED = 3  # failed steps whose log is shown
 _FOREIGN = re.compile(r"""[IWEF]\d{4} |\[KFP Executor|time=.*argo=true|\{.*"argo":\s*true""")
@@ -36,6 +34,8 @@ def status(options: argparse.Namespace, settings: Settings) -> int:
     width = max((len(step.name) for step in found), default=0)
     for step in found:
         print(f"  {step.name:<{width}}  {_describe(step)}")
+        if step.name == "launch" and step.state == "running":
+            _print_nodes(server, run)
     _explain(server, run, found)
     return 1 if run.state in ("FAILED", "CANCELED") else 0
 
@@ -43,14 +43,44 @@ def status(options: argparse.Namespace, settings: Settings) -> int:
 def cancel(options: argparse.Namespace, settings: Settings) -> int:
     """Runs the command `cancel`."""
     server = connect(options, settings)
-    state = server.run(options.run).state
-    if state in FINAL_STATES:
-        print(f"run {options.run} has already ended: {state}")
+    run, found = _View(server, options.run).read()
+    if run.state in FINAL_STATES:
+        print(f"run {options.run} has already ended: {run.state}")
         return 0
     server.terminate(options.run)
     print(f"run {options.run} is being cancelled")
-    print(f"if it pretrains on several nodes: kubectl delete trainjobs -l {RUN_LABEL}={options.run}")
+    if any(step.name == "launch" and step.attempts for step in found):
+        _delete_trainjobs(server, run)
     return 0
+
+
+def _print_nodes(server: KubeflowServer, run: RunStatus) -> None:
+    """Prints where the nodes of a pretraining on several nodes stand."""
+    try:
+        jobs = Cluster(server.namespace).trainjobs(run.identity)
+    except UserError as error:
+        print(f"    its nodes: `kubectl {_namespace(server)}get trainjobs,pods -l {RUN_LABEL}={run.identity}` ({error})")
+        return
+    for name, found in jobs.items():
+        for node in found:
+            print(f"    {name}: node {node.number} {node.state}")
+
+
+def _delete_trainjobs(server: KubeflowServer, run: RunStatus) -> None:
+    """Deletes the TrainJobs of a run, since Kubeflow gives a cancelled step no chance to do so."""
+    try:
+        cluster = Cluster(server.namespace)
+        for name in cluster.trainjobs(run.identity):
+            cluster.delete_trainjob(name)
+            print(f"TrainJob {name} is deleted")
+    except UserError as error:
+        raise UserError(
+            f"{error}; delete its TrainJob: kubectl {_namespace(server)}delete trainjobs -l {RUN_LABEL}={run.identity}"
+        ) from None
+
+
+def _namespace(server: KubeflowServer) -> str:
+    return f"-n {server.namespace} " if server.namespace else ""
 
 
 def follow(server: KubeflowServer, identity: str) -> int:
@@ -117,8 +147,7 @@ def _explain(server: KubeflowServer, run: RunStatus, found: list[Step]) -> None:
     failed = [step for step in found if step.state == "failed" and run.state != "CANCELED"]
     for step in failed[:EXPLAINED]:
         log = _log(server, run, step)
-        namespace = f"-n {server.namespace} " if server.namespace else ""
-        print(f"{step.name}:" if log else f"{step.name}: see `kubectl {namespace}logs {step.pod} -c {MAIN}`")
+        print(f"{step.name}:" if log else f"{step.name}: see `kubectl {_namespace(server)}logs {step.pod} -c {MAIN}`")
         for line in last_lines(log):
             print(f"  {line}")
     for begin in [step for step in found if step.name == "begin" and step.pod]:

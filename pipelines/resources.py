@@ -98,11 +98,14 @@ def _timeout_seconds(step: StepResources) -> int:
 def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
     """Describes the nodes of a TrainJob in the terms of Kubernetes, each with the resources of the step `pretrain`."""
     step = settings.step("pretrain")
+    gpus = {step.gpu_type: step.gpus} if step.gpus else {}
+    requests, limits = ({"cpu": step.cpu[which], "memory": step.memory[which], **gpus} for which in (0, 1))
     return {
         "runtime": settings.trainer.runtime,
         "image": settings.image("gpu"),
         "nodes": count,
-        "resources": {"cpu": step.cpu[1], "memory": step.memory[1], **({step.gpu_type: step.gpus} if step.gpus else {})},
+        "processes": max(step.gpus, 1),
+        "resources": {"requests": requests, "limits": limits},
         "deadline_seconds": _timeout_seconds(step),
         "environment": {**settings.environment, WORK_VARIABLE: settings.work.path if settings.work else SCRATCH},
         "volumes": _volumes(settings, step),

@@ -1,4 +1,4 @@
-"""The exception that means "the user can mend this"."""
+"""The exceptions that mean "the user can mend this", and "try again"."""
 
 
 class UserError(ValueError):
@@ -6,6 +6,14 @@ class UserError(ValueError):
 
     The message is one sentence that names the file, key or address and says what to do.
     """
+
+    temporary = False  # whether the same command may succeed later, without any change
+
+
+class TemporaryError(UserError):
+    """A server that does not answer at present, or a lock that another process holds: a step of a pipeline tries again."""
+
+    temporary = True
 
 
 class SharedError(UserError):

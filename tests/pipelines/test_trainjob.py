@@ -1,6 +1,7 @@
-"""Pretraining on several nodes: the request of the kubeflow SDK, the life of the TrainJob, and its command."""
+"""Pretraining on several nodes: the request for the TrainJob, its life, what is told of it, and its command."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -11,41 +12,44 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from kubeflow.common.types import KubernetesBackendConfig
-from kubeflow.trainer import TrainerClient
+import yaml
+from kubeflow_trainer_api import models
 from kubernetes import client
 
-from components.common.errors import UserError
+from components.common.errors import TemporaryError, UserError
 from components.params import Params
-from components.pretrain import trainjob
+from components.pretrain import launch, trainjob
 from components.pretrain.launch import command
-from pipelines import follow as following
+from pipelines import cluster as users_cluster
 from pipelines import resources, settings
 from tests import ROOT
 from tests.conftest import MakeShards
 from tests.pipelines import kubernetes_double
+from tests.pipelines.kubernetes_double import condition, ended, log, pod
 
 NAME = "pretrain-0123456789abcdef"
 CLUSTER = resources.describe_nodes(settings.load(), 2)
-COMMAND = command(["s3://b/shards"], "s3://b/pretrain/0123456789abcdef", **Params().arguments("pretrain"))
+COMMAND = ["python3", *command(["s3://b/shards"], "s3://b/pretrain/0123456789abcdef", **Params().arguments("pretrain"))]
+DONE = (condition("Complete"), [pod("p-0", state=ended(0, "Completed"))])
 
 
 @pytest.fixture
-def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[kubernetes_double.Kubernetes]:
+def kubernetes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[kubernetes_double.Kubernetes]:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(trainjob, "POLL_SECONDS", 0.01)
     monkeypatch.setenv("KFP_RUN_ID", "run-1")
     with kubernetes_double.serve() as double:
         yield double
 
 
-def connect(double: kubernetes_double.Kubernetes) -> TrainerClient:
-    """Connects the real SDK to another address."""
-    configuration = client.Configuration(host=f"http://127.0.0.1:{double.server_port}")
-    return TrainerClient(KubernetesBackendConfig(namespace=kubernetes_double.NAMESPACE, client_configuration=configuration))
-
-
 def follow(double: kubernetes_double.Kubernetes) -> None:
-    trainjob.follow(connect(double), NAME, COMMAND, json.loads(json.dumps(CLUSTER)))
+    connection = client.ApiClient(client.Configuration(host=double.url))
+    trainjob.TrainJob(NAME, kubernetes_double.NAMESPACE, connection).run(COMMAND, json.loads(json.dumps(CLUSTER)))
+
+
+def earlier(double: kubernetes_double.Kubernetes) -> None:
+    """Adds the TrainJob of an earlier attempt."""
+    double.add({"metadata": {"name": NAME}, "spec": {"runtimeRef": {"name": "torch-distributed"}}})
 
 
 def pod_of(job: dict[str, Any]) -> dict[str, Any]:
@@ -63,24 +67,40 @@ def test_the_request_holds_what_the_settings_say(kubernetes: kubernetes_double.K
     follow(kubernetes)
 
     (job,) = kubernetes.created
-    assert job["spec"]["runtimeRef"]["name"] == "torch-distributed"
+    assert job["spec"]["runtimeRef"] == {"name": "cxr-pretrain", "kind": "TrainingRuntime"}
     assert job["metadata"]["labels"] == {trainjob.RUN_LABEL: "run-1"}
     assert job["spec"]["activeDeadlineSeconds"] == 72 * 3600
     trainer = job["spec"]["trainer"]
-    assert trainer["numNodes"] == 2
-    assert trainer["resourcesPerNode"]["limits"] == {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": 1}
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 1)
+    assert trainer["resourcesPerNode"] == {
+        "requests": {"cpu": "8", "memory": "48Gi", "nvidia.com/gpu": 1},
+        "limits": {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": 1},
+    }
     assert {"name": "KFP_RUN_ID", "value": "run-1"} in trainer["env"]
+    assert trainer["command"][4:7] == ["python3", "-m", "components.torchrun"]
     pod = pod_of(job)
     assert pod["nodeSelector"] == {"cxr/pool": "gpu"}
     assert {taint["key"] for taint in pod["tolerations"]} == {"nvidia.com/gpu", "cxr/spot"}
     assert {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]} == {"/dev/shm", "/work", trainjob.SECRETS_FOLDER}
-    assert (
-        "env"
-        not in job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"][
-            "template"
-        ]["spec"]["containers"][0]
-    ), "Trainer's webhook refuses variables in a patch of the node's container"
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    (container,) = node["template"]["spec"]["template"]["spec"]["containers"]
+    assert "env" not in container, "Trainer's webhook refuses variables in a patch of the node's container"
     kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": pod}, "1.31", strict=True)
+
+
+@pytest.mark.parametrize(("runtime", "kind"), [("torch-distributed", "ClusterTrainingRuntime"), ("cxr-pretrain", "TrainingRuntime")])
+def test_the_runtime_is_found(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch, runtime: str, kind: str) -> None:
+    monkeypatch.setitem(CLUSTER, "runtime", runtime)
+    follow(kubernetes)
+    assert kubernetes.created[0]["spec"]["runtimeRef"] == {"name": runtime, "kind": kind}
+
+
+def test_a_missing_runtime(kubernetes: kubernetes_double.Kubernetes) -> None:
+    kubernetes.runtimes.clear()
+    with pytest.raises(UserError, match=r"no training runtime cxr-pretrain; install Kubeflow Trainer"):
+        follow(kubernetes)
+    assert not kubernetes.created
 
 
 def test_the_request_contains_no_secret(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,36 +115,180 @@ def test_the_trainjob_is_deleted_at_the_end(kubernetes: kubernetes_double.Kubern
     assert kubernetes.deleted == [NAME]
 
 
-def test_a_failed_trainjob_is_deleted(kubernetes: kubernetes_double.Kubernetes) -> None:
-    kubernetes.conditions = ["", "Failed"]
-    with pytest.raises(UserError, match="has failed"):
-        follow(kubernetes)
-    assert kubernetes.deleted == [NAME]
-
-
 def test_a_cancelled_step_deletes_it(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainjob.time, "sleep", stop)
+    monkeypatch.setattr("components.pretrain.trainjob.time.sleep", stop)
     with pytest.raises(KeyboardInterrupt):
         follow(kubernetes)
     assert kubernetes.deleted == [NAME]
 
 
-def test_the_trainjob_of_a_preempted_attempt_is_replaced(kubernetes: kubernetes_double.Kubernetes) -> None:
-    kubernetes.add({"metadata": {"name": NAME}, "spec": {"runtimeRef": {"name": "torch-distributed"}}})
+def test_one_that_somebody_deletes_is_not_started_again(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.pretrain.trainjob.time.sleep", lambda seconds: kubernetes.jobs.clear())
+    with pytest.raises(UserError, match="was deleted while it ran"):
+        follow(kubernetes)
+    assert len(kubernetes.created) == 1
+
+
+def test_the_pods_of_an_earlier_attempt_must_be_gone(kubernetes: kubernetes_double.Kubernetes, caplog: pytest.LogCaptureFixture) -> None:
+    """The double asserts it when the new TrainJob is created."""
+    earlier(kubernetes)
+    gone = pod("old-0")
+    gone["metadata"]["deletionTimestamp"] = kubernetes_double.NOW
+    kubernetes.lingering = [pod("old-0"), gone, gone]
     follow(kubernetes)
     assert kubernetes.deleted == [NAME, NAME]
+    assert len(kubernetes.created) == 1
+    assert f"TrainJob {NAME}: node 0 is being removed" in caplog.messages
+
+
+def test_pods_that_never_end(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainjob, "PATIENCE_SECONDS", 0.02)
+    kubernetes.lingering = [pod("old-0")] * 1000
+    with pytest.raises(TemporaryError, match=r"of an earlier attempt do not end \(old-0\); delete them if their node is lost"):
+        follow(kubernetes)
+    assert not kubernetes.created
+
+
+def test_logs_are_shown_once_and_across_restarts(kubernetes: kubernetes_double.Kubernetes, caplog: pytest.LogCaptureFixture) -> None:
+    """The container of the first pod starts again, and then another pod takes its place, with a shorter log than was shown before."""
+    first, again = pod("p-0"), pod("p-0", last=ended(1), restarts=1)
+    kubernetes.frames = [(None, [first]), (None, [first]), (None, [again]), (None, [pod("p-0-b"), pod("p-1", 1)]), DONE]
+    texts = iter(
+        [
+            {("p-0", False): log("a", "b", "c")},
+            {("p-0", False): log("a", "b", "c", "d")},
+            {("p-0", True): log("a", "b", "c", "d", "e"), ("p-0", False): log("f", begin=20)},
+            {("p-0-b", False): log("g", begin=40), ("p-1", False): log("other", begin=41)},
+            {},
+        ]
+    )
+    advance = kubernetes._advance
+
+    def change(job: dict[str, Any]) -> dict[str, Any]:
+        kubernetes.logs = next(texts)
+        return advance(job)
+
+    kubernetes._advance = change  # type: ignore[method-assign]
+    follow(kubernetes)
+    assert [line for line in caplog.messages if "TrainJob" not in line] == [*"abcdefg", "node 1: other"]
+    assert f"TrainJob {NAME}: node 0 runs, restarted after Error (1)" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (pod("p", unscheduled="0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "waits for a place: 0/3 nodes are available: 3"),
+        (
+            pod("p", state={"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}),
+            "waits: ImagePullBackOff, Back-off",
+        ),
+        (pod("p", state={"waiting": {"reason": "CrashLoopBackOff"}}, last=ended(137, "OOMKilled"), restarts=3), "OOMKilled (137)"),
+        (pod("p", state={"waiting": {"reason": "ContainerCreating"}}), "running"),
+        (pod("p", state=ended(0, "Completed")), "has ended, Completed (0)"),
+    ],
+)
+def test_what_a_node_waits_for_is_said_once(
+    kubernetes: kubernetes_double.Kubernetes, caplog: pytest.LogCaptureFixture, found: dict[str, Any], said: str
+) -> None:
+    kubernetes.frames = [*[(None, [found])] * 3, (condition("Complete"), [])]
+    follow(kubernetes)
+    assert len([line for line in caplog.messages if said in line]) == 1
+
+
+def test_a_suspended_trainjob_is_reported(kubernetes: kubernetes_double.Kubernetes, caplog: pytest.LogCaptureFixture) -> None:
+    kubernetes.frames = [(condition("Suspended", message="waits for quota"), []), DONE]
+    follow(kubernetes)
+    assert f"TrainJob {NAME}: is suspended: waits for quota" in caplog.messages
+
+
+def test_an_outage_of_the_api_is_outlasted(kubernetes: kubernetes_double.Kubernetes, caplog: pytest.LogCaptureFixture) -> None:
+    earlier(kubernetes)
+    kubernetes.lost = 6
+    follow(kubernetes)
+    assert len(kubernetes.created) == 1
+    assert any("the API of Kubernetes does not answer" in line for line in caplog.messages)
+
+
+def test_a_long_outage_is_temporary_and_no_matter_of_rights(
+    kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainjob.TrainJob._call, "__kwdefaults__", {"patience": 0.05})
+    kubernetes.lost = 10**6
+    with pytest.raises(TemporaryError, match="the API of Kubernetes does not answer") as caught:
+        follow(kubernetes)
+    assert "rbac" not in str(caught.value)
+
+
+def test_an_answer_that_was_lost(kubernetes: kubernetes_double.Kubernetes) -> None:
+    """The TrainJob was created, but the API could not say so: the next request to create it is refused with 409."""
+    create = kubernetes._create
+
+    def lose(body: dict[str, Any]) -> tuple[int, Any]:
+        status, content = create(body)
+        return (500, {"message": "lost"}) if status == 201 else (status, content)
+
+    kubernetes._create = lose  # type: ignore[method-assign]
+    follow(kubernetes)
     assert len(kubernetes.created) == 1
 
 
 def test_a_refusal_is_one_line(kubernetes: kubernetes_double.Kubernetes) -> None:
     kubernetes.refuses = True
-    with pytest.raises(UserError, match="check Kubeflow Trainer and the permissions") as caught:
+    with pytest.raises(UserError, match=r"Kubernetes refuses \(403, trainjobs is forbidden\); check Kubeflow Trainer and deploy") as caught:
         follow(kubernetes)
-    assert "forbidden" in str(caught.value)
+    assert not isinstance(caught.value, TemporaryError)
     assert "\n" not in str(caught.value)
+
+
+def test_a_failure_says_why_and_shows_the_last_log(kubernetes: kubernetes_double.Kubernetes, caplog: pytest.LogCaptureFixture) -> None:
+    """The pods are gone by the time the TrainJob has failed; the reason is that of the condition."""
+    kubernetes.logs[("p-1", False)] = log("RuntimeError: NCCL")
+    failed = condition("Failed", "DeadlineExceeded", "the JobSet was active for too long")
+    kubernetes.frames = [(None, [pod("p-0"), pod("p-1", 1, last=ended(1), restarts=1)]), (failed, [])]
+    with pytest.raises(SystemExit) as caught:
+        follow(kubernetes)
+    assert caught.value.code == 1
+    assert "node 1: RuntimeError: NCCL" in caplog.messages
+    assert "has failed (DeadlineExceeded, the JobSet was active for too long): its nodes are gone" in caplog.messages[-1]
+    assert kubernetes.deleted == [NAME]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_mistake_of_the_user_ends_it_at_once(kubernetes: kubernetes_double.Kubernetes, restarts: int) -> None:
+    """Even if the runtime restarts the container: exit code 2 and the message of node 0, which says it for all."""
+    kubernetes.logs[("p-0", restarts > 0)] = log("10:00:00 reading", "pretrain: pretrain.batch_size: 7 is not a multiple of 2 processes")
+    kubernetes.logs[("p-1", restarts > 0)] = log("10:00:00 reading")
+    state = {"last": ended(2), "restarts": 1} if restarts else {"state": ended(2)}
+    kubernetes.frames = [(None, [pod("p-1", 1, **state)]), (None, [pod("p-0", **state), pod("p-1", 1, **state)])]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^pretrain.batch_size: 7 is not a multiple of 2 processes$"):
+        follow(kubernetes)
+    assert kubernetes.deleted == [NAME]
+
+
+def test_the_runtime_stops_at_a_mistake_and_restarts_all_nodes_together() -> None:
+    manifest = yaml.safe_load((ROOT / "deploy/training-runtime.yaml").read_text())
+    models.TrainerV1alpha1TrainingRuntime.from_dict(manifest)
+    assert settings.load().trainer.runtime == manifest["metadata"]["name"]
+    jobset = manifest["spec"]["template"]["spec"]
+    (job,) = jobset["replicatedJobs"]
+    kubernetes_validate.validate(
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **job["template"]}, "1.31", strict=True
+    )
+    assert job["template"]["spec"]["backoffLimit"] == 0, "a single node would start again beside the others"
+    (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
+    assert jobset["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert jobset["failurePolicy"]["restartStrategy"] == "BlockingRecreate"
+
+
+@pytest.mark.parametrize(("code", "expected"), [("exit 75", 75), ("exit 2", 2), ("exit 1", 1), ("kill -9 $$", 1)])
+def test_the_exit_code_of_torchrun_is_that_of_the_step(code: str, expected: int) -> None:
+    with pytest.raises(SystemExit) as caught:
+        launch._call(["sh", "-c", code])
+    assert caught.value.code == expected
 
 
 def test_secrets_become_variables(tmp_path: Path) -> None:
@@ -143,7 +307,8 @@ def test_secrets_become_variables(tmp_path: Path) -> None:
 def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Runs the command of the request with the variables that Kubeflow Trainer sets for torchrun."""
     out = tmp_path / "backbone"
-    option = trainjob.options(NAME, command([make_shards()], str(out), **tiny.arguments("pretrain")), CLUSTER)[3]
+    arguments = command([make_shards()], str(out), **tiny.arguments("pretrain"))
+    request = trainjob.request(NAME, [sys.executable, *arguments], CLUSTER, "TrainingRuntime")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -161,14 +326,40 @@ def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Para
         "OMP_NUM_THREADS": "1",
         trainjob.SECRETS_VARIABLE: str(tmp_path / "none"),
     }
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(option.command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(request["spec"]["trainer"]["command"], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out / "backbone.safetensors").is_file()
     assert json.loads((out / "run.json").read_text())["params"]["epochs"] == tiny.pretrain.epochs
 
 
+@pytest.fixture
+def user(kubernetes: kubernetes_double.Kubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> users_cluster.Cluster:
+    """The cluster as a user reaches it, by a kubeconfig."""
+    context = {"cluster": "c", "user": "u"}
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": kubernetes.url}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "x", "context": context}],
+        "current-context": "x",
+    }
+    (tmp_path / "config").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    return users_cluster.Cluster(kubernetes_double.NAMESPACE)
+
+
+def test_users_see_and_delete_the_trainjobs_of_a_run(kubernetes: kubernetes_double.Kubernetes, user: users_cluster.Cluster) -> None:
+    for name, run in ((NAME, "run-1"), ("other", "run-2")):
+        kubernetes.add({"metadata": {"name": name, "labels": {users_cluster.RUN_LABEL: run}}, "spec": {}})
+    ((name, nodes),) = user.trainjobs("run-1").items()
+    assert (name, [node.state for node in nodes]) == (NAME, ["runs", "runs"])
+    user.delete_trainjob(name)
+    assert list(kubernetes.jobs) == ["other"]
+    with pytest.raises(UserError, match="Kubernetes: answers 404"):
+        user.delete_trainjob(name)
+
+
 def test_constants_that_two_modules_share() -> None:
-    """The pipelines compile without the kubeflow SDK, and therefore cannot import them."""
+    """Pipelines compile without the modules that run in the steps, and therefore cannot import them."""
     assert resources.SECRETS_FOLDER == trainjob.SECRETS_FOLDER
-    assert following.RUN_LABEL == trainjob.RUN_LABEL
+    assert users_cluster.RUN_LABEL == trainjob.RUN_LABEL
