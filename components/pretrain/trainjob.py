@@ -101,7 +101,9 @@ class TrainJob:
         return found
 
     def _delete(self, patience: float) -> None:
-        self._call(self._objects.delete_namespaced_custom_object, *self._place(), patience=patience)
+        """Deletes it; it exists until its pods are gone."""
+        options = {"propagation_policy": "Foreground", "patience": patience}
+        self._call(self._objects.delete_namespaced_custom_object, *self._place(), **options)
 
     def _place(self) -> tuple[str, ...]:
         return GROUP, VERSION, self._namespace, TRAINJOBS, self.name
@@ -117,13 +119,12 @@ class TrainJob:
             log.info("TrainJob %s of an earlier attempt is replaced", self.name)
         self._delete(PATIENCE_SECONDS)
         begun = time.monotonic()
-        while left := self._nodes():
+        while (left := self._nodes()) or self._get():
             self._report(left)
             if time.monotonic() - begun > PATIENCE_SECONDS:
                 pods = ", ".join(node.pod for node in left)
-                raise TemporaryError(
-                    f"TrainJob {self.name}: pods of an earlier attempt do not end ({pods}); delete them if their node is lost"
-                )
+                hint = "delete them if their node is lost"
+                raise TemporaryError(f"TrainJob {self.name}: pods of an earlier attempt do not end ({pods}); {hint}")
             time.sleep(POLL_SECONDS)
         self._said.clear()
 
@@ -177,15 +178,17 @@ class TrainJob:
 
     def _stop_at_a_mistake(self, found: list[nodes.Node]) -> None:
         """Raises the message of a node that has ended with exit code 2, which a runtime may restart in vain."""
-        if any(node.exit_code == USER_ERROR for node in found):
-            for line in (line for tail in self._tails.values() for line in reversed(tail) if line.startswith(MESSAGE)):
-                raise UserError(line.removeprefix(MESSAGE))
+        for node in found:
+            if node.exit_code == USER_ERROR:  # one of them has the message
+                for line in reversed(self._tails.get(node.pod, ())):
+                    if line.startswith(MESSAGE):
+                        raise UserError(line.removeprefix(MESSAGE))
 
     def _fail(self, condition: dict[str, Any], found: list[nodes.Node]) -> None:
         ended = "; ".join(f"node {node.number} {node.state}" for node in found) or "its nodes are gone"
         why = f"{condition.get('reason', '')}, {condition.get('message', '')}"
         log.error("TrainJob %s has failed (%s): %s; the logs of its nodes are above", self.name, why, ended)
-        raise SystemExit(1)
+        raise SystemExit(USER_ERROR if any(node.exit_code == USER_ERROR for node in found) else 1)
 
     def _call(self, function: Callable[..., Any], *arguments: Any, patience: float = PATIENCE_SECONDS, **options: Any) -> Any:
         """Calls the API, again and again while it does not answer; returns None if the object does not exist.

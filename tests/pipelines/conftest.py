@@ -17,6 +17,7 @@ from tests import ROOT
 from tests.pipelines import double
 
 RAW = "s3://bucket/raw"
+KUBECONFIG = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"  # its client reads the variable when it is imported
 
 SETTINGS: dict[str, Any] = {
     "root": "s3://bucket/artifacts",
@@ -87,7 +88,8 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[double
     """A double of Kubeflow Pipelines, without credentials for it, for Kubernetes or for MLflow on this machine."""
     for name in (server.TOKEN_VARIABLE, server.TOKEN_FILE_VARIABLE, server.COOKIE_VARIABLE, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(KUBECONFIG, str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
     monkeypatch.chdir(ROOT)
     with double.serve() as running:

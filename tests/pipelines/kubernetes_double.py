@@ -5,9 +5,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import yaml
 from kubeflow_trainer_api import models
 
 NAMESPACE = "cxr"
@@ -59,6 +61,17 @@ def log(*lines: str, begin: int = 0) -> str:
     return "".join(f"2026-01-01T00:00:{begin + number:02}.000000000Z {line}\n" for number, line in enumerate(lines))
 
 
+def write_kubeconfig(path: Path, server: "Kubernetes") -> None:
+    """Writes the configuration of a user of the server."""
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": server.url}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path.write_text(yaml.safe_dump(content))
+
+
 class Kubernetes(ThreadingHTTPServer):
     """The content of the server, and switches for its behaviour."""
 
@@ -76,6 +89,8 @@ class Kubernetes(ThreadingHTTPServer):
         """Log with timestamps by pod and whether it is that of the container before a restart."""
         self.lingering: list[dict[str, Any]] = []
         """Pods of a deleted TrainJob; each request for the pods removes one."""
+        self.terminating: list[dict[str, Any]] = []
+        """Deleted TrainJobs that still exist; each request for one removes it."""
         self.lost = 0
         """Number of requests that are answered with 503 or, if odd, not at all."""
         self.refuses = False
@@ -98,7 +113,10 @@ class Kubernetes(ThreadingHTTPServer):
                 return 200, self._advance(self.jobs[name])
             case "DELETE" if path.startswith(f"{JOBS}/") and name in self.jobs:
                 self.deleted.append(name)
-                return 200, self.jobs.pop(name)
+                self.terminating.append(self.jobs.pop(name))
+                return 200, {}
+            case "GET" if path.startswith(f"{JOBS}/") and self.terminating:
+                return 200, self.terminating.pop()
             case "GET" if path == PODS:
                 return 200, {"apiVersion": "v1", "kind": "PodList", "items": self._pods(query["labelSelector"])}
             case "GET" if path.startswith(f"{PODS}/") and name == "log":
@@ -112,7 +130,7 @@ class Kubernetes(ThreadingHTTPServer):
             return 403, {"kind": "Status", "code": 403, "message": "trainjobs is forbidden"}
         if body["metadata"]["name"] in self.jobs:
             return 409, {"kind": "Status", "code": 409, "message": "exists"}
-        assert not self.lingering, "the pods of the earlier TrainJob would write to the checkpoint"
+        assert not self.lingering and not self.terminating, "the pods of the earlier TrainJob would write to the checkpoint"
         self.created.append(body)
         self.add(body)
         return 201, body

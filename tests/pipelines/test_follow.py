@@ -10,8 +10,8 @@ import pytest
 from components.common.errors import UserError
 from pipelines import cluster, follow, progress, server
 from pipelines.__main__ import main
-from tests.pipelines import argo, double
-from tests.pipelines.conftest import submit
+from tests.pipelines import argo, double, kubernetes_double
+from tests.pipelines.conftest import KUBECONFIG, submit
 
 REAL: dict[str, Any] = json.loads(Path(__file__).with_name("run_failed.json").read_text())
 POD = "smoke-h7sx5-retry-system-container-impl-2531610705"  # of `simulate` in that run
@@ -171,6 +171,43 @@ def test_status_and_cancel(kubeflow: double.Double, capsys: pytest.CaptureFixtur
     assert "canceled" in capsys.readouterr().out
     assert main(["cancel", identity, "--host", kubeflow.url]) == 0
     assert "has already ended" in capsys.readouterr().out
+
+
+def on_nodes(kubeflow: double.Double) -> str:
+    """Starts a run that pretrains on two nodes, and returns its id."""
+    kubeflow.frames = [("RUNNING", {"launch": "RUNNING"})]
+    assert submit(kubeflow, "--set", "runtime.nodes=2") == 0
+    (identity,) = kubeflow.runs
+    return identity
+
+
+def test_status_shows_the_nodes_of_a_trainjob_and_cancel_removes_it(
+    kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    identity = on_nodes(kubeflow)
+    with kubernetes_double.serve() as kubernetes:
+        kubernetes_double.write_kubeconfig(tmp_path / "config", kubernetes)
+        monkeypatch.setattr(KUBECONFIG, str(tmp_path / "config"))
+        kubernetes.frames = [
+            (None, [kubernetes_double.pod("p-0"), kubernetes_double.pod("p-1", 1, unscheduled="Insufficient nvidia.com/gpu")])
+        ]
+        kubernetes.add({"metadata": {"name": "pretrain-1", "labels": {cluster.RUN_LABEL: identity}}, "spec": {}})
+        assert status(kubeflow) == 0
+        shown = capsys.readouterr().out
+        assert "    pretrain-1: node 0 runs\n    pretrain-1: node 1 waits for a place: Insufficient nvidia.com/gpu\n" in shown
+        assert main(["cancel", identity, "--host", kubeflow.url]) == 0
+        assert "TrainJob pretrain-1 is deleted" in capsys.readouterr().out
+        assert not kubernetes.jobs
+
+
+def test_without_kubernetes_the_command_for_its_trainjob_is_printed(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = on_nodes(kubeflow)
+    assert status(kubeflow) == 0
+    assert f"`kubectl -n cxr get trainjobs,pods -l cxr/pipeline-run={identity}` (Kubernetes: no kubeconfig" in capsys.readouterr().out
+    assert main(["cancel", identity, "--host", kubeflow.url]) == 2
+    out, err = capsys.readouterr()
+    assert "is being cancelled" in out
+    assert err.endswith(f"its TrainJob continues, delete it: kubectl -n cxr delete trainjobs -l cxr/pipeline-run={identity}\n")
 
 
 def test_a_deleted_version_leaves_the_state(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:

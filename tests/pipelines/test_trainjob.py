@@ -25,6 +25,7 @@ from pipelines import resources, settings
 from tests import ROOT
 from tests.conftest import MakeShards
 from tests.pipelines import kubernetes_double
+from tests.pipelines.conftest import KUBECONFIG
 from tests.pipelines.kubernetes_double import condition, ended, log, pod
 
 NAME = "pretrain-0123456789abcdef"
@@ -335,15 +336,8 @@ def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Para
 @pytest.fixture
 def user(kubernetes: kubernetes_double.Kubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> users_cluster.Cluster:
     """The cluster as a user reaches it, by a kubeconfig."""
-    context = {"cluster": "c", "user": "u"}
-    content = {
-        "clusters": [{"name": "c", "cluster": {"server": kubernetes.url}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
-        "contexts": [{"name": "x", "context": context}],
-        "current-context": "x",
-    }
-    (tmp_path / "config").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    kubernetes_double.write_kubeconfig(tmp_path / "config", kubernetes)
+    monkeypatch.setattr(KUBECONFIG, str(tmp_path / "config"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     return users_cluster.Cluster(kubernetes_double.NAMESPACE)
 
