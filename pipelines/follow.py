@@ -74,9 +74,8 @@ def _delete_trainjobs(server: KubeflowServer, run: RunStatus) -> None:
             cluster.delete_trainjob(name)
             print(f"TrainJob {name} is deleted")
     except UserError as error:
-        raise UserError(
-            f"{error}; delete its TrainJob: kubectl {_namespace(server)}delete trainjobs -l {RUN_LABEL}={run.identity}"
-        ) from None
+        remedy = f"kubectl {_namespace(server)}delete trainjobs -l {RUN_LABEL}={run.identity}"
+        raise UserError(f"{error}; its TrainJob continues, delete it: {remedy}") from None
 
 
 def _namespace(server: KubeflowServer) -> str:
