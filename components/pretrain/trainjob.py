@@ -102,8 +102,8 @@ class TrainJob:
 
     def _delete(self, patience: float) -> None:
         """Deletes it; it exists until its pods are gone."""
-        options = {"propagation_policy": "Foreground", "patience": patience}
-        self._call(self._objects.delete_namespaced_custom_object, *self._place(), **options)
+        delete = self._objects.delete_namespaced_custom_object
+        self._call(delete, *self._place(), patience=patience, propagation_policy="Foreground")
 
     def _place(self) -> tuple[str, ...]:
         return GROUP, VERSION, self._namespace, TRAINJOBS, self.name
