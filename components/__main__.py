@@ -10,6 +10,7 @@ import importlib.util  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple, NoReturn  # noqa: E402
 
@@ -18,7 +19,7 @@ if not all(map(importlib.util.find_spec, PACKAGES)):
     print(f"{sys.executable} lacks the packages of this project; run `make .venv` and `. .venv/bin/activate`", file=sys.stderr)
     sys.exit(2)
 
-from components.common.errors import SharedError, UserError  # noqa: E402
+from components.common.errors import SharedError, UserError, disk_errors  # noqa: E402
 from components.common.formats import backbone  # noqa: E402
 from components.common.formats.documents import METRICS  # noqa: E402
 from components.common.formats.manifest import MANIFEST  # noqa: E402
@@ -120,11 +121,12 @@ def _run(command: str, params: str, set: list[str], **paths: str | list[str] | N
     from components.params import load
 
     try:
-        sections = load(params, set).arguments(command)
-        for given in COMMANDS[command].inputs:
-            given.check(paths[given.name])
-        module = importlib.import_module(f"components.{command.partition(' ')[0]}.run")
-        getattr(module, COMMANDS[command].function)(**paths, **sections)
+        with disk_errors(Path.cwd(), tempfile.gettempdir()):
+            sections = load(params, set).arguments(command)
+            for given in COMMANDS[command].inputs:
+                given.check(paths[given.name])
+            module = importlib.import_module(f"components.{command.partition(' ')[0]}.run")
+            getattr(module, COMMANDS[command].function)(**paths, **sections)
     except UserError as error:
         if _is_first() or not isinstance(error, SharedError):
             print(f"{command}: {error}", file=sys.stderr)

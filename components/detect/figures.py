@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.common.formats.shards import Pixels
+from components.common.runs import storage
 from components.common.statistics.detection_matching import IOUS, iou
 from components.common.training.reader import Reader
 from components.detect.annotations import Annotations, Array
@@ -46,7 +47,8 @@ def draw(folder: Path, reader: Reader, found: list[Found], known: Annotations, c
     reader.keep(np.array(list(wanted), np.int64))
     for batch in reader.in_order(EACH):
         for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
-            cv2.imwrite(str(folder / f"{wanted[row]}.png"), _draw(image, by_row[row], known))
+            drawn = cv2.imencode(".png", _draw(image, by_row[row], known))[1]
+            storage.write(str(folder / f"{wanted[row]}.png"), drawn.tobytes())
 
 
 def _choose(scenes: list[Scene]) -> dict[str, Scene]:

@@ -52,7 +52,7 @@ def run(*, predictions: list[str], out: str, params: Evaluate, baseline: list[st
         for warning in (f"{entry.prefix}: {warning}" for entry in entries for warning in entry.evaluated.warnings()):
             log.warning("evaluate: %s", warning)
         files = write_curves(job.folder, entries)
-        (job.folder / REPORT).write_text(render(entries, params), encoding="utf-8")
+        storage.write(str(job.folder / REPORT), render(entries, params).encode())
         for name in (*files, REPORT):
             job.attach(name)
         job.publish(metrics)
@@ -74,8 +74,8 @@ def study(*, cells: str, out: str, params: Study, evaluate: Evaluate) -> None:
     inputs = {"/".join(cell): model.model.digests["predictions"] for cell, model in models.items()}
     with stage_run("study", out, params, inputs, depends={"evaluate": evaluate.values()}) as job:
         answers = answers_of(models, params, evaluate)
-        (job.folder / STUDY).write_text(study_page.render(answers, params, evaluate), encoding="utf-8")
-        (job.folder / STUDY_TEXT).write_text(study_page.as_text(answers, params), encoding="utf-8")
+        storage.write(str(job.folder / STUDY), study_page.render(answers, params, evaluate).encode())
+        storage.write(str(job.folder / STUDY_TEXT), study_page.as_text(answers, params).encode())
         metrics = {name: value for found in answers for name, value in found.metrics().items()}
         job.attach(STUDY)
         for sentence in study_page.summary(answers, params):

@@ -119,7 +119,7 @@ class Ledger:
 
 def read_ledger(folder: Path, parts: list[Part]) -> Ledger:
     """Reads the notes of all parts."""
-    ledger = Ledger(folder / "ledger.sqlite")
+    ledger = Ledger(folder / ".ledger.sqlite")
     for part in parts:
         ledger.add(read_notes(folder, part))
     return ledger

@@ -11,7 +11,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO
 
+from components.common.errors import disk_errors
 from components.common.formats import shards
+from components.common.formats.atomic import replaced
 from components.common.formats.quarantine import Reason
 from components.common.runs import storage
 from components.preprocess.parts import Part
@@ -62,17 +64,12 @@ def process_part(
     """
     if is_done(context.folder, part):
         return
-    attempts = Attempts(context.folder / part.attempts_name)
-    scratch = (context.folder / part.notes_name).with_suffix(".unfinished")
-    try:
-        with scratch.open("w", encoding="utf-8") as notes:
+    with disk_errors(context.folder), closing(Attempts(context.folder / part.attempts_name)) as attempts:
+        with replaced(context.folder / part.notes_name) as scratch, scratch.open("w", encoding="utf-8") as notes:
             shards.write_part(context.folder / part.name, _rows(context, part, notes, attempts, (stopping, advance, wait)))
             notes.flush()
             os.fsync(notes.fileno())
-        scratch.replace(context.folder / part.notes_name)
         attempts.remove()
-    finally:
-        attempts.close()
 
 
 def is_done(folder: Path, part: Part) -> bool:

@@ -224,7 +224,7 @@ def _work(connection: Connection, context: Context, shared: _Shared, begun: Any)
     while True:
         try:
             part = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             process_part(context, part, begin, end, wait)
@@ -233,4 +233,5 @@ def _work(connection: Connection, context: Context, shared: _Shared, begun: Any)
             return
         except Exception as error:
             answer = child_process.with_traceback(error)
-        connection.send(answer)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the stage has ended meanwhile, for another reason
+            connection.send(answer)

@@ -20,6 +20,7 @@ from components.common.formats.shards import SPLITS, Pixels
 from components.common.html import page
 from components.common.html.charts import UNIT, Axis, Chart, Line, nice_axis
 from components.common.html.numbers import plural
+from components.common.runs import storage
 from components.preprocess.report_statistics import (
     EXTREMES,
     FEW_LEVELS,
@@ -85,7 +86,7 @@ def write(folder: Path, manifest: Manifest, statistics: ReportStatistics) -> Non
     """Writes the report on the parts in `folder`, and the list of images with suspected text."""
     statistics.write_text_suspected(folder / TEXT_SUSPECTED)
     pictures = {extreme.name: [(kept, load_pixels(folder, kept)) for kept in statistics.extremes[extreme.name]] for extreme in EXTREMES}
-    (folder / REPORT).write_text(render(manifest, statistics, pictures), encoding="utf-8")
+    storage.write(str(folder / REPORT), render(manifest, statistics, pictures).encode())
 
 
 def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[str, Sequence[tuple[ExtremeImage, Pixels]]]) -> str:

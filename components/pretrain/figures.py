@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from components.common.runs import storage
+
 COLUMNS = 8
 SIDE = 224  # largest side of a tile in pixels
 GAP = 4
@@ -20,8 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 def write_views(path: Path, views: Mapping[str, Floats], ids: Sequence[str]) -> None:
     """Writes a PNG, and its folder: one column per image under its id, one row per entry of `views`, each (N, H, W) in [0, 1]."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", draw_views(views, ids))[1].tobytes())
+    storage.write(str(path), cv2.imencode(".png", draw_views(views, ids))[1].tobytes())
 
 
 def draw_views(views: Mapping[str, Floats], ids: Sequence[str]) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from components.common.errors import UserError
 from components.common.formats.labels import BOX_COLUMNS, BOXES, IMAGE, LABELS, to_csv
 from components.common.runs import storage
+from components.common.runs.work import is_fixed
 from components.simulate.cohort import Patient, draw_patient, take
 from components.simulate.findings import FINDINGS
 from components.simulate.params import Simulate
@@ -21,7 +23,7 @@ def run(*, out: str, params: Simulate) -> None:
     """Makes a cohort in a folder or at an s3:// prefix, unless it is there; raises UserError if `out` holds anything else."""
     patients = [draw_patient(params.seed, number) for number in range(params.patients)]
     found = _check_names(out, _names(patients))
-    if found or storage.is_s3(out):
+    if found or is_fixed(out):
         _write(patients, params.size, out, found, out)
     else:
         _write_folder(patients, params.size, Path(out))
@@ -30,19 +32,19 @@ def run(*, out: str, params: Simulate) -> None:
 
 
 def _names(patients: list[Patient]) -> list[str]:
-    """All files of the cohort, labels.csv last: on S3 it marks a complete cohort."""
+    """All files of the cohort, labels.csv last: on S3 and in a mounted folder it marks a complete cohort."""
     return [*(image.path for patient in patients for image in patient.images), BOXES, LABELS]
 
 
 def _check_names(out: str, expected: list[str]) -> frozenset[str]:
-    """Lists `out`, which must hold all files of this cohort, or none; or some, where an upload to S3 was interrupted."""
+    """Lists `out`, which must hold all files of this cohort, or none; or some, where writing file by file was interrupted."""
     if not storage.is_s3(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"{out}: is a file; --out must be a folder")
     found = frozenset() if storage.is_empty(out) else frozenset(entry.path for entry in storage.listing(out))
     if foreign := sorted(found - set(expected)):
         raise _refusal(out, f"{foreign[0]} is not part of it")
     missing = [name for name in expected if name not in found]
-    if missing and found and not (storage.is_s3(out) and LABELS in missing):
+    if missing and found and not (is_fixed(out) and LABELS in missing):
         raise _refusal(out, f"{missing[0]} is missing")
     return found
 
@@ -60,10 +62,11 @@ def _write_folder(patients: list[Patient], size: int, out: Path) -> None:
             work = Path(scratch, "cohort")
             _write(patients, size, str(out), frozenset(), str(work))
             work.rename(out)  # fails if somebody has put files there meanwhile
-        if not any(partial.iterdir()):
-            partial.rmdir()
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    finally:
+        with suppress(OSError):  # not there, or it holds the unfinished cohort of another process
+            partial.rmdir()
 
 
 def _write(patients: list[Patient], size: int, out: str, found: frozenset[str], target: str) -> None:

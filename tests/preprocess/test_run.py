@@ -201,7 +201,7 @@ def slow_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wait_for_parts(folder: Path, process: "subprocess.Popen[str]", count: int) -> None:
     """Waits until at least `count` parts are done; fails if the process ends before."""
-    while sum(1 for _ in folder.glob("shards.partial/*/parts/*.jsonl")) < count:
+    while sum(1 for _ in folder.glob("shards.partial/*/parts/part-*.jsonl")) < count:
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.005)
 
@@ -218,7 +218,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == (-9 if number == signal.SIGKILL else 75), stderr
     assert not (tmp_path / "shards").exists()
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shards.partial/*/parts/*.jsonl")}
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shards.partial/*/parts/part-*.jsonl")}
     assert 4 <= len(done) < 40
     touched: dict[Path, int] = {}
     monkeypatch.setattr("components.preprocess.run.read_ledger", _spy(done, touched))

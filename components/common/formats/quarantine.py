@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.common.formats.atomic import replaced
+
 QUARANTINE = "quarantine.parquet"
 SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("path", "reason", "detail")])
 _ROWS_PER_GROUP = 10_000
@@ -36,6 +38,6 @@ class Reason(StrEnum):
 def write_quarantine(path: Path, rows: Iterable[dict[str, str]]) -> None:
     """Writes the rows, which need not fit into memory."""
     remaining = iter(rows)
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+    with replaced(path) as scratch, pq.ParquetWriter(scratch, SCHEMA, compression="zstd") as writer:
         while group := list(islice(remaining, _ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, SCHEMA))

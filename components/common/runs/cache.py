@@ -32,10 +32,9 @@ def opened(uri: str, sha256: str) -> BinaryIO:
     limit = _limit()
     if not limit:
         return io.BytesIO(_fetch(uri, sha256))
-    folder = Path(os.environ.get("CXR_CACHE_DIR") or Path(tempfile.gettempdir(), "cxr-cache"))
+    place = _place()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / sha256
+        path = folder() / sha256
         with _locked(path.with_name(f".{sha256}.lock")):  # one process downloads, the others wait
             if not path.exists():
                 _keep(path, _fetch(uri, sha256), uri, limit)
@@ -44,8 +43,19 @@ def opened(uri: str, sha256: str) -> BinaryIO:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{folder}: cannot hold {uri} ({reason}); set CXR_CACHE_DIR to a disk with more space, or lower CXR_CACHE_GB"
+            f"{place}: cannot hold {uri} ({reason}); set CXR_CACHE_DIR to a disk with more space, or lower CXR_CACHE_GB"
         ) from None
+
+
+def folder() -> Path:
+    """Returns the folder of the cache, which is made if it does not exist; raises OSError."""
+    place = _place()
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return place
+
+
+def _place() -> Path:
+    return Path(os.environ.get("CXR_CACHE_DIR") or Path(tempfile.gettempdir(), "cxr-cache"))
 
 
 def _fetch(uri: str, sha256: str) -> bytes:
@@ -64,8 +74,11 @@ def _keep(path: Path, content: bytes, uri: str, limit: int) -> None:
     with _locked(path.with_name(".lock")):
         _make_room(path.parent, limit - len(content))
         scratch = path.with_name(f".{path.name}.partial")
-        scratch.write_bytes(content)
-        scratch.replace(path)
+        try:
+            scratch.write_bytes(content)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def _make_room(folder: Path, size: int) -> None:

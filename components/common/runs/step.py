@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, create_model
 
-from components.common.errors import UserError
+from components.common.errors import UserError, disk_errors
 from components.common.formats.documents import METRICS
 from components.common.runs import provenance, signals, storage
 from components.common.runs.params import Runtime, Section, validate
@@ -90,8 +91,9 @@ def exit_codes(name: str) -> Iterator[None]:
     signals.install()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        _set_parent_run()
-        yield
+        with disk_errors(Path.cwd(), tempfile.gettempdir()):
+            _set_parent_run()
+            yield
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the last line in the log of the pod
         raise SystemExit(2) from None

@@ -5,17 +5,19 @@ The S3 endpoint and credentials come from boto3's own environment (AWS_ENDPOINT_
 
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from components.common.errors import UserError
+from components.common.errors import UserError, disk_errors
+from components.common.formats.atomic import replaced
 from components.common.formats.documents import to_json
 from components.common.runs.local_files import Entry, walk_folder
 
@@ -97,16 +99,12 @@ def write(uri: str, content: bytes) -> None:
             client.put_object(Bucket=bucket, Key=key, Body=content)
         return
     target = Path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(target) as scratch, scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -160,12 +158,12 @@ def is_empty(uri: str) -> bool:
     return not Path(uri).is_dir() or next(walk(uri), None) is None
 
 
-def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ()) -> None:
-    """Uploads the files below a local folder, except those that were uploaded before.
+def copy_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ()) -> None:
+    """Copies the files below a local folder to another or to S3, except those that were uploaded before.
 
     Args:
         folder: the folder.
-        uri: the prefix on S3 that becomes its copy.
+        uri: the folder or prefix that becomes its copy.
         last: name of the file that is uploaded after all others.
         skip: names in `folder` to leave out.
 
@@ -174,14 +172,23 @@ def upload_folder(folder: Path, uri: str, last: str, skip: tuple[str, ...] = ())
     """
     names = files_below(folder, skip)
     with ThreadPoolExecutor(_UPLOADS) as pool:
-        uploads = [pool.submit(_upload, folder / name, join(uri, name)) for name in names if name != last]
+        copies = [pool.submit(_put, folder / name, join(uri, name)) for name in names if name != last]
         try:
-            for upload in uploads:
-                upload.result()
+            for copied in copies:
+                copied.result()
         finally:
             pool.shutdown(cancel_futures=True)
     if last in names:
-        _upload(folder / last, join(uri, last))
+        _put(folder / last, join(uri, last))
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes a hard link, which is safe since finished files never change, or a copy where the disk has none; whole or not at all."""
+    with replaced(target) as scratch:
+        with suppress(OSError):
+            os.link(source, scratch)
+            return
+        shutil.copyfile(source, scratch)
 
 
 def files_below(folder: Path, skip: tuple[str, ...] = ()) -> list[str]:
@@ -206,7 +213,12 @@ def digest(content: bytes) -> str:
 def digest_file(path: Path) -> str:
     """Returns the SHA-256 of a local file in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_stream(file)
+
+
+def digest_stream(file: BufferedReader) -> str:
+    """Returns the SHA-256 of the rest of an open file in hex."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -236,8 +248,12 @@ def _get(client: "S3Client", bucket: str, key: str) -> bytes:
     return client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
-def _upload(path: Path, uri: str) -> None:
-    """Uploads a file, unless the object has the same digest already."""
+def _put(path: Path, uri: str) -> None:
+    """Links or uploads a file, unless the object has the same digest already."""
+    if not is_s3(uri):
+        with disk_errors(uri):
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        return link(path, Path(uri))
     from boto3.s3.transfer import TransferConfig
 
     sha256 = digest_file(path)

@@ -204,7 +204,7 @@ def _create(client: MlflowClient, work: Work, parent: str | None) -> str:
     above = {"mlflow.parentRunId": parent} if parent else {}
     run_id: str = client.create_run(experiment(client, work.stage), run_name=run_name(work), tags=above).info.run_id
     _describe(client, run_id, work)
-    (work.folder / RUN_ID_FILE).write_text(run_id)
+    storage.write(str(work.folder / RUN_ID_FILE), run_id.encode())
     return run_id
 
 
@@ -311,7 +311,12 @@ def _end(tracker: Tracker, work: Work, status: str, seconds: float) -> None:
     if not rest:
         return _remove(tracker.files)
     note = work.folder.with_name(tracker.run_id + UNSENT)
-    storage.write_json(note, {"uri": uri(), "run_id": tracker.run_id, "messages": [list(message) for message in rest]})
+    content = {"uri": uri(), "run_id": tracker.run_id, "messages": [list(message) for message in rest]}
+    try:
+        storage.write_json(note, content)
+    except UserError as error:
+        log.warning("MLflow run %s could not be completed, and its last messages are lost: %s", tracker.run_id, error)
+        return _remove(tracker.files)
     log.warning("MLflow run %s could not be completed; the next stage beside %s sends the rest", tracker.run_id, work.out)
 
 

@@ -1,8 +1,10 @@
 """The work folder of a stage's run, and the output that appears whole.
 
-Unfinished work lies in OUT.partial/FINGERPRINT/ and becomes OUT by a rename. If OUT is on S3, it lies in a folder of CXR_WORK_DIR
-(default: .partial), which in a pod is a volume that outlives the pod; run.json is uploaded last, and readers refuse a prefix
-without it. A run with the same fingerprint (parameters, inputs, number of threads and ranks) resumes where a stopped one left off.
+Unfinished work lies in OUT.partial/FINGERPRINT/ and becomes OUT by a rename. If OUT is a folder that cannot be renamed, such as the
+mount point of a volume, it lies in OUT/.partial and its files move up, run.json last. If OUT is on S3, it lies in a folder of
+CXR_WORK_DIR (default: .partial), which in a pod is a volume that outlives the pod; run.json is uploaded last. Readers refuse a folder
+or prefix without run.json. A run with the same fingerprint (parameters, inputs, number of threads and ranks) resumes where a stopped
+one left off.
 """
 
 import fcntl
@@ -10,7 +12,9 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,14 +23,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from components.common.errors import UserError
-from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, metrics_to_json
+from components.common.errors import UserError, disk_errors
+from components.common.formats.atomic import SCRATCH
+from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, metrics_to_json, parse_json
 from components.common.runs import provenance, signals, storage
 from components.common.runs.params import Runtime, Section, flatten
 
 WORK_VARIABLE = "CXR_WORK_DIR"  # environment variable with the folder for unfinished work whose output goes to S3
 RUN_ID_FILE = "mlflow_run_id"  # file in the work folder with the id of the MLflow run, for a resumed run
-UPLOADING = f"{RUN_RECORD}.uploading"  # name of the note at an S3 prefix while an output is being uploaded
+UPLOADING = f"{RUN_RECORD}.uploading"  # name of the note in an output while its files are uploaded or moved one by one
+PARTIAL = ".partial"  # folder of unfinished work in an output folder that cannot be renamed
+_IGNORED = (METRICS, ".gitignore", PARTIAL, "lost+found")
+"""Names that an output folder may hold before the stage runs. DVC deletes the outputs of a stage one by one before it runs; its .gitignore
+and the metrics in git may remain. A new ext4 volume holds lost+found."""
 
 W = TypeVar("W", bound="Work")
 
@@ -54,23 +63,23 @@ class Work:
         files = storage.files_below(self.folder, (RUN_RECORD, *drop))
         storage.write_json(self.folder / RUN_RECORD, self._record(mlflow_run_id, files))
         # Checkpoints are dropped as late as possible, so that a run that is stopped before the end still resumes.
-        if storage.is_s3(self.out):
-            self._upload(drop)
+        if is_fixed(self.out):
+            self._publish_files(drop)
         else:
             with signals.deferred():
                 _remove(self.folder, drop)
-                replace_folder(Path(self.out), self.folder)
+                replace_folder(_local(self.out), self.folder)
         self._clean_up()
         log.info("%s: done in %.0f s, output in %s", self.stage, time.time() - self.started, self.out)
 
-    def _upload(self, drop: tuple[str, ...]) -> None:
-        """Replaces an earlier output on S3. Until it is complete, a note there lists the new files and those to be deleted."""
+    def _publish_files(self, drop: tuple[str, ...]) -> None:
+        """Replaces an earlier output file by file. Until it is complete, a note there lists the new files and those to be deleted."""
         record, note = storage.join(self.out, RUN_RECORD), storage.join(self.out, UPLOADING)
-        earlier = {name for uri in (record, note) for name in _read_record(uri).get("files", [])}
+        earlier = {name for uri in (record, note) for name in _read_record(uri).get("files", []) if ".." not in Path(name).parts}
         files = set(storage.files_below(self.folder, drop))
         storage.write(note, json.dumps({"stage": self.stage, "files": sorted(files | earlier)}).encode())
         storage.delete(record)
-        storage.upload_folder(self.folder, self.out, last=RUN_RECORD, skip=drop)
+        storage.copy_folder(self.folder, self.out, last=RUN_RECORD, skip=drop)
         for name in sorted(earlier - files):
             storage.delete(storage.join(self.out, name))
         storage.delete(note)
@@ -130,7 +139,7 @@ def open_work(
         lock = folder.with_suffix(".lock").open("ab")
     except OSError as error:
         raise UserError(f"{partial}: cannot be written ({error.strerror}); choose another --out") from None
-    with lock:
+    with lock, disk_errors(folder, tempfile.gettempdir()):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -138,14 +147,42 @@ def open_work(
         _remove_scratch(folder)
         _report_other_work(stage, partial, fingerprint, depends)
         storage.write_json(folder.with_suffix(".json"), depends)
-        yield work
+        try:
+            yield work
+        finally:
+            _remove_scratch(folder)
 
 
 def partial_folder(out: str) -> Path:
     """Returns the local folder of all unfinished work on an output."""
     if storage.is_s3(out):
         return Path(os.environ.get(WORK_VARIABLE) or ".partial", quote(out, safe=""))
-    return Path(f"{out.rstrip('/')}.partial")
+    return _local(out) / PARTIAL if is_fixed(out) else Path(f"{_local(out)}.partial")
+
+
+def is_fixed(out: str) -> bool:
+    """Whether an output is published file by file: on S3, or in an existing folder that cannot be replaced by a rename.
+
+    Such are mount points, the current folder and those above it, and folders whose parent this user may not write.
+    """
+    if storage.is_s3(out):
+        return True
+    folder = Path(out).resolve()
+    if not folder.is_dir():
+        return False
+    return folder in _mount_points() or Path.cwd().is_relative_to(folder) or not os.access(folder.parent, os.W_OK)
+
+
+def _mount_points() -> set[Path]:
+    """Returns all mount points, bind mounts among them: the fifth field of mountinfo, with spaces and the like in octal (proc(5))."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return {Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split()[4])) for line in lines}
+
+
+def _local(out: str) -> Path:
+    """Returns the path of a local output, which is that of the target if `out` is a link, so that the link stays."""
+    path = Path(out)
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
 
 
 def replace_folder(target: Path, source: Path) -> None:
@@ -172,18 +209,20 @@ def _remove(folder: Path, names: tuple[str, ...]) -> None:
 def _refuse_foreign(stage: str, out: str) -> None:
     """Refuses to replace anything but an earlier output of the stage."""
     if storage.is_s3(out):
-        ours = any(_read_record(storage.join(out, name)).get("stage") == stage for name in (RUN_RECORD, UPLOADING))
-        if not ours and not storage.is_empty(out):
+        if not _is_ours(stage, out) and not storage.is_empty(out):
             raise UserError(f"{out}: holds objects that {stage} did not make; choose another --out or delete them")
         return
     if not Path(out).exists():
         return
     if not Path(out).is_dir():
         raise UserError(f"{out}: is a file; --out must be a folder")
-    # DVC deletes the outputs of a stage one by one before it runs; its .gitignore and the metrics in git may remain.
-    others = [path.name for path in Path(out).iterdir() if path.name not in (METRICS, ".gitignore")]
-    if others and _read_record(str(Path(out, RUN_RECORD))).get("stage") != stage:
+    if any(path.name not in _IGNORED for path in Path(out).iterdir()) and not _is_ours(stage, out):
         raise UserError(f"{out}: holds files that {stage} did not make; choose another --out or move them away")
+
+
+def _is_ours(stage: str, out: str) -> bool:
+    """Whether an output, complete or being published, is of the stage."""
+    return any(_read_record(storage.join(out, name)).get("stage") == stage for name in (RUN_RECORD, UPLOADING))
 
 
 def _read_record(uri: str) -> dict[str, Any]:
@@ -192,10 +231,9 @@ def _read_record(uri: str) -> dict[str, Any]:
         return {}
     content = storage.read(uri)
     try:
-        found = json.loads(content)
-    except ValueError:
+        return parse_json(content, uri, "")
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _report_other_work(stage: str, partial: Path, fingerprint: str, depends: Mapping[str, Any]) -> None:
@@ -203,13 +241,13 @@ def _report_other_work(stage: str, partial: Path, fingerprint: str, depends: Map
     for record in sorted(partial.glob("*.json")):
         if record.stem == fingerprint or not (partial / record.stem).is_dir():
             continue
-        mine, other = flatten(depends), flatten(json.loads(record.read_text()))
+        mine, other = flatten(depends), flatten(_read_record(str(record)))
         names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
         log.warning("%s: starts afresh; unfinished work in %s differs in %s", stage, partial / record.stem, ", ".join(names))
 
 
 def _remove_scratch(folder: Path) -> None:
-    """Removes files that a killed process was writing; nobody else is writing, since we hold the lock."""
-    for path in folder.glob(".*"):
+    """Removes files that were being written when an error or a signal ended that; nobody else is writing, since we hold the lock."""
+    for path in folder.rglob(SCRATCH):
         if path.is_file():
             path.unlink()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from components.common.errors import UserError
+from components.common.formats.atomic import replaced
 from components.common.formats.backbone import BACKBONE, BACKBONE_WEIGHTS, Backbone, Description, check_backbone
 from components.common.runs import storage
 from components.common.runs.inputs import read_document, upstream_run_ids
@@ -49,7 +50,8 @@ def forward_stages(resnet: torchvision.models.ResNet, image_B1HW: Tensor) -> tup
 
 def export(resnet: torchvision.models.ResNet, folder: Path, description: Description) -> None:
     """Writes backbone.safetensors, and backbone.json with its digest."""
-    save_file(copy_weights(resnet), folder / BACKBONE_WEIGHTS)
+    with replaced(folder / BACKBONE_WEIGHTS) as scratch:
+        save_file(copy_weights(resnet), scratch)
     document: Backbone = {**description, "sha256": storage.digest_file(folder / BACKBONE_WEIGHTS)}
     write_json(folder / BACKBONE, document)
 

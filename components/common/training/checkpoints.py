@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from components.common.errors import UserError
+from components.common.errors import disk_errors
+from components.common.formats.atomic import replaced
 
 FOLDER = "checkpoints"
 UNHEALTHY = ".doubtful.pt"  # suffix of checkpoints written while the health check fails
@@ -21,17 +22,13 @@ log = logging.getLogger(__name__)
 def save(work: Path, step: int, state: dict[str, Any], keep: int, healthy: bool = True) -> None:
     """Writes the state after a step, counted from the start, and removes all but the last `keep` and the last healthy checkpoint."""
     folder = work / FOLDER
-    scratch = folder / "writing.partial"
-    try:
+    with disk_errors(folder):
         folder.mkdir(exist_ok=True)
-        with scratch.open("wb") as file:
+        with replaced(folder / f"{step:09d}{'.pt' if healthy else UNHEALTHY}") as scratch, scratch.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(folder / f"{step:09d}{'.pt' if healthy else UNHEALTHY}")
         _sync_folder(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write a checkpoint ({error.strerror}); free some space and run again to resume") from None
     kept = latest_healthy(work)
     for old in sorted(folder.glob("*.pt"))[:-keep]:
         if old != kept:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.common.errors import UserError
+from components.common.formats.atomic import replaced
 from components.common.formats.model import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
 from components.common.formats.shards import PACKED, Pixels, decode, square
 from components.common.runs import storage
@@ -33,7 +34,8 @@ class InputImage(NamedTuple):
 
 def write_model(job: StageRun, weights: dict[str, Tensor], shards: Shards, description: dict[str, Any]) -> None:
     """Writes model.safetensors, and model.json: the description between what the files of all heads begin and end with."""
-    save_file(weights, job.folder / WEIGHTS)
+    with replaced(job.folder / WEIGHTS) as scratch:
+        save_file(weights, scratch)
     begin = {"schema_version": SCHEMA_VERSION, "task": job.stage}
     end = {"preprocessing": shards.preprocessing, "inputs": job.inputs, "sha256": storage.digest_file(job.folder / WEIGHTS)}
     storage.write_json(job.folder / DESCRIPTION, {**begin, **description, **end})

@@ -6,8 +6,10 @@ point, in the same order.
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from components.common.errors import SharedError, UserError
+from components.common.errors import SharedError, UserError, disk_errors
 from components.common.runs import signals
 
 T = TypeVar("T")
@@ -93,10 +95,11 @@ def raise_everywhere(error: UserError | None) -> None:
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """Raises UserError of this block in all processes, at the end of the block."""
+    """Raises UserError and errors of the disk of this block in all processes, at the end of the block."""
     caught = None
     try:
-        yield
+        with disk_errors(Path.cwd(), tempfile.gettempdir()):
+            yield
     except UserError as error:
         caught = error
     raise_everywhere(caught)

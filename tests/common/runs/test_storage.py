@@ -156,7 +156,7 @@ def test_unusable_servers(settings: dict[str, str], part: str, environment: pyte
     for call in (
         lambda: storage.read("s3://bucket/key"),
         lambda: list(storage.listing("s3://bucket/key")),
-        lambda: storage.upload_folder(tmp_path, "s3://bucket/key", last="run.json"),
+        lambda: storage.copy_folder(tmp_path, "s3://bucket/key", last="run.json"),
     ):
         with pytest.raises(UserError, match=part) as error:
             call()
@@ -197,7 +197,7 @@ def test_upload_of_a_folder(prefix: str, tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
 
-    storage.upload_folder(tmp_path, prefix, last="run.json", skip=("checkpoint", "note"))
+    storage.copy_folder(tmp_path, prefix, last="run.json", skip=("checkpoint", "note"))
 
     assert [entry.path for entry in storage.listing(prefix)] == ["a/large.bin", "run.json", "z.txt"]
     assert storage.read(f"{prefix}/a/large.bin") == large
@@ -209,12 +209,12 @@ def test_upload_of_a_folder(prefix: str, tmp_path: Path) -> None:
 def test_unchanged_files_are_not_uploaded_again(prefix: str, tmp_path: Path) -> None:
     for name in ("a", "b", "run.json"):
         (tmp_path / name).write_text("same length")
-    storage.upload_folder(tmp_path, prefix, last="run.json")
+    storage.copy_folder(tmp_path, prefix, last="run.json")
     storage._client().put_object(Bucket=seaweed.BUCKET, Key=f"{prefix.split('/')[-1]}/a", Body=b"same_length")  # by another client
     (tmp_path / "b").write_text("SAME LENGTH")
     before = {item["Key"]: item["LastModified"] for item in _objects(prefix)}
     time.sleep(1.1)  # the server's timestamps have a resolution of one second
-    storage.upload_folder(tmp_path, prefix, last="run.json")
+    storage.copy_folder(tmp_path, prefix, last="run.json")
     after = {item["Key"]: item["LastModified"] for item in _objects(prefix)}
     assert {key.split("/")[-1] for key in after if after[key] != before[key]} == {"a", "b"}
     assert [storage.read(f"{prefix}/{name}") for name in "ab"] == [b"same length", b"SAME LENGTH"]
@@ -223,7 +223,7 @@ def test_unchanged_files_are_not_uploaded_again(prefix: str, tmp_path: Path) -> 
 @pytest.mark.services
 def test_upload_to_the_root_of_a_bucket(prefix: str, tmp_path: Path) -> None:
     (tmp_path / "top.json").write_text("{}")
-    storage.upload_folder(tmp_path, f"s3://{seaweed.BUCKET}", last="top.json")
+    storage.copy_folder(tmp_path, f"s3://{seaweed.BUCKET}", last="top.json")
     assert storage.read(f"s3://{seaweed.BUCKET}/top.json") == b"{}"
 
 

@@ -94,7 +94,7 @@ def test_from_s3(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         uri = f"s3://{seaweed.BUCKET}/sets/nih"
-        storage.upload_folder(raw, uri, last="test_list.txt")
+        storage.copy_folder(raw, uri, last="test_list.txt")
         assert main(arguments(tmp_path, uri, "nih", "split=official")) == 0
     assert json.loads((tmp_path / "shards" / "manifest.json").read_text()) == manifest and local
 
