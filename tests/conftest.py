@@ -24,8 +24,9 @@ MakeShards = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
-def _own_tracking(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> None:
-    """Keeps tests from writing into the repository's MLflow database."""
+def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> None:
+    """Keeps tests from writing into the repository's MLflow database and the user's cache of shards."""
+    monkeypatch.setenv("CXR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
 
 

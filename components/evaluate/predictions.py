@@ -1,18 +1,16 @@
 """Reads the output folder of a head and checks everything that does not depend on the head."""
 
-import json
 import logging
 
 import pyarrow as pa
 
 from components.common.errors import UserError
-from components.common.formats.documents import RUN_RECORD
 from components.common.formats.history import HISTORY, parse_history
 from components.common.formats.pages import FIGURES
 from components.common.formats.predictions import PREDICTIONS, SPLITS, parse_predictions, rows_of
 from components.common.head import HeadOutput
 from components.common.runs import storage
-from components.common.runs.inputs import read_model
+from components.common.runs.inputs import read_model, read_record
 from components.heads import ANY_HEAD
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -37,7 +35,7 @@ def read_predictions(folder: str) -> tuple[pa.Table, HeadOutput]:
         folder=folder,
         head=head,
         description=description,
-        record=json.loads(storage.read(storage.join(folder, RUN_RECORD))),
+        record={**read_record(folder)},
         history=_columns(parse_history(storage.read(history), history)),
         figures=_figures(folder),
         digests={"predictions": storage.digest(content), "model": model_digest},

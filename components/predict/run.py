@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from components.common.formats.documents import RUN_RECORD
@@ -85,7 +84,7 @@ def predict(loaded: Source, shards: Shards) -> pa.Table:
 def _batches(shards: Shards) -> Iterator[pa.Table]:
     columns = [*PACKED, "patient_id", "labels", "boxes", *META]
     for part in shards.parts():
-        with pq.ParquetFile(part.open()) as file:
+        with part.open() as file:
             yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(ROWS, columns=columns))
 
 

@@ -4,15 +4,16 @@ A partition's output is as sensitive as the raw folder: its notes hold raw paths
 find duplicates, and labels of unknown images, across partitions; merged shards are without. Delete the output after the merge.
 """
 
-import os
 import shutil
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from pydantic import ValidationError
 
 from components.common.errors import UserError
+from components.common.formats.atomic import replaced
+from components.common.formats.documents import check_document
 from components.common.formats.manifest import Origin
 from components.common.runs import storage
 from components.common.runs.inputs import read_document
@@ -24,13 +25,30 @@ from components.preprocess.parts import Part, Partition
 from components.preprocess.rows import Context
 
 PARTITION = "partition.json"
+MADE_BY = "preprocess --partition"
+
+
+class File(TypedDict):
+    """A file of the output of a partition."""
+
+    name: str
+    sha256: str
+
+
+class Description(Origin):
+    """The content of a partition.json."""
+
+    partition: list[int]
+    raw: str
+    parts: list[list[int]]  # number and files of each part
+    files: list[File]
 
 
 class Output(NamedTuple):
     """The finished output of a partition."""
 
     folder: str
-    described: dict[str, Any]  # content of its partition.json
+    described: Description
     digest: str  # SHA-256 of partition.json
 
     @property
@@ -50,7 +68,7 @@ def write(context: Context, partition: Partition, parts: list[Part], out: Path) 
     names = [name for part in parts for name in (part.notes_name, part.name)]
     files = [name for name in (NAMES, *names) if (context.folder / name).exists()]
     for name in files:
-        _link(context.folder / name, out / name)
+        storage.link(context.folder / name, out / name)
     content = {
         "partition": list(partition),
         "raw": context.raw,
@@ -64,7 +82,7 @@ def write(context: Context, partition: Partition, parts: list[Part], out: Path) 
 
 def open_all(folders: list[str]) -> list[Output]:
     """Opens the outputs of all partitions, in order; raises UserError if one is missing, given twice or unlike the others."""
-    outputs = [Output(folder, *read_document(folder, PARTITION, "preprocess --partition")) for folder in folders]
+    outputs = [_open(folder) for folder in folders]
     outputs.sort(key=lambda output: output.partition)
     first = outputs[0]
     for output in outputs:
@@ -80,6 +98,16 @@ def open_all(folders: list[str]) -> list[Output]:
         twice = next(number for number in found if found.count(number) > 1)
         raise UserError(f"--shards: names the partition {twice}/{total} twice; give each once")
     return outputs
+
+
+def _open(folder: str) -> Output:
+    content, digest = read_document(folder, PARTITION, MADE_BY)
+    path = storage.join(folder, PARTITION)
+    described = check_document(content, Description, path, MADE_BY)
+    names = [file["name"] for file in described["files"]]
+    if any(len(pair) != 2 for pair in (described["partition"], *described["parts"])) or any("/" in name for name in names):
+        raise UserError(f"{path}: describes no partition; run {MADE_BY} again")
+    return Output(folder, described, digest)
 
 
 def gather(outputs: list[Output], folder: Path) -> tuple[list[Part], list[Path]]:
@@ -100,23 +128,14 @@ def _fetch(source: str, target: Path, sha256: str) -> None:
         return
     target.unlink(missing_ok=True)
     if storage.is_s3(source):
-        with storage.opened(source) as copy, target.open("wb") as file:
+        with storage.opened(source) as copy, replaced(target) as scratch, scratch.open("wb") as file:
             shutil.copyfileobj(copy, file)
     elif not Path(source).is_file():
         raise UserError(f"{source}: not found; make the partition again")
     else:
-        _link(Path(source), target)
+        storage.link(Path(source), target)
     if storage.digest_file(target) != sha256:
         raise UserError(f"{source}: is not what the partition wrote; make the partition again")
-
-
-def _link(source: Path, target: Path) -> None:
-    """Makes a hard link, which is safe since finished files never change, or a copy on another disk."""
-    target.unlink(missing_ok=True)
-    with suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)
 
 
 def _settings(output: Output) -> dict[str, Any]:
@@ -128,7 +147,8 @@ def _settings(output: Output) -> dict[str, Any]:
 
 def shared(outputs: list[Output]) -> Origin:
     """Returns what `manifest.describe` returned in each partition."""
-    return cast(Origin, {name: outputs[0].described[name] for name in Origin.__annotations__})
+    described: dict[str, Any] = {**outputs[0].described}
+    return cast(Origin, {name: described[name] for name in Origin.__annotations__})
 
 
 def section(outputs: list[Output]) -> Preprocess:

@@ -1,15 +1,14 @@
 """Reading of a candidate for registration: a model and the evaluation of its predictions, checked against each other."""
 
-import json
 from pathlib import Path
 
 from components.common.errors import UserError
-from components.common.formats.documents import LONGEST_KEY, METRICS, RUN_RECORD, mlflow_key
+from components.common.formats.documents import LONGEST_KEY, METRICS, check_metrics, mlflow_key, parse_json
 from components.common.formats.model import DESCRIPTION, WEIGHTS
 from components.common.formats.predictions import PREDICTIONS, parse_predictions, rows_of
 from components.common.head import Candidate
 from components.common.runs import storage
-from components.common.runs.inputs import read_document, read_model, upstream_run_ids
+from components.common.runs.inputs import read_document, read_model, read_record, upstream_run_ids
 from components.common.runs.params import flatten
 from components.heads import ANY_HEAD, HEADS, check_description
 
@@ -25,11 +24,12 @@ def read_candidate(model: str, evaluation: str) -> Candidate:
     """
     description, model_digest = read_model(model, ANY_HEAD)
     head = check_description(description, storage.join(model, DESCRIPTION))
-    metrics, metrics_digest = read_document(evaluation, METRICS, "evaluate")
+    content, metrics_digest = read_document(evaluation, METRICS, "evaluate")
+    path = storage.join(evaluation, METRICS)
+    metrics = check_metrics(content, path, "evaluate")
     if (metric := HEADS[head].registration.METRIC) not in metrics:
-        path = storage.join(evaluation, METRICS)
         raise UserError(f"{path}: has no {metric}; give --evaluation an output folder of evaluate that had {model} among its --predictions")
-    evaluated, trained = (json.loads(storage.read(storage.join(folder, RUN_RECORD))) for folder in (evaluation, model))
+    evaluated, trained = read_record(evaluation, ("inputs", "params")), read_record(model)
     path = storage.join(model, PREDICTIONS)
     predictions = storage.read(path)
     digest = storage.digest(predictions)
@@ -42,9 +42,9 @@ def read_candidate(model: str, evaluation: str) -> Candidate:
         head=head,
         description=description,
         metrics=metrics,
-        record=trained,
-        training=json.loads(storage.read(training)) if storage.exists(training) else {},
-        min_positives=evaluated["params"]["min_positives"],
+        record={**trained},
+        training=parse_json(storage.read(training), training, head) if storage.exists(training) else {},
+        min_positives=evaluated["params"].get("min_positives", 0),
         test_predictions=rows_of(parse_predictions(predictions, path), "test"),
         inputs={"model": model_digest, "predictions": digest, "evaluation": metrics_digest},
         upstream=upstream_run_ids({"model": model, "evaluation": evaluation}),

@@ -3,9 +3,10 @@
 The weights have torchvision's names, no head, and one input channel in `conv1`; the document describes them and holds their SHA-256.
 """
 
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from components.common.errors import UserError
+from components.common.formats.documents import check_document
 
 BACKBONE = "backbone.json"
 BACKBONE_WEIGHTS = "backbone.safetensors"
@@ -40,9 +41,9 @@ def check_backbone(content: dict[str, Any], path: str) -> Backbone:
     """Checks that a description has what is needed to load the weights; `path` is its name for the message.
 
     Raises:
-        UserError: an entry is missing.
+        UserError: an entry is missing or damaged.
     """
-    missing = [name for name in ("arch", "normalisation", "sha256") if name not in content]
-    if missing:
-        raise UserError(f"{path}: lacks {missing[0]}; run pretrain again")
-    return cast(Backbone, content)
+    found = check_document(content, Backbone, path, "pretrain", ("arch", "normalisation", "sha256"))
+    if found["normalisation"]["std"] <= 0:
+        raise UserError(f"{path}: normalisation.std is {found['normalisation']['std']}, not a positive number; run pretrain again")
+    return found

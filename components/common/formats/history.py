@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from components.common.errors import UserError
+from components.common.formats.atomic import replaced
 
 T = TypeVar("T")
 
@@ -17,10 +18,10 @@ VOLATILE = ("images_per_second", "data_wait", "gpu_gib")  # columns that differ 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Writes the epochs so far; without any, the header alone."""
-    if not history:
-        path.write_text(f"{EPOCH}\n")
-        return
-    with path.open("w", newline="") as file:
+    with replaced(path) as scratch, scratch.open("w", newline="") as file:
+        if not history:
+            file.write(f"{EPOCH}\n")
+            return
         writer = csv.DictWriter(file, fieldnames=list(history[-1]))
         writer.writeheader()
         writer.writerows(history)
@@ -35,7 +36,7 @@ def parse_history(content: bytes, path: str) -> list[dict[str, float]]:
     rows = csv.DictReader(StringIO(content.decode("utf-8", "replace")))
     try:
         return [{name: float(row[name] or "nan") for name in rows.fieldnames or ()} for row in rows]
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: line {rows.line_num} is not numbers ({error}); run the stage that wrote it again") from None
 
 

@@ -4,12 +4,14 @@ It holds nothing that changes from run to run, and the digests of the files besi
 on the manifest alone.
 """
 
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from components.common.errors import UserError
-from components.common.formats.shards import SCHEMA_VERSION
+from components.common.formats.documents import check_document
+from components.common.formats.shards import MAX_SIDE, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+_READ = ("findings", "size", "bits", "train_pixels", "parts")  # entries without which the shards cannot be read
 
 
 class Origin(TypedDict):
@@ -55,9 +57,24 @@ def check_manifest(content: dict[str, Any], folder: str) -> Manifest:
     """Checks that this code can read the shards of a manifest in a folder.
 
     Raises:
-        UserError: the shards have another schema version.
+        UserError: the shards have another schema version, or the manifest is damaged.
     """
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(f"{folder}: shards of schema version {version}, this code reads {SCHEMA_VERSION}; run preprocess again")
-    return cast(Manifest, content)
+    path = f"{folder.rstrip('/')}/{MANIFEST}"
+    found = check_document(content, Manifest, path, "preprocess", _READ)
+    pixels = found["train_pixels"]
+    for wrong, what in (
+        (found["bits"] not in (8, 16), f"bits is {found['bits']}, not 8 or 16"),
+        (not 0 < found["size"] <= MAX_SIDE, f"size is {found['size']}, not 1 to {MAX_SIDE}"),
+        (not 0 <= pixels["mean"] <= 1, f"train_pixels.mean is {pixels['mean']}, not a fraction"),
+        (not 0 <= pixels["std"] <= 1, f"train_pixels.std is {pixels['std']}, not a fraction"),
+        (pixels["count"] < 0, f"train_pixels.count is {pixels['count']}"),
+        (not found["parts"], "parts is empty"),
+        (any("/" in part["name"] for part in found["parts"]), "parts lie in other folders"),
+        (len(set(found["findings"])) < len(found["findings"]), "findings has a name twice"),
+    ):
+        if wrong:
+            raise UserError(f"{path}: {what}; run preprocess again")
+    return found

@@ -6,10 +6,24 @@ weights); the rest is described by the head's serving.py. Files without `schema_
 inversion was the side of the generated images, and `stored_size` that of the input.
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 from components.common.errors import UserError
-from components.common.formats.documents import parse_json
+from components.common.formats.documents import check_document, parse_json
+
+
+class Common(TypedDict):
+    """The entries of a model.json that all heads have."""
+
+    schema_version: int
+    task: str
+    arch: str
+    size: int
+    bits: int
+    preprocessing: dict[str, Any]
+    inputs: dict[str, str]
+    sha256: str
+
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
@@ -27,6 +41,7 @@ def parse_description(content: bytes, path: str, made_by: str) -> dict[str, Any]
 
 def upgrade_description(found: dict[str, Any], path: str) -> dict[str, Any]:
     """Brings the content of a model.json to this schema version; raises UserError if it is of a later one."""
+    check_document(found, Common, path, "the head that wrote it", ())
     version = found.get("schema_version", 1)
     if version > SCHEMA_VERSION:
         raise UserError(f"{path}: has schema version {version}, this code reads up to {SCHEMA_VERSION}; use a newer version of the code")

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.common.errors import UserError
+from components.common.formats.atomic import replaced
+from components.common.formats.parquet import check_columns, check_nulls, damage
 from components.common.formats.shards import BOX
 
 PREDICTIONS = "predictions.parquet"
@@ -20,6 +21,7 @@ SPLITS = ("val", "test")
 DETECTIONS = "boxes"  # column of the head `detect`: a list of SCORED_BOX
 TARGETS = "targets"  # column of the head `detect`: a list of boxes as in the shards; null if not known
 SCORED_BOX = pa.struct([*BOX, ("score", pa.float32())])
+_CHECKED = pa.schema([pa.field(name, pa.string(), nullable=False) for name in COLUMNS])
 
 
 def common_columns(rows: pa.Table, split: str, head: str) -> dict[str, Any]:
@@ -35,23 +37,22 @@ def common_columns(rows: pa.Table, split: str, head: str) -> dict[str, Any]:
 
 def write_predictions(folder: Path, tables: list[pa.Table]) -> None:
     """Writes the rows of all tables."""
-    pq.write_table(pa.concat_tables(tables), folder / PREDICTIONS)
+    with replaced(folder / PREDICTIONS) as scratch:
+        pq.write_table(pa.concat_tables(tables), scratch)
 
 
 def parse_predictions(content: bytes, path: str) -> pa.Table:
     """Parses predictions and checks that they have the common columns; `path` is their name for the message.
 
     Raises:
-        UserError: it is not a Parquet file, or lacks columns.
+        UserError: it is damaged, not a Parquet file, or lacks columns.
     """
-    try:
-        table = pq.read_table(pa.BufferReader(content))
-    except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a Parquet file ({reason}); run the stage that wrote it again") from None
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
-        columns = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        raise UserError(f"{path}: lacks the {columns}; run the stage that wrote it again")
+    made_by = "the stage that wrote it"
+    with damage(path, made_by), pq.ParquetFile(pa.BufferReader(content)) as file:
+        check_columns(file, _CHECKED, len(content), path, made_by)
+        table = file.read()
+        check_nulls(table, _CHECKED, path, made_by)
+        table.validate(full=True)
     return table
 
 

@@ -3,7 +3,6 @@
 `part-*.parquet` hold rows in the schema below, in row groups small enough to stream; `manifest.json` describes them.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, islice
 from pathlib import Path
@@ -16,9 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
+from components.common.formats.atomic import replaced
+from components.common.formats.parquet import DAMAGE
 
 SCHEMA_VERSION = 1
 ROWS_PER_GROUP = 100
+MAX_SIDE = 16_384  # longest side of an image, in pixels
 SPLITS = ("train", "val", "test")
 CODEC = "delta-bitshuffle-zstd"
 PACKED = ("image_id", "pixels", "codec", "height", "width", "bits")  # columns that `decode` reads
@@ -94,17 +96,22 @@ def decode(row: dict[str, Any]) -> Pixels:
         (H, W), uint8 or uint16, bright = dense tissue (MONOCHROME2 sense).
 
     Raises:
-        UserError: the shards were made by another version, with another codec.
+        UserError: the row is damaged, or was made by another version with another codec.
     """
     if row["codec"] != CODEC:
         raise UserError(f"codec {row['codec']!r} of image {row['image_id']} is not known; run preprocess again")
-    dtype = np.dtype("<u1" if row["bits"] == 8 else "<u2")
-    height, width = row["height"], row["width"]
-    planes = _zstd.decompress(row["pixels"], decompressed_size=height * width * dtype.itemsize)
-    differences = imagecodecs.bitshuffle_decode(np.frombuffer(planes, dtype))
-    # Six times as fast as numpy.cumsum, with the same result.
-    flat: Pixels = imagecodecs.delta_decode(differences.astype(dtype.newbyteorder("="), copy=False))
-    return flat.reshape(height, width)
+    height, width, bits = row["height"] or 0, row["width"] or 0, row["bits"]
+    if bits not in (8, 16) or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise UserError(f"image {row['image_id']} claims {height} x {width} pixels of {bits} bits; run preprocess again")
+    dtype = np.dtype("<u1" if bits == 8 else "<u2")
+    try:
+        planes = _zstd.decompress(row["pixels"], decompressed_size=height * width * dtype.itemsize)
+        differences = imagecodecs.bitshuffle_decode(np.frombuffer(planes, dtype))
+        # Six times as fast as numpy.cumsum, with the same result.
+        flat: Pixels = imagecodecs.delta_decode(differences.astype(dtype.newbyteorder("="), copy=False))
+        return flat.reshape(height, width)
+    except DAMAGE as error:
+        raise UserError(f"image {row['image_id']} is damaged ({error}); run preprocess again") from None
 
 
 def square(image: Pixels, size: int) -> Pixels:
@@ -132,17 +139,14 @@ def copy_rows(source: Path, target: Path, keep: npt.NDArray[np.bool_]) -> int:
 
 
 def _write_groups(path: Path, groups: Iterable[pa.Table]) -> int:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     written = 0
-    try:
+    with replaced(path) as scratch:
         with pq.ParquetWriter(scratch, SCHEMA, **_WRITER_OPTIONS) as writer:
             for group in groups:
                 writer.write_table(group)
                 written += len(group)
-        if written:
-            scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+        if not written:
+            scratch.unlink()
     return written
 
 

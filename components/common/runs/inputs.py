@@ -1,10 +1,9 @@
 """Reading the output folders of earlier stages."""
 
-import json
 from typing import Any
 
 from components.common.errors import UserError
-from components.common.formats.documents import RUN_RECORD, parse_json
+from components.common.formats.documents import RUN_RECORD, RunRecord, check_document, parse_json
 from components.common.formats.model import DESCRIPTION, upgrade_description
 from components.common.runs import storage
 
@@ -40,10 +39,19 @@ def read_model(uri: str, made_by: str) -> tuple[dict[str, Any], str]:
     return upgrade_description(found, storage.join(uri, DESCRIPTION)), digest
 
 
+def read_record(uri: str, required: tuple[str, ...] = ()) -> RunRecord:
+    """Reads the run record of an output folder.
+
+    Raises:
+        UserError: it is missing or damaged, or lacks an entry that is `required`.
+    """
+    path, made_by = storage.join(uri, RUN_RECORD), "the stage that wrote it"
+    return check_document(parse_json(storage.read(path), path, made_by), RunRecord, path, made_by, required)
+
+
 def upstream_run_id(uri: str) -> str | None:
     """Returns the MLflow run id in the run record of an output folder."""
-    value = json.loads(storage.read(storage.join(uri, RUN_RECORD))).get("mlflow_run_id")
-    return str(value) if value else None
+    return read_record(uri).get("mlflow_run_id") or None
 
 
 def upstream_run_ids(folders: dict[str, str]) -> dict[str, str]:

@@ -1,17 +1,25 @@
 """Opens folders of shards, local or on S3, for reading."""
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
 from components.common.formats.manifest import MANIFEST, Manifest, check_manifest
+from components.common.formats.parquet import check_columns, check_nulls, damage
 from components.common.formats.shards import SCHEMA
-from components.common.runs import cache, storage
+from components.common.runs import cache, integrity, storage
 from components.common.runs.inputs import read_document, upstream_run_ids
+
+MADE_BY = "preprocess"
 
 
 class Part(NamedTuple):
@@ -19,10 +27,32 @@ class Part(NamedTuple):
 
     uri: str
     sha256: str
+    rows: int
 
-    def open(self) -> Any:
-        """Returns a source for pyarrow: the path, or the object from the cache."""
-        return cache.opened(self.uri, self.sha256) if storage.is_s3(self.uri) else self.uri
+    @contextmanager
+    def open(self) -> Iterator[pq.ParquetFile]:
+        """Opens the file, or the object from the cache, for reading in the block, with its digest and footer checked.
+
+        Raises:
+            UserError: the file is not the one that the manifest describes, or the block cannot read it.
+        """
+        with damage(self.uri, MADE_BY), ExitStack() as stack:
+            if storage.is_s3(self.uri):
+                source: Any = stack.enter_context(cache.opened(self.uri, self.sha256))
+                size = os.fstat(source.fileno()).st_size if hasattr(source, "name") else len(source.getbuffer())
+            else:
+                integrity.check(Path(self.uri), self.sha256)
+                source, size = self.uri, Path(self.uri).stat().st_size
+            file = stack.enter_context(pq.ParquetFile(source))
+            if self not in _checked:
+                check_columns(file, SCHEMA, size, self.uri, MADE_BY)
+                if file.metadata.num_rows != self.rows:
+                    raise UserError(f"{self.uri}: has {file.metadata.num_rows} rows, {MANIFEST} says {self.rows}; run {MADE_BY} again")
+                _checked.add(self)
+            yield file
+
+
+_checked: set[Part] = set()  # those whose footer is sound; training opens each part again and again
 
 
 @dataclass(frozen=True)
@@ -61,7 +91,11 @@ class Shards:
         means = np.array([m["train_pixels"]["mean"] for m in self.manifests])
         squares = np.array([m["train_pixels"]["std"] ** 2 for m in self.manifests]) + means**2
         mean = float(np.average(means, weights=weights))
-        return mean, float(max(np.average(squares, weights=weights) - mean**2, 0.0) ** 0.5)
+        std = float(max(np.average(squares, weights=weights) - mean**2, 0.0) ** 0.5)
+        if not std:
+            paths = ", ".join(storage.join(folder, MANIFEST) for folder in self.folders)
+            raise UserError(f"{paths}: train_pixels.std is 0, as if all pixels of the train split were alike; run {MADE_BY} again")
+        return mean, std
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -85,9 +119,9 @@ class Shards:
         """Reads some small columns of all rows, in order. `labels` follow `findings`, NaN where a folder lacks one."""
         tables = []
         for folder, manifest in zip(self.folders, self.manifests, strict=True):
-            parts = [pq.read_table(part.open(), columns=columns) for part in _parts(folder, manifest)]
+            parts = [_read(part, columns, len(manifest["findings"])) for part in _parts(folder, manifest)]
             tables += [_with_labels(part, manifest["findings"], self.findings) for part in parts]
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns)
 
 
 def open_shards(folders: list[str] | str) -> Shards:
@@ -97,7 +131,7 @@ def open_shards(folders: list[str] | str) -> Shards:
         UserError: a folder is missing, incomplete or of another schema version, or its pixels have other bits than the first's.
     """
     folders = [folders] if isinstance(folders, str) else folders
-    read = [read_document(folder, MANIFEST, "preprocess") for folder in folders]
+    read = [read_document(folder, MANIFEST, MADE_BY) for folder in folders]
     manifests = tuple(check_manifest(content, folder) for folder, (content, _) in zip(folders, read, strict=True))
     first = manifests[0]["bits"]
     for folder, manifest in zip(folders, manifests, strict=True):
@@ -106,6 +140,16 @@ def open_shards(folders: list[str] | str) -> Shards:
                 f"{folder}: pixels have {bits} bits, those of {folders[0]} have {first}; preprocess both with the same preprocess.bits"
             )
     return Shards(tuple(folders), manifests, tuple(digest for _, digest in read))
+
+
+def _read(part: Part, columns: list[str], findings: int) -> pa.Table:
+    """Reads small columns of a part and checks that no cell is missing."""
+    with part.open() as file:
+        table = file.read(columns)
+        check_nulls(table, SCHEMA, part.uri, MADE_BY)
+        if "labels" in columns and pc.any(pc.not_equal(pc.list_value_length(table["labels"]), findings)).as_py():
+            raise UserError(f"{part.uri}: has rows with other than {findings} labels; run {MADE_BY} again")
+        return table
 
 
 def _with_labels(table: pa.Table, own: list[str], wanted: list[str]) -> pa.Table:
@@ -119,4 +163,4 @@ def _with_labels(table: pa.Table, own: list[str], wanted: list[str]) -> pa.Table
 
 
 def _parts(folder: str, manifest: Manifest) -> list[Part]:
-    return [Part(storage.join(folder, part["name"]), part["sha256"]) for part in manifest["parts"]]
+    return [Part(storage.join(folder, part["name"]), part["sha256"], part["rows"]) for part in manifest["parts"]]

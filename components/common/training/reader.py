@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from components.common.errors import UserError
 from components.common.formats.shards import PACKED, SPLITS, Pixels, decode, square
@@ -156,9 +155,9 @@ def _row_groups(parts: list[Part], selected: npt.NDArray[np.bool_]) -> list[_Row
     numbers = np.cumsum(selected) - 1
     at = 0
     for part in parts:
-        metadata = pq.read_metadata(part.open())
-        for number in range(metadata.num_row_groups):
-            count = metadata.row_group(number).num_rows
+        with part.open() as file:
+            counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        for number, count in enumerate(counts):
             offsets = np.flatnonzero(selected[at : at + count])
             if len(offsets):
                 groups.append(_RowGroup(part, number, offsets, numbers[at + offsets]))
@@ -169,6 +168,7 @@ def _row_groups(parts: list[Part], selected: npt.NDArray[np.bool_]) -> list[_Row
 def _read(group: _RowGroup) -> list[dict[str, Any]]:
     if not len(group.offsets):
         return []
-    table = pq.ParquetFile(group.part.open()).read_row_group(group.number, columns=PACKED)
-    rows: list[dict[str, Any]] = table.take(pa.array(group.offsets)).to_pylist()
+    with group.part.open() as file:
+        table = file.read_row_group(group.number, columns=PACKED)
+        rows: list[dict[str, Any]] = table.take(pa.array(group.offsets)).to_pylist()
     return rows
