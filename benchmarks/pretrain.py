@@ -71,7 +71,7 @@ def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device)
     """Time a whole step on ready views: encoders, loss, backward pass, optimizer, momentum update, queue."""
     floor, groups = Floor(arch, device), Pretrain().shuffle_groups
     task = pretraining(shards, arch, batch, "moco", 1)
-    ready = task._views(next(task.batches(0, 0)))
+    ready = task._views(next(task.batches(0, 0)), torch.arange(batch))
     pair = ready[0], ready[1]
     looped = stepping(pretraining(shards, arch, batch, "ifa", 1), ready)
 
@@ -107,7 +107,7 @@ def pretraining(shards: str, arch: str, batch: int, preset: str, groups: int, qu
 def stepping(task: Pretraining, ready: tuple[Tensor, Tensor, Geometry]) -> Callable[[], object]:
     """Return a training step that always gets the same views."""
     batch = next(task.batches(0, 0))
-    task._views = lambda batch: ready  # type: ignore[method-assign]
+    task._views = lambda batch, order=None: ready  # type: ignore[method-assign]
     return lambda: task.train_step(batch, 0, 0.0)
 
 

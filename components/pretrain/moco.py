@@ -56,7 +56,8 @@ class MoCo(nn.Module):
     """Both encoders and a queue, which starts with `queue_size` random keys (dim,).
 
     `groups` is the number of groups of this process's images that have batch statistics of their own. `batch_norm` is shuffle (keys
-    between groups and processes), sync (statistics over all processes) or frozen. The maps after `stages` are returned.
+    between groups and processes), sync (statistics over all processes) or frozen. The maps after `stages` are returned; those of keys that
+    another process of the node has encoded after `sent` only.
     """
 
     queue: Tensor  # (dim, K), L2-normalised keys
@@ -70,9 +71,10 @@ class MoCo(nn.Module):
         groups: int = 1,
         batch_norm: str = "shuffle",
         stages: tuple[str, ...] = backbones.STAGES,
+        sent: tuple[str, ...] = backbones.STAGES,
     ):
         super().__init__()
-        self.groups, self.batch_norm = groups, batch_norm
+        self.groups, self.batch_norm, self.sent = groups, batch_norm, sent
         self.query = Encoder(arch, dim, stages)
         for module in self.query.modules():
             if isinstance(module, GroupedBatchNorm2d):
@@ -92,29 +94,32 @@ class MoCo(nn.Module):
         return self
 
     def forward(self, query_B1HW: Tensor, key_B1HW: Tensor, order: Tensor) -> Encodings:
-        """Encodes a query and a key view of each image, (B, 1, H, W); `order` as for `encode_keys`."""
-        return self.encode_queries(query_B1HW, self.encode_keys(key_B1HW, order))
+        """Encodes a query and a key view of each image, (B, 1, H, W); `order` as for `shuffle`."""
+        return self.encode_queries(query_B1HW, self.encode_keys(self.shuffle(key_B1HW, order), order))
 
-    @torch.no_grad()
-    def encode_keys(self, key_B1HW: Tensor, order: Tensor, parts: int = 1) -> Keys:
-        """Computes keys and their maps for this process's images (B, 1, H, W), in their order, in `parts` parts one after the other.
+    def shuffle(self, rows: Tensor, order: Tensor) -> Tensor:
+        """Shuffles rows (B, ...), one per image, by `order` (N B,), int64, over the N processes of a node, before keys are encoded.
 
         A query and its key must not share batch statistics: an encoder could then minimise the loss by encoding nothing but these,
         which are the same for the whole batch and differ from those of the queue, and would learn nothing. Hence shuffling batch
-        norm (He et al. 2020, section 3.3): `order` (R B,), int64, shuffles the keys of all R processes before they are divided into
-        groups, so that the result depends neither on the number of processes nor on that of parts. Maps return only to the process
-        that has the image.
+        norm (He et al. 2020, section 3.3), before the images are divided into groups, so that the result depends neither on the number
+        of processes of a node nor on that of parts.
         """
-        shuffled = self.batch_norm == "shuffle" and self.groups * processes.world_size() > 1
-        if shuffled:
-            key_B1HW = processes.permute(key_B1HW, order)
-        found = [self.key(part, self._groups(parts)) for part in key_B1HW.chunk(parts)]
+        shuffled = self.batch_norm == "shuffle" and self.groups * processes.node().size > 1
+        return processes.permute(rows, order) if shuffled else rows
+
+    @torch.no_grad()
+    def encode_keys(self, shuffled_B1HW: Tensor, order: Tensor, parts: int = 1) -> Keys:
+        """Computes keys and maps of shuffled images, in `parts` parts one after the other, and undoes the shuffling.
+
+        Several processes send each other the maps after the stages in `sent` only; the others are not returned.
+        """
+        found = [self.key(part, self._groups(parts)) for part in shuffled_B1HW.chunk(parts)]
         k = _concatenate([k for k, _ in found])
-        maps = {stage: _concatenate([maps[stage] for _, maps in found]) for stage in found[0][1]}
-        if shuffled:
-            back = order.argsort()
-            k, maps = processes.permute(k, back), {stage: processes.permute(key_map, back) for stage, key_map in maps.items()}
-        return Keys(k, maps)
+        stages = self.sent if processes.node().size > 1 and self.batch_norm == "shuffle" else self.query.stages
+        maps = {stage: _concatenate([maps[stage] for _, maps in found]) for stage in stages}
+        back = order.argsort()
+        return Keys(self.shuffle(k, back), {stage: self.shuffle(key_map, back) for stage, key_map in maps.items()})
 
     def encode_queries(self, query_B1HW: Tensor, keys: Keys, parts: int = 1) -> Encodings:
         """Computes the queries of one of `parts` parts of a batch, and returns them with the keys of the same images."""

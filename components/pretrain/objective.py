@@ -11,9 +11,11 @@ The presets, with the stages that they compare and the similarity that each is p
 - `scratch`: none, without any training.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from components.pretrain.align import Geometry, align
@@ -67,7 +69,9 @@ class Objective:
         return loss, {name: number.detach() for name, number in {"loss": loss, **numbers}.items()}
 
     def _compare(self, stage: str, views: Encodings, geometry: Geometry) -> tuple[Tensor | None, Tensor]:
-        """Returns the stage's term, None if it has none, and its mean similarity."""
+        """Returns the stage's term, None if it has none, and its mean similarity, NaN if the keys' maps were not sent."""
+        if stage not in views.key_maps:
+            return None, torch.full_like(views.q[0, 0], math.nan)
         query_map, key_map, inside = views.query_maps[stage], views.key_maps[stage], None
         if self.preset.aligned:
             key_map, inside = align(key_map, geometry, stage)

@@ -45,7 +45,8 @@ class Pretraining(loop.Trainable):
         self.mean, self.std = shards.mean_std
         self.objective = Objective(params)
         groups = params.shuffle_groups // processes.world_size()
-        self.model = MoCo(params.arch, params.dim, params.queue_size, params.key_momentum, groups, params.batch_norm, self.objective.stages)
+        stages = {"stages": self.objective.stages, "sent": tuple(self.objective.terms)}
+        self.model = MoCo(params.arch, params.dim, params.queue_size, params.key_momentum, groups, params.batch_norm, **stages)
         if start is not None:
             self.inputs, self.upstream = {**self.inputs, "start": start.sha256}, {**self.upstream, **start.upstream}
             initial_weights.load(self.model, start)
@@ -80,7 +81,8 @@ class Pretraining(loop.Trainable):
         set_learning_rate(self.optimizer, self.params.lr, progress, warmup=0)
         self.model.move_key_encoder()
         self.optimizer.zero_grad(set_to_none=True)
-        q, k, numbers = self._backward(*self._views(batch))
+        order = self._order()
+        q, k, numbers = self._backward(*self._views(batch, order), order)
         self.model.update_statistics(self.params.accumulate)
         gradients = [weight.grad for weight in self.model.query.parameters() if weight.grad is not None]
         processes.average_over_ranks([*gradients, *self.model.statistics()])
@@ -93,7 +95,7 @@ class Pretraining(loop.Trainable):
         processes.average_over_ranks([values])
         return {**dict(zip(numbers, values, strict=True)), "queue_age": age}
 
-    def _backward(self, query: Tensor, key: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _backward(self, query: Tensor, shuffled_key: Tensor, geometry: Geometry, order: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Runs forward and backward, one part of the batch at a time; returns global queries and keys, and the loss's numbers.
 
         InfoNCE compares with the queue and not within the batch, so the loss is a mean over images, and the gradients of the parts
@@ -101,7 +103,7 @@ class Pretraining(loop.Trainable):
         """
         count = self.params.accumulate
         with devices.autocast(self.device, self.params.precision):
-            keys = self.model.encode_keys(key, self._order(), count)
+            keys = self.model.encode_keys(shuffled_key, order, count)
         queries, found = [], []
         for image, part, warps in zip(query.chunk(count), keys.chunk(count), geometry.chunk(count), strict=True):
             with devices.autocast(self.device, self.params.precision):
@@ -155,20 +157,31 @@ class Pretraining(loop.Trainable):
         ids = self.reader.table["image_id"].take(few.rows).to_pylist()
         return {name: (value[:, 0] * self.std + self.mean).cpu().numpy() for name, value in shown.items()}, ids
 
-    def _views(self, batch: Batch) -> tuple[Tensor, Tensor, Geometry]:
-        """Makes query and key, (B, 1, H, W), normalised, and tells how they were warped."""
-        image = devices.to_unit(batch.images, self.device)
-        drawn = torch.as_tensor(batch.draws, device=self.device)
+    def _views(self, batch: Batch, order: Tensor | None = None) -> tuple[Tensor, Tensor, Geometry]:
+        """Makes queries, and keys shuffled by `order` if given, (B, 1, H, W), normalised, and tells how both were warped, unshuffled.
+
+        To shuffle the keys, processes exchange stored pixels and the numbers that the views are made from.
+        """
+        stored, drawn = torch.as_tensor(batch.images, device=self.device), torch.as_tensor(batch.draws, device=self.device)
+        image = devices.to_unit(stored, self.device)
         query = augment.view(image, drawn[0], self.distribution) if self.params.augment_query else augment.untouched(image)
-        key = augment.view(image, drawn[1], self.distribution)
-        geometry = Geometry(query.warp, key.warp, (image.shape[-2], image.shape[-1]))
+        others, changes = stored, drawn[1]
+        if order is not None:
+            others = self.model.shuffle(stored.view(torch.uint8), order).view(stored.dtype)
+            changes = self.model.shuffle(changes, order)
+        key = augment.view(devices.to_unit(others, self.device), changes, self.distribution)
+        geometry = Geometry(query.warp, augment.unpack(drawn[1])[0], (image.shape[-2], image.shape[-1]))
         return self._normalise(query.image), self._normalise(key.image), geometry
 
     def _normalise(self, image: Tensor) -> Tensor:
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def _order(self) -> Tensor:
-        return torch.from_numpy(generator_for(self.params.seed, self.step).permutation(self.batch_size))
+        """Draws the permutation of the keys of this node."""
+        node = processes.node()
+        nodes = processes.world_size() // node.size
+        keys = (self.params.seed, self.step, node.number) if nodes > 1 else (self.params.seed, self.step)
+        return torch.from_numpy(generator_for(*keys).permutation(self.batch_size // nodes))
 
     def _features(self, batch: Batch) -> Tensor:
         """Computes pooled features (B, C) of unaugmented images."""

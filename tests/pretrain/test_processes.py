@@ -43,14 +43,13 @@ def test_two_processes_do_what_one_does(make_shards: MakeShards, tiny: Params, t
 def test_groups_are_the_same_wherever_they_are_computed(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Shuffling batch norm uses the same groups, hence gives the same losses, in one process, two processes or accumulated parts."""
     shards = make_shards(images=200)
-    settings = ("pretrain.batch_size=16", "pretrain.shuffle_groups=2", "pretrain.epochs=1", "pretrain.lr=0.0001")
+    settings = ("pretrain.batch_size=16", "pretrain.shuffle_groups=2", "pretrain.epochs=1", "pretrain.lr=0.00001")
     call(command(shards, tmp_path / "one", tiny, 1, *settings))
     call(command(shards, tmp_path / "two", tiny, 2, *settings))
     call(command(shards, tmp_path / "parts", tiny, 1, *settings, "pretrain.accumulate=2"))
 
     assert_alike(tmp_path / "one", tmp_path / "parts", 1e-3)
-    # The probe differs: running statistics are averaged over processes instead of updated by one group after the other.
-    assert_alike(tmp_path / "one", tmp_path / "two", 1e-3, but=("knn_auroc_macro",))
+    assert_alike(tmp_path / "one", tmp_path / "two", 1e-3)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_a_run_stopped_and_killed_ends_with_the_same_weights(make_shards: MakeSh
 
     arguments, out = command(shards, tmp_path / "stopped", params), tmp_path / "stopped"
     rng = np.random.default_rng(0)
-    assert stop(arguments, out, 1, rng.uniform(0, 0.3), signal.SIGTERM) == 75
+    assert stop(arguments, out, 1, rng.uniform(0, 0.1), signal.SIGTERM) == 75
     stopped = max(steps(out))
     assert stop(arguments, out, stopped + 1, rng.uniform(0, 0.3), signal.SIGKILL) == -signal.SIGKILL
     assert not out.exists()

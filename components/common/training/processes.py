@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,19 @@ from components.common.errors import SharedError, UserError, disk_errors
 from components.common.runs import signals
 
 T = TypeVar("T")
+
+
+@dataclass
+class Node:
+    """The processes on one machine, which exchange images and feature maps; between machines only gradients travel."""
+
+    size: int = 1  # number of processes
+    rank: int = 0  # of this process among them
+    number: int = 0  # of the node
+    group: dist.ProcessGroup | None = None  # None: all processes are on this node
+
+
+_node = Node()
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +53,7 @@ def process_group(device: str) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes cannot connect ({str(error).splitlines()[0]}); start them with torchrun") from None
+    _find_node()
     if not is_main():  # log progress once
         logging.getLogger("components").setLevel(logging.WARNING)
     try:
@@ -56,6 +71,21 @@ def process_group(device: str) -> Iterator[None]:
         raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()
+
+
+def _find_node() -> None:
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if world_size() % size:
+        raise UserError(
+            f"the nodes have different numbers of processes ({world_size()} in all, {size} here); give all the same --nproc-per-node"
+        )
+    group = dist.new_subgroups(size)[0] if size < world_size() else None
+    _node.size, _node.rank, _node.number, _node.group = size, rank() % size, rank() // size, group
+
+
+def node() -> Node:
+    """Returns the node of this process."""
+    return _node
 
 
 def _local_gpu() -> int:
@@ -182,28 +212,33 @@ def broadcast_object(value: T) -> T:
 
 
 def permute(local: Tensor, order: Tensor) -> Tensor:
-    """Permutes the rows of a global batch over the processes; none holds more than its share at any time.
+    """Permutes the rows of a node's batch over its processes; none holds more than its share at any time.
 
-    From this process's rows (b, ...) and a permutation (R b,), int64 on the CPU and the same in all processes, to rows `rank * b`
-    to `(rank + 1) * b` of `batch[order]`, without gradient.
+    From this process's rows (b, ...) and a permutation (N b,), int64 on the CPU and the same in all N processes of the node, to rows
+    `rank * b` to `(rank + 1) * b` of `batch[order]`, with the rank in the node, without gradient.
     """
     # Maps in channels_last are moved as (B, H, W, C), where each row is contiguous: several times faster.
     channels_last = local.dim() == 4
     rows = local.permute(0, 2, 3, 1) if channels_last else local
-    result = rows[order.to(local.device)] if world_size() == 1 else _exchange(rows.detach(), order)
+    result = rows[on_device(order, local.device)] if _node.size == 1 else _exchange(rows.detach(), order)
     return result.permute(0, 3, 1, 2) if channels_last else result
 
 
 def _exchange(local: Tensor, order: Tensor) -> Tensor:
-    share, me = len(local), rank()
-    wanted = order.numpy().reshape(world_size(), share)
+    share, me = len(local), _node.rank
+    wanted = order.numpy().reshape(_node.size, share)
     outgoing = [np.flatnonzero(rows // share == me) for rows in wanted]
     mine = np.concatenate([rows[at] % share for rows, at in zip(wanted, outgoing, strict=True)])
     sources = wanted[me] // share
-    send = local[torch.from_numpy(mine).to(local.device)].contiguous()
+    send = local[on_device(torch.from_numpy(mine), local.device)].contiguous()
     received = torch.empty_like(send)
-    counts = np.bincount(sources, minlength=world_size()).tolist()
-    dist.all_to_all_single(received, send, counts, [len(at) for at in outgoing])
+    counts = np.bincount(sources, minlength=_node.size).tolist()
+    dist.all_to_all_single(received, send, counts, [len(at) for at in outgoing], group=_node.group)
     # Rows arrive by source, and within a source in the order in which they are wanted.
-    places = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable"))).to(local.device)
-    return received[places]
+    places = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable")))
+    return received[on_device(places, local.device)]
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor from the CPU to a device; the host does not wait for a GPU, since the copy is made from pinned memory."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

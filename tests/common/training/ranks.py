@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,34 @@ def check_permute() -> None:
         moved = processes.permute(whole[mine], order)
         assert torch.equal(moved, whole[order][mine])
         assert torch.equal(processes.permute(moved, order.argsort()), whole[mine])
+
+
+def check_bytes_between_nodes() -> None:
+    """Counts the bytes of a step of pretraining on two nodes of one process: the gradients and at most 2 % more."""
+    from components.common.runs.shards import open_shards
+    from components.params import Params
+    from components.pretrain.training import Pretraining
+
+    given = Params.model_validate_json(os.environ["PARAMS"])
+    sent, node = [0], processes.node()
+    node.size, node.rank, node.number = 1, 0, processes.rank()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*arguments: Any, **options: Any) -> Any:
+                sent[0] += max(each.nbytes for each in arguments if isinstance(each, torch.Tensor))
+                return function(*arguments, **options)
+
+            return counted
+
+        for name in ("all_reduce", "all_to_all_single", "all_gather_into_tensor"):
+            patch.setattr(dist, name, counting(getattr(dist, name)))
+        training = Pretraining(given.pretrain, given.runtime, open_shards(os.environ["SHARDS"]))
+        training.start()
+        training.train_step(next(training.batches(0, 0)), 0, 0.0)
+    gradients = sum(weight.nbytes for weight in training.model.query.parameters())
+    assert gradients <= sent[0] <= 1.02 * gradients
+    node.size, node.rank, node.number = processes.world_size(), processes.rank(), 0
 
 
 def check_average() -> None:
