@@ -213,7 +213,7 @@ def _pack(context: Context, work: _Work) -> None:
             row["image_id"],
             identity=identity.source,
             named=work.record is not None,
-            content="{}x{} {:08x}".format(*image.shape, zlib.crc32(np.ascontiguousarray(image))),
+            content="{}x{} {:08x}".format(*image.shape, zlib.crc32(np.ascontiguousarray(image).data)),
             sums=sums,
             histogram=histogram,
             text=work.has_text,
