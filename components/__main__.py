@@ -25,6 +25,7 @@ from components.common.formats.documents import METRICS  # noqa: E402
 from components.common.formats.manifest import MANIFEST  # noqa: E402
 from components.common.formats.model import DESCRIPTION  # noqa: E402
 from components.common.runs.command import Input  # noqa: E402
+from components.common.runs.provenance import exit_code  # noqa: E402
 from components.heads import ANY_HEAD, HEADS  # noqa: E402
 
 
@@ -130,7 +131,7 @@ def _run(command: str, params: str, set: list[str], **paths: str | list[str] | N
     except UserError as error:
         if _is_first() or not isinstance(error, SharedError):
             print(f"{command}: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     return 0
 
 

@@ -26,7 +26,7 @@ FLOORS = (
     ),
     ("components.heads",),  # the table of heads
     ("components.evaluate", "components.register", "components.predict"),  # the frame around the heads
-    ("components.params", "components.torchrun"),
+    ("components.params", "components.torchrun", "components.retry"),
     ("components.__main__",),
     ("pipelines",),
 )

@@ -27,6 +27,9 @@ class TemporaryError(UserError):
 class SharedError(UserError):
     """A mistake that all processes of a training know of: one of them, of rank 0, says so."""
 
+    def __init__(self, message: str, temporary: bool = False):
+        super().__init__(message)
+        self.temporary = temporary
 
 _FREE_SPACE = "free some space there and run the same command again"
 _CHECK_ACCESS = "change the permissions or choose another path"

@@ -4,6 +4,7 @@ import os
 import re
 from urllib.parse import urlsplit
 
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.credentials import read_mlflow_creds
 
 from components.common.runs.delivery import REFUSALS, reason
@@ -30,6 +31,17 @@ def refusal(server: str, error: Exception) -> str | None:
         case 403:
             return f"{server} answers 403: {_user()} needs {_permission(*_request(error))}; let an administrator of MLflow grant it"
     return None
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether the server is lost or overloaded, so that the same request may succeed later."""
+    if isinstance(error, MlflowException):  # other errors of the client have the status 500, too
+        answered = isinstance(error, RestException) or str(error).startswith("API request to")
+        status = int(error.get_http_status_code()) if answered else 0  # type: ignore[no-untyped-call]
+    else:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+    unanswered = isinstance(error, OSError) and hasattr(error, "response") and not status  # of requests
+    return unanswered or status >= 500 or isinstance(error, (ConnectionError, TimeoutError))
 
 
 def shown(address: str) -> str:

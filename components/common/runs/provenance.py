@@ -8,12 +8,20 @@ from typing import Any
 
 import yaml
 
+from components.common.errors import UserError
+from components.common.runs import signals
+
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("mlflow", "numpy", "opencv-python-headless", "pyarrow", "pydicom", "scipy", "torch", "torchvision")
 """Packages that numbers depend on."""
 IMAGE_VARIABLE = "IMAGE_DIGEST"  # set by the image or the pod: the image that the container was started from
 KFP_VARIABLE = "KFP_RUN_ID"  # set by the pipeline in its pods
 DVC_VARIABLE = "DVC_EXP_NAME"  # set by `dvc exp run`
+
+
+def exit_code(error: UserError) -> int:
+    """Returns the exit code for an error: 2, or 75 in a pod of a pipeline (components/retry.py), where what is temporary is tried again."""
+    return signals.EXIT_CODE if error.temporary and os.environ.get(KFP_VARIABLE) else 2
 
 
 def threads() -> int:

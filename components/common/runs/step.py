@@ -87,7 +87,7 @@ def step(
 
 @contextmanager
 def exit_codes(name: str) -> Iterator[None]:
-    """Handles signals, and turns a UserError into one line on stderr and exit code 2."""
+    """Handles signals, and turns a UserError into one line on stderr and its exit code."""
     signals.install()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -96,7 +96,7 @@ def exit_codes(name: str) -> Iterator[None]:
             yield
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the last line in the log of the pod
-        raise SystemExit(2) from None
+        raise SystemExit(provenance.exit_code(error)) from None
 
 
 def _set_parent_run() -> None:

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from components.common.errors import UserError, disk_errors
+from components.common.errors import TemporaryError, UserError, disk_errors
 from components.common.formats.atomic import replaced
 from components.common.formats.documents import to_json
 from components.common.runs.local_files import Entry, walk_folder
@@ -307,9 +307,22 @@ def _object(uri: str) -> Iterator[tuple["S3Client", str, str]]:
         yield _client(), bucket, key
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown error")
-        raise UserError(f"{uri}: the S3 server answered {code}; check the address, the bucket and the credentials") from None
+        raise _kind(error)(f"{uri}: the S3 server answered {code}; check the address, the bucket and the credentials") from None
     except (BotoCoreError, S3UploadFailedError, ValueError) as error:  # ValueError: the endpoint is not a URL
-        raise UserError(f"{uri}: {' '.join(str(error).split())}; check AWS_ENDPOINT_URL and the credentials") from None
+        raise _kind(error)(f"{uri}: {' '.join(str(error).split())}; check AWS_ENDPOINT_URL and the credentials") from None
+
+
+def _kind(error: BaseException) -> type[UserError]:
+    """Returns the kind of an error: temporary if the server is lost or overloaded."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError
+
+    for cause in (error, error.__context__):  # the context of a failed upload
+        if isinstance(cause, (ConnectionError, HTTPClientError, IncompleteReadError)):
+            return TemporaryError
+        if isinstance(cause, ClientError):
+            status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return TemporaryError if status >= 500 or status == 429 else UserError
+    return UserError
 
 
 def _list_s3(uri: str) -> Iterator[Entry]:

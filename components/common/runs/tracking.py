@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from components.common.errors import UserError
+from components.common.errors import TemporaryError, UserError
 from components.common.formats.documents import LONGEST_KEY, mlflow_key
 from components.common.formats.history import EPOCH, HISTORY, parse_history
 from components.common.runs import provenance, storage
@@ -52,7 +52,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from components.common.runs.mlflow_errors import explain, shown
+from components.common.runs.mlflow_errors import explain, is_temporary, shown
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
@@ -114,7 +114,7 @@ class Tracker:
             UserError: the connection to the server is lost.
         """
         if not self._outbox.flush(WAIT_SECONDS):
-            raise UserError(f"{server_name()} is lost; start it again and repeat the command")
+            raise TemporaryError(f"{server_name()} is lost; start it again and repeat the command")
 
     def log_system_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs the state of the machine, unless the server is lost."""
@@ -186,7 +186,7 @@ def reachable(first: bool = False) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no database driver
-        raise UserError(explain(server_name(), error, first)) from None
+        raise (TemporaryError if is_temporary(error) else UserError)(explain(server_name(), error, first)) from None
 
 
 def _find_or_create(client: MlflowClient, work: Work) -> tuple[str, bool]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from components.common.errors import UserError, disk_errors
+from components.common.errors import TemporaryError, UserError, disk_errors
 from components.common.formats.atomic import SCRATCH
 from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, metrics_to_json, parse_json
 from components.common.runs import provenance, signals, storage
@@ -143,7 +143,7 @@ def open_work(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{lock.name}: another process is making this output; wait for it or stop it") from None
+            raise TemporaryError(f"{lock.name}: another process is making this output; wait for it or stop it") from None
         _remove_scratch(folder)
         _report_other_work(stage, partial, fingerprint, depends)
         storage.write_json(folder.with_suffix(".json"), depends)

@@ -118,9 +118,9 @@ def raise_everywhere(error: UserError | None) -> None:
         return
     if not any_rank(error is not None)[0]:
         return
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, None if error is None else str(error))
-    raise SharedError(next(message for message in messages if message is not None))
+    found: list[tuple[str, bool] | None] = [None] * world_size()
+    dist.all_gather_object(found, None if error is None else (str(error), error.temporary))
+    raise SharedError(*next(each for each in found if each is not None))
 
 
 @contextmanager

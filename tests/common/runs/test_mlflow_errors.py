@@ -15,7 +15,7 @@ from mlflow.server import get_app_client
 
 from components.common.errors import UserError
 from components.common.runs import tracking
-from components.common.runs.mlflow_errors import explain, shown
+from components.common.runs.mlflow_errors import explain, is_temporary, shown
 from components.common.runs.provenance import KFP_VARIABLE
 from components.common.runs.registered_models import download
 from components.register.registry import Registry
@@ -148,3 +148,31 @@ def test_a_user_who_may_only_read(server: Server, tmp_path: Path, monkeypatch: p
     log_in(monkeypatch, server, "ann", "wrong")
     with pytest.raises(UserError, match="answers 401: it does not know the user ann"):
         download("models:/cxr-classify/1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "temporary"),
+    [
+        (RestException({"error_code": "INTERNAL_ERROR", "message": "the database is locked"}), True),
+        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE"}), True),
+        (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST"}), False),
+        (MlflowException("API request to http://server/api failed with exception HTTPConnectionPool: Max retries exceeded"), True),
+        (MlflowException("the argument is wrong"), False),
+        (denied("/api/2.0/mlflow/runs/create"), False),
+        (artifact(503, "PUT"), True),
+        (artifact(403, "PUT"), False),
+        (requests.ConnectionError("refused"), True),
+        (PermissionError(13, "Permission denied"), False),
+        (ImportError("no driver"), False),
+    ],
+)
+def test_what_another_attempt_may_mend(error: Exception, temporary: bool) -> None:
+    assert is_temporary(error) == temporary
+
+
+def test_a_server_that_is_down_may_answer_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="start it or set MLFLOW_TRACKING_URI") as error:
+        tracking.client()
+    assert error.value.temporary

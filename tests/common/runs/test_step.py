@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.common.errors import UserError
-from components.common.runs import storage
+from components.common.errors import TemporaryError, UserError
+from components.common.runs import storage, tracking
 from components.common.runs.params import Runtime
 from components.common.runs.step import Step, exit_codes, step
 from components.pretrain.params import Pretrain
@@ -40,9 +40,16 @@ def test_the_ui_gets_small_files_and_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "shown.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
 
 
-def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+@pytest.mark.parametrize(
+    ("error", "in_a_pod", "code"),
+    [(UserError, "", 2), (UserError, "run", 2), (TemporaryError, "", 2), (TemporaryError, "run", 75)],
+)
+def test_an_error_is_one_line_and_its_exit_code(
+    error: type[UserError], in_a_pod: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "pipeline_run_id", lambda: None)
+    monkeypatch.setenv("KFP_RUN_ID", in_a_pod)
     with pytest.raises(SystemExit) as stop, exit_codes("pretrain"):
-        raise UserError("shards: not there")
-    assert stop.value.code == 2
+        raise error("shards: not there")
+    assert stop.value.code == code
     assert capsys.readouterr().err == "pretrain: shards: not there\n"

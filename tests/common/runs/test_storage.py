@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from components.common.errors import UserError
 from components.common.runs import storage
@@ -163,6 +164,15 @@ def test_unusable_servers(settings: dict[str, str], part: str, environment: pyte
         assert str(error.value).startswith("s3://bucket/key")
         assert "AWS_ENDPOINT_URL" in str(error.value)
         assert "\n" not in str(error.value)
+        assert error.value.temporary == part.startswith("Could not connect")
+
+
+@pytest.mark.parametrize(("status", "temporary"), [(403, False), (404, False), (429, True), (500, True), (503, True)])
+def test_a_server_that_is_overloaded_may_answer_later(status: int, temporary: bool) -> None:
+    answer = ClientError({"Error": {"Code": "X"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")  # type: ignore[typeddict-item]
+    with pytest.raises(UserError, match="answered X") as error, storage._object("s3://bucket/key"):
+        raise answer
+    assert error.value.temporary == temporary
 
 
 @pytest.mark.parametrize("bucket", ["UPPER_case!", "nobucket"])
