@@ -1,8 +1,13 @@
 """A run of a pipeline as an MLflow run, the parent of those of the stages: opened by the first step, closed by the last."""
 
 import hashlib
+import json
 import logging
 import os
+import tempfile
+from pathlib import Path
+from threading import Thread
+from typing import Any
 
 from components.common.errors import UserError
 from components.common.runs import storage, tracking
@@ -10,6 +15,8 @@ from components.common.runs.provenance import KFP_VARIABLE, git_state
 
 STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}  # MLflow status by Kubeflow state
 PROBE = ".probe"
+ARTIFACT_SECONDS = 60.0  # how long an upload and a download of one byte may take
+ARGO_TEMPLATE = Path("/var/run/argo/template")  # in each pod of Argo: how it runs the step, its own defaults included
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +30,9 @@ def begin(*, name: str, raw: str, root: str, tags: dict[str, str]) -> str:
     Raises:
         UserError: a server cannot be reached, `raw` is empty, or `root` cannot be written to.
     """
-    _open_run(name, tags)
+    _check_retries()
+    client = tracking.client()
+    _check_artifacts(client, _open_run(client, name, tags))
     storage.write(storage.join(root, PROBE), b"")
     storage.delete(storage.join(root, PROBE))
     return digest_listing(raw)
@@ -44,9 +53,8 @@ def end(*, state: str) -> None:
     log.info("pipeline: %s", final)
 
 
-def _open_run(name: str, tags: dict[str, str]) -> None:
-    """Creates the MLflow run, unless an earlier attempt of the step has, and logs its address."""
-    client = tracking.client()
+def _open_run(client: Any, name: str, tags: dict[str, str]) -> str:
+    """Creates the MLflow run, unless an earlier attempt of the step has, logs its address, and returns its id."""
     described = {
         "stage": tracking.PIPELINE,
         "kfp.run_id": os.environ.get(KFP_VARIABLE, ""),
@@ -60,6 +68,53 @@ def _open_run(name: str, tags: dict[str, str]) -> None:
             run = client.create_run(tracking.experiment(client, tracking.PIPELINE), run_name=name, tags={**described, **tags})
     if tracking.uri().startswith("http"):  # `python -m pipelines status` finds this line in the log of the step
         log.info("MLflow run: %s/#/experiments/%s/runs/%s", tracking.uri().rstrip("/"), run.info.experiment_id, run.info.run_id)
+    return str(run.info.run_id)
+
+
+def _check_artifacts(client: Any, run_id: str) -> None:
+    """Uploads one byte to MLflow and downloads it, as the stages do with their files.
+
+    A server on S3 may answer a download with a link to the endpoint that it uses itself. If this address cannot be reached from here,
+    each file would take minutes.
+
+    Raises:
+        UserError: it takes too long, or the server refuses.
+    """
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                client.log_text(run_id, "1", "check.txt")
+                client.download_artifacts(run_id, "check.txt", folder)
+        except Exception as error:  # raised again below
+            errors.append(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(ARTIFACT_SECONDS)
+    if thread.is_alive():
+        problem = f"a download of one byte has not ended within {ARTIFACT_SECONDS:g} s"
+        remedy = "make the S3 address that the server hands out reachable from here, or set MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD=false"
+        raise UserError(f"{tracking.server_name()}: {problem}; {remedy}")
+    with tracking.reachable():
+        for error in errors:
+            raise error
+
+
+def _check_retries() -> None:
+    """Warns if Argo would not replace a pod that was evicted or killed."""
+    try:
+        strategy = json.loads(ARGO_TEMPLATE.read_text()).get("retryStrategy") or {}
+    except (OSError, ValueError):  # not in a pod of Argo
+        return
+    if not retries_what_is_killed(strategy):
+        log.warning("begin: Argo will not replace pods that are evicted or killed; change its configuration with deploy/retries.sed")
+
+
+def retries_what_is_killed(strategy: dict[str, Any]) -> bool:
+    """Whether a retry strategy of Argo replaces pods that failed without the step being at fault, as deploy/retries.sed sets it."""
+    return strategy.get("retryPolicy") == "Always" and "lastRetry" in strategy.get("expression", "")
 
 
 def digest_listing(raw: str) -> str:

@@ -7,13 +7,17 @@ from kfp import dsl, kubernetes
 from components.common.runs.provenance import KFP_VARIABLE
 from components.common.runs.work import WORK_VARIABLE
 from components.heads import HEADS
-from pipelines.settings import Affinity, Pool, Secret, Settings, StepResources
+from components.params import Params
+from components.retry import PAUSE_VARIABLE, RETRIES_VARIABLE
+from pipelines.settings import GATED, Affinity, Pool, Secret, Settings, StepResources
 
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"  # label of each pod that holds the id of the run
 SECRETS_FOLDER = "/var/run/secrets/cxr"  # folder with a file per variable, for components/pretrain/trainjob.py
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the pod's own
+TOPOLOGY = "kueue.x-k8s.io/podset-required-topology"
 SCRATCH = "/tmp/cxr-work"  # noqa: S108 - the pod's own
-MAX_BACKOFF_SECONDS = 3600
+MAX_PENDING_SECONDS = 24 * 3600  # how long the pod of an attempt may wait for a node
+RETRY = ("python3", "-m", "components.retry")
 S3_AND_MLFLOW = ("s3", "mlflow")
 SECRETS = {"preprocess": (*S3_AND_MLFLOW, "pseudonyms"), "end": ("mlflow",)}
 """Fields of settings.Secrets by step. Steps that are not named get those for S3 and MLflow: each step asks for the run of the pipeline."""
@@ -28,6 +32,7 @@ def apply(task: dsl.PipelineTask, name: str, settings: Settings) -> dsl.Pipeline
     _set_sizes(task, step)
     _set_environment(task, name, settings)
     _set_nodes(task, step, settings)
+    _set_queue(task, step, settings)
     _set_work(task, name, settings)
     _set_identity(task, settings)
     _set_patience(task, step)
@@ -67,6 +72,20 @@ def _set_nodes(task: dsl.PipelineTask, step: StepResources, settings: Settings) 
             kubernetes.add_node_affinity(task, match_expressions=[_expression(affinity)], weight=affinity.weight)
 
 
+def _set_queue(task: dsl.PipelineTask, step: StepResources, settings: Settings) -> None:
+    if step.gpus:
+        for key, value in _queue_labels(settings).items():
+            kubernetes.add_pod_label(task, key, value)
+
+
+def _queue_labels(settings: Settings) -> dict[str, str]:
+    """Returns the labels of what Kueue is to admit."""
+    if settings.queue is None:
+        return {}
+    priority = {"kueue.x-k8s.io/priority-class": settings.queue.priority} if settings.queue.priority else {}
+    return {"kueue.x-k8s.io/queue-name": settings.queue.name, **priority}
+
+
 def _pools(step: StepResources, settings: Settings) -> list[Pool]:
     return [pool for pool, wanted in ((settings.gpu, step.gpus > 0), (settings.spot, step.spot)) if wanted]
 
@@ -86,13 +105,30 @@ def _set_identity(task: dsl.PipelineTask, settings: Settings) -> None:
 
 
 def _set_patience(task: dsl.PipelineTask, step: StepResources) -> None:
+    """Tries again in the pod (components/retry.py), and in another pod if this one was lost."""
+    assert task.container_spec
+    task.container_spec.command = [*RETRY, *task.container_spec.command]
+    # In the environment: a command with these numbers would defeat the cache.
+    task.set_env_variable(RETRIES_VARIABLE, str(step.retries)).set_env_variable(PAUSE_VARIABLE, str(step.backoff_seconds))
     if step.retries:
-        task.set_retry(step.retries, f"{step.backoff_seconds}s", 2.0, f"{MAX_BACKOFF_SECONDS}s")
+        # Argo allows the last duration for all attempts together, from the beginning of the first.
+        longest = (step.retries + 1) * (_timeout_seconds(step) + step.backoff_seconds + MAX_PENDING_SECONDS)
+        task.set_retry(step.retries, f"{step.backoff_seconds}s", 1.0, f"{longest}s")
     kubernetes.set_timeout(task, _timeout_seconds(step))
 
 
 def _timeout_seconds(step: StepResources) -> int:
     return round(step.timeout_hours * 3600)
+
+
+def gpus(name: str, settings: Settings, params: Params) -> dict[str, int]:
+    """Returns the number of GPUs of each step of a pipeline that uses any, and the most that are in use at a time."""
+    models = settings.parallel_models if name == "study" else 1
+    pretrain = settings.step("pretrain").gpus * (models if name == "study" else params.runtime.nodes)
+    heads = {head: settings.step(head).gpus * models for head in ([GATED] if name == "study" else settings.heads)}
+    return {step: count for step, count in {"pretrain": pretrain, **heads}.items() if count} | {
+        "at most": max(pretrain, sum(heads.values()))
+    }
 
 
 def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
@@ -106,6 +142,8 @@ def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
         "nodes": count,
         "processes": max(step.gpus, 1),
         "resources": {"requests": requests, "limits": limits},
+        "labels": _queue_labels(settings),
+        "annotations": {TOPOLOGY: settings.queue.topology} if settings.queue and settings.queue.topology else {},
         "deadline_seconds": _timeout_seconds(step),
         "environment": {**settings.environment, WORK_VARIABLE: settings.work.path if settings.work else SCRATCH},
         "volumes": _volumes(settings, step),

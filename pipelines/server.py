@@ -96,9 +96,7 @@ class KubeflowServer:
 
     def start(self, submission: Submission, package: Path) -> str:
         """Uploads a package, unless the server has this version, starts a run, and returns its id."""
-        health = self._call(self._health.healthz_service_get_healthz)  # reports early that the server is of another kind or refuses
-        if not isinstance(health, api.V2beta1GetHealthzResponse):
-            raise self._not_kubeflow()
+        self.check()
         experiment = self._experiment(submission.experiment)
         pipeline, version = self._upload(package, submission.pipeline, submission.version)
         run = api.V2beta1Run(
@@ -110,6 +108,21 @@ class KubeflowServer:
             plugins_input=WITHOUT_PLUGINS,
         )
         return str(self._call(self._runs.run_service_create_run, run).run_id)
+
+    def check(self) -> None:
+        """Checks that the server is of the kind that the namespace fits, and accepts the credentials.
+
+        Raises:
+            UserError: it is not.
+        """
+        health = self._call(self._health.healthz_service_get_healthz)
+        if not isinstance(health, api.V2beta1GetHealthzResponse):
+            raise self._not_kubeflow()
+        if health.multi_user and not self.namespace:
+            raise UserError(f"{self.host}: is a multi-user Kubeflow; set server.namespace to that of your profile, or give --namespace")
+        if self.namespace and not health.multi_user:
+            remedy = "leave out server.namespace and --namespace, and apply deploy/ to that namespace"
+            raise UserError(f"{self.host}: is a single-user Kubeflow, which runs everything in its own namespace; {remedy}")
 
     def _experiment(self, name: str) -> str:
         """Returns the id of an experiment, which is created if it does not exist."""

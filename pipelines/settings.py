@@ -93,6 +93,7 @@ Cpu = Annotated[str, AfterValidator(_check_cpu)]
 ImageName = Annotated[str, AfterValidator(_check_image)]
 Prefix = Annotated[str, AfterValidator(_check_s3)]
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+ResourcePath = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*(/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$")]
 Heads = Annotated[tuple[Annotated[str, _one_of(HEADS)], ...], AfterValidator(_check_heads)]
 StepName = Annotated[str, _one_of((*STEPS, ALL_HEADS))]
 
@@ -109,7 +110,7 @@ class ServerSettings(_Group):
     host: str | None = None
     """Address of its UI or API, such as https://kubeflow.example.org/pipeline."""
     namespace: str | None = None
-    """Namespace of the profile; None for a single-user installation."""
+    """Namespace of the profile; None for a single-user installation, which runs everything in its own namespace."""
     experiment: str = "cxr"
     """Experiment that runs are listed under."""
 
@@ -177,6 +178,17 @@ class Pool(_Group):
     affinity: tuple[Affinity, ...] = ()
 
 
+class Queue(_Group):
+    """A queue of Kueue, which admits the pods of steps with GPUs, and TrainJobs, when there is room in its quota."""
+
+    name: ResourceName
+    """LocalQueue of the namespace."""
+    priority: ResourceName | None = None
+    """WorkloadPriorityClass. Kubeflow has no field for the PriorityClass of a pod."""
+    topology: ResourcePath | None = None
+    """Label of nodes, such as cloud.provider.com/topology-rack, that all pods of a TrainJob must have the same value of."""
+
+
 class StepResources(_Group):
     """Resources of a step."""
 
@@ -193,11 +205,11 @@ class StepResources(_Group):
     spot: bool = False
     """Whether the step may run in the pool `spot`, whose nodes can be taken away at any time."""
     retries: Annotated[int, Field(ge=0, le=100)] = 2
-    """Retries after any failure: Kubeflow cannot tell preemption from an error."""
+    """Attempts after a failure that is not the user's mistake, and pods in place of lost ones (components/retry.py)."""
     backoff_seconds: Annotated[int, Field(ge=0)] = 60
-    """Delay before the first retry; it doubles each time, up to an hour."""
+    """Delay before each of these."""
     timeout_hours: Annotated[float, Field(gt=0)] = 12
-    """Time after which an attempt is stopped, and retried if retries are left."""
+    """Time after which a pod is stopped."""
 
     @model_validator(mode="after")
     def _limits_hold(self) -> "StepResources":
@@ -262,6 +274,8 @@ class Settings(_Group):
     """The node pool of steps with GPUs."""
     spot: Pool = Pool()
     """The node pool of steps with `spot`, in addition."""
+    queue: Queue | None = None
+    """None: pods with GPUs are scheduled at once, or stay pending."""
     work: WorkVolume | None = None
     """None: a preempted step starts from the beginning."""
     trainer: Trainer = Trainer()

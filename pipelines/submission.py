@@ -13,6 +13,7 @@ from components.common.runs.provenance import git_state
 from components.params import Params
 from pipelines import data_version, packages, parameters
 from pipelines.follow import follow
+from pipelines.resources import gpus
 from pipelines.server import Submission, connect
 from pipelines.settings import Settings, commit
 
@@ -37,7 +38,8 @@ def submit(options: argparse.Namespace, settings: Settings, params: Params) -> i
             parameters=parameters.arguments(options.name, params, raw, options.out or settings.root, md5),
         )
         if options.dry_run:
-            print(yaml.safe_dump(submission._asdict(), sort_keys=False, allow_unicode=True), end="")
+            shown = {**submission._asdict(), "gpus": gpus(options.name, settings, params)}
+            print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
             return 0
         identity = server.start(submission, package)
     if dirty:

@@ -246,7 +246,9 @@ def request(name: str, command: list[str], cluster: dict[str, Any], kind: str) -
         "tolerations": cluster["tolerations"],
         "affinity": cluster["affinity"],
     }
-    template = {"spec": {name: value for name, value in pod.items() if value}}
+    template: dict[str, Any] = {"spec": {name: value for name, value in pod.items() if value}}
+    if cluster["annotations"]:
+        template["metadata"] = {"annotations": cluster["annotations"]}
     job = {"name": nodes.CONTAINER, "template": {"spec": {"template": template}}}
     trainer = {
         "image": cluster["image"],
@@ -260,7 +262,7 @@ def request(name: str, command: list[str], cluster: dict[str, Any], kind: str) -
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
-        "metadata": {"name": name, "labels": {RUN_LABEL: os.environ.get(KFP_VARIABLE, "none")}},
+        "metadata": {"name": name, "labels": {RUN_LABEL: os.environ.get(KFP_VARIABLE, "none"), **cluster["labels"]}},
         "spec": {
             "runtimeRef": {"name": cluster["runtime"], "kind": kind},
             "activeDeadlineSeconds": cluster["deadline_seconds"],

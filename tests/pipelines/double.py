@@ -62,6 +62,7 @@ class Double(ThreadingHTTPServer):
         """Progress of new runs; the last frame stays."""
         self.logs: dict[str, str] = {}
         """Log by pod."""
+        self.multi_user = True
         self.has_ui = True
         """Whether the address is that of the UI, which serves the logs under another path than the API."""
 
@@ -88,7 +89,7 @@ class Double(ThreadingHTTPServer):
     def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any], file: bytes) -> dict[str, Any]:
         match method, path.strip("/").split("/"):
             case "GET", ["healthz"]:
-                return {"multi_user": True}
+                return {"multi_user": self.multi_user}
             case "GET", ["experiments"]:
                 return {"experiments": _filtered(self.experiments, query)}
             case "POST", ["experiments"]:

@@ -1,5 +1,7 @@
 """The MLflow run of a pipeline, and the checks of its first step."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from mlflow import MlflowClient
 
 from components.common.errors import UserError
 from components.common.runs import tracking
+from pipelines import pipeline_run
 from pipelines.pipeline_run import begin, digest_listing, end
 
 
@@ -81,3 +84,38 @@ def test_missing_prerequisites(raw: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
         begin(name="training", raw=raw, root=str(tmp_path / "out"), tags={})
+
+
+def test_an_artifact_that_cannot_be_downloaded_is_found_by_the_first_step(raw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow answers with a link to its own object store, which the pods may not reach."""
+    monkeypatch.setattr(pipeline_run, "ARTIFACT_SECONDS", 0.2)
+    monkeypatch.setattr(MlflowClient, "download_artifacts", lambda *_: time.sleep(1))
+    with pytest.raises(UserError, match=r"one byte has not ended within 0\.2 s; make the S3 address .* reachable"):
+        start(raw)
+
+
+def test_an_artifact_store_that_refuses(raw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("Permission denied")
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", refuse)
+    with pytest.raises(UserError, match="Permission denied"):
+        start(raw)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "warns"),
+    [
+        ({"limit": "2", "retryPolicy": "OnError"}, True),
+        ({"limit": "2"}, True),
+        ({"limit": "2", "retryPolicy": "Always"}, True),
+        ({"limit": "2", "retryPolicy": "Always", "expression": "lastRetry.exitCode == '143'"}, False),
+    ],
+)
+def test_argo_must_replace_what_is_killed(
+    raw: str, strategy: dict[str, str], warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pipeline_run, "ARGO_TEMPLATE", tmp_path / "template")
+    (tmp_path / "template").write_text(json.dumps({"name": "system-container-impl", "retryStrategy": strategy}))
+    start(raw)
+    assert ("deploy/retries.sed" in caplog.text) == warns

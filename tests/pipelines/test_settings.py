@@ -35,6 +35,8 @@ def read(folder: Path, **changes: Any) -> settings.Settings:
         ({"gpu": {"tolerations": [{"key": "a", "operator": "Equal"}]}}, "a toleration has a value with operator Equal"),
         ({"secrets": {"s3": {"name": "s3", "keys": {"a": "A-B"}}}}, "secrets.s3.keys.a"),
         ({"user": {"uid": 0}}, "user.uid: input should be greater than or equal to 1, not 0"),
+        ({"queue": {"name": "a queue"}}, "queue.name: string should match"),
+        ({"queue": {"name": "q", "topology": "a b"}}, "queue.topology: string should match"),
         ({"images": None}, "images must be a mapping of parameters"),
         ({"secrets": {}}, "secrets.s3 is missing"),
     ],

@@ -54,6 +54,7 @@ def test_a_dry_run_sends_nothing(kubeflow: double.Double, capsys: pytest.Capture
     assert submit(kubeflow, "--dry-run") == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["parameters"]["raw"] == RAW
+    assert shown["gpus"] == {"pretrain": 1, "classify": 1, "detect": 1, "invert": 1, "at most": 3}
     assert not kubeflow.pipelines
     assert not kubeflow.experiments
 
@@ -129,3 +130,25 @@ def test_refused_parameters(
 def test_mistakes(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert said in refused(capsys, main(arguments))
+
+
+@pytest.mark.parametrize(
+    ("multi_user", "namespace", "said"),
+    [
+        (True, None, "is a multi-user Kubeflow; set server.namespace to that of your profile"),
+        (False, "cxr", "is a single-user Kubeflow, which runs everything in its own namespace; leave out server.namespace"),
+    ],
+)
+def test_settings_for_the_other_kind_of_kubeflow(
+    kubeflow: double.Double, tmp_path: Path, capsys: pytest.CaptureFixture[str], multi_user: bool, namespace: str | None, said: str
+) -> None:
+    kubeflow.multi_user = multi_user
+    content = yaml.safe_load(settings.EXAMPLE.read_text())
+    for given in (namespace, "cxr" if multi_user else None):
+        content["server"]["namespace"] = given
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(content))
+        code = submit(kubeflow, "--settings", str(tmp_path / "settings.yaml"))
+        if given == namespace:
+            assert said in refused(capsys, code)
+            assert not kubeflow.pipelines
+    assert code == 0
