@@ -1,4 +1,4 @@
-"""`python -m pipelines compile | local | submit | status | cancel`; NAME is training, smoke or study."""
+"""`python -m pipelines compile | local | doctor | submit | status | cancel`; NAME is training, smoke or study."""
 
 import argparse
 import pkgutil
@@ -16,6 +16,7 @@ COMMANDS = {
     "local": "pipelines.local:run",
     "submit": "pipelines.submission:submit",
     "status": "pipelines.follow:status",
+    "doctor": "pipelines.doctor.command:run",
     "cancel": "pipelines.follow:cancel",
 }
 """Function by command. Their modules import kfp, which takes seconds, while a mistake in a file is reported at once."""
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--experiment", metavar="E", help="experiment that lists the run (default: from the settings)")
     submit.add_argument("--wait", action="store_true", help="follow the run until it ends")
     submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    commands.add_parser("doctor", parents=[common, server], help="check what the cluster of a settings file lacks, with your rights")
     for name, text in (("status", "show the state of a run"), ("cancel", "stop a run")):
         command = commands.add_parser(name, parents=[common, server], help=text)
         command.add_argument("run", metavar="RUN_ID", help="id that submit printed")

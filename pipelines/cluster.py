@@ -17,6 +17,14 @@ RUN_LABEL = "cxr/pipeline-run"
 """Label of the TrainJobs that components/pretrain/trainjob.py creates. Kubeflow gives a cancelled step no chance to delete them."""
 
 
+class RefusedError(UserError):
+    """An answer of the API other than success."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 class Cluster:
     """A namespace of the cluster."""
 
@@ -34,38 +42,40 @@ class Cluster:
         except config.ConfigException as error:
             raise UserError(f"Kubernetes: no kubeconfig ({error}); set KUBECONFIG") from None
         configuration.retries = urllib3.Retry(0)
-        connection = client.ApiClient(configuration)
-        self._core, self._objects = client.CoreV1Api(connection), client.CustomObjectsApi(connection)
+        self.api = client.ApiClient(configuration)
+        self.core = client.CoreV1Api(self.api)
+        self._objects = client.CustomObjectsApi(self.api)
 
     def log(self, pod: str) -> str:
         """Returns the log of a step's pod."""
-        return str(self._call(self._core.read_namespaced_pod_log, pod, self.namespace, container=MAIN))
+        return str(self.call(self.core.read_namespaced_pod_log, pod, self.namespace, container=MAIN))
 
     def trainjobs(self, run: str) -> dict[str, list[Node]]:
         """Returns the nodes of the TrainJobs of a run by name."""
-        listed = self._call(self._objects.list_namespaced_custom_object, *self._trainjobs(), label_selector=f"{RUN_LABEL}={run}")
+        listed = self.call(self._objects.list_namespaced_custom_object, *self._trainjobs(), label_selector=f"{RUN_LABEL}={run}")
         return {job["metadata"]["name"]: self._nodes(job["metadata"]["name"]) for job in listed["items"]}
 
     def delete_trainjob(self, name: str) -> None:
         """Deletes a TrainJob, and so its pods."""
-        self._call(self._objects.delete_namespaced_custom_object, *self._trainjobs(), name)
+        self.call(self._objects.delete_namespaced_custom_object, *self._trainjobs(), name)
 
     def _trainjobs(self) -> tuple[str, ...]:
         return "trainer.kubeflow.org", "v1alpha1", self.namespace, "trainjobs"
 
     def _nodes(self, job: str) -> list[Node]:
-        pods = self._call(self._core.list_namespaced_pod, self.namespace, label_selector=f"{JOBSET_LABEL}={job}").items
+        pods = self.call(self.core.list_namespaced_pod, self.namespace, label_selector=f"{JOBSET_LABEL}={job}").items
         return sorted(map(node, pods), key=lambda each: (each.number, each.pod))
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Calls the API.
 
         Raises:
-            UserError: it refuses, or does not answer.
+            RefusedError: it refuses.
+            UserError: it does not answer.
         """
         try:
             return function(*arguments, **options, _request_timeout=TIMEOUT_SECONDS)
         except client.ApiException as error:
-            raise UserError(f"Kubernetes: answers {error.status}, {error.reason}") from None
+            raise RefusedError(f"Kubernetes: answers {error.status}, {error.reason}", error.status) from None
         except urllib3.exceptions.HTTPError as error:
             raise UserError(f"Kubernetes: does not answer ({getattr(error, 'reason', None) or error})") from None

@@ -1,0 +1,261 @@
+"""The command `doctor` against a double of the Kubernetes API that knows a namespace, and refuses what the user may not see."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from pipelines.__main__ import main
+from pipelines.doctor import checks, pod, probe
+from pipelines.doctor.rights import NEEDED, Right
+from pipelines.settings import Affinity, Pool
+from tests import ROOT
+from tests.pipelines import double
+from tests.pipelines.test_deploy import allowed
+
+SPACE = "/api/v1/namespaces/cxr"
+ACCOUNT = "rights of cxr-pipelines"
+TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
+AUTHORIZATION = "/apis/authorization.k8s.io/v1"
+STRATEGY = {"limit": "2", "retryPolicy": "Always", "expression": "lastRetry.exitCode == '143'"}
+
+
+def secret(**values: str) -> dict[str, Any]:
+    return {"data": {key.replace("_", "-"): base64.b64encode(value.encode()).decode() for key, value in values.items()}}
+
+
+def node(taints: list[dict[str, str]], gpus: str = "4") -> dict[str, Any]:
+    return {
+        "metadata": {"name": "n", "labels": {"cxr/pool": "gpu", "nvidia.com/gpu.memory": "81000"}},
+        "spec": {"taints": taints},
+        "status": {"allocatable": {"nvidia.com/gpu": gpus}},
+    }
+
+
+def argo(**changes: str) -> dict[str, Any]:
+    defaults = {"spec": {"templateDefaults": {"retryStrategy": STRATEGY | changes}}}
+    return {"/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap": {"data": {"workflowDefaults": json.dumps(defaults)}}}
+
+
+def complete() -> dict[str, Any]:
+    """Returns what the API answers to GET if nothing is missing."""
+    taint = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+    return {
+        f"{SPACE}/serviceaccounts/cxr-pipelines": {"metadata": {"name": "cxr-pipelines"}},
+        f"{SPACE}/secrets/cxr-s3": secret(access_key="a", secret_key="b"),
+        f"{SPACE}/secrets/cxr-mlflow": secret(username="a", password="b"),
+        f"{SPACE}/secrets/cxr-pseudonyms": secret(key="a"),
+        f"{SPACE}/secrets/mlpipeline-minio-artifact": secret(accesskey="a", secretkey="b"),
+        f"{SPACE}/persistentvolumeclaims/cxr-work": {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}},
+        "/api/v1/nodes": {"items": [node([taint])]},
+        f"{TRAINER}/clustertrainingruntimes/torch-distributed": {"metadata": {"name": "torch-distributed"}},
+        **argo(),
+    }
+
+
+def container(name: str, **state: Any) -> dict[str, Any]:
+    return {"name": name, "image": f"registry/{name}:1", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+
+
+DONE = {"terminated": {"exitCode": 0}}
+FOUND = '{"what": "S3", "fine": true, "said": "s3://cxr/artifacts can be written to"}\n'
+
+
+class Kubernetes(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.objects = complete()
+        self.hidden: set[str] = set()
+        """Paths that are answered with 403."""
+        self.denied: set[tuple[str, str]] = set()
+        """Verb and resource of the rights that the account lacks."""
+        self.pod: dict[str, Any] = {"phase": "Succeeded", "containerStatuses": [container("cpu", **DONE), container("gpu", **DONE)]}
+        self.log = f"a line of a library\n{FOUND}"
+        self.created: list[dict[str, Any]] = []
+        self.deleted = 0
+
+    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path in self.hidden:
+            return 403, {"message": "forbidden"}
+        match method, path.rpartition("/")[2]:
+            case "POST", "localsubjectaccessreviews" | "subjectaccessreviews" | "selfsubjectaccessreviews":
+                wanted = body["spec"]["resourceAttributes"]
+                name = "/".join(filter(None, (wanted["resource"], wanted.get("subresource"))))
+                everywhere = not wanted.get("namespace")
+                right = Right(wanted["verb"], name, wanted.get("group") or "", wanted.get("name") or "", everywhere=everywhere)
+                return 201, {
+                    "spec": body["spec"],
+                    "status": {"allowed": allowed(right) and (right.verb, right.resource) not in self.denied},
+                }
+            case "POST", "pods":
+                self.created.append(body)
+                return 201, {"metadata": {"name": "cxr-doctor-1"}}
+            case "GET", "cxr-doctor-1":
+                return 200, {"metadata": {"name": "cxr-doctor-1"}, "status": self.pod}
+            case "GET", "log":
+                return 200, self.log
+            case "DELETE", "cxr-doctor-1":
+                self.deleted += 1
+                return 200, {"metadata": {"name": "cxr-doctor-1"}}
+        return (200, self.objects[path]) if path in self.objects else (404, {"message": "not found"})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Kubernetes
+
+    def _handle(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
+        status, content = self.server.answer(self.command, urlsplit(self.path).path, body or {})
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(content.encode() if isinstance(content, str) else json.dumps(content).encode())
+
+    do_GET = do_POST = do_DELETE = _handle  # noqa: N815
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Logs nothing."""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(pod, "POLL_SECONDS", 0.01)
+    monkeypatch.chdir(ROOT)
+    with Kubernetes() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        content = {
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{running.server_port}"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {}}],
+            "current-context": "c",
+        }
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(content))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield running
+        running.shutdown()
+
+
+def doctor(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
+    """Runs the command; returns its exit code, and the lines by what they are about."""
+    with double.serve() as kubeflow:
+        code = main(["doctor", "--host", kubeflow.url])
+    out, err = capsys.readouterr()
+    assert not err
+    return code, {line[6:].partition(":")[0]: line for line in out.splitlines()}
+
+
+def test_a_complete_cluster(cluster: Kubernetes, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = doctor(capsys)
+    assert code == 0
+    assert {line[:5].strip() for line in lines.values()} == {"ok"}
+    assert lines["rights of cxr-pipelines"] == f"ok    rights of cxr-pipelines: may do the {len(NEEDED)} things that a step does"
+    assert lines["GPU nodes"].startswith("ok    GPU nodes: 1 of 1 nodes have 1 nvidia.com/gpu")
+    assert {"Kubeflow", "secret cxr-s3", "volume cxr-work", "Trainer", "lost pods", "image cpu", "image gpu", "S3"} <= lines.keys()
+    (made,) = cluster.created
+    made["metadata"]["name"] = "cxr-doctor-1"
+    kubernetes_validate.validate(made, "1.34", strict=True)
+    assert cluster.deleted == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "said"),
+    [
+        (lambda it: it.denied.add(("get", "secrets")), ACCOUNT, "may not get secrets mlpipeline-minio-artifact (for Kube"),
+        (lambda it: it.objects.pop(f"{SPACE}/serviceaccounts/cxr-pipelines"), ACCOUNT, "does not exist in cxr; run `kubectl apply -k"),
+        (lambda it: it.objects.pop(f"{SPACE}/secrets/cxr-s3"), "secret cxr-s3", "does not exist in cxr; fill in deploy/secrets.yaml"),
+        (
+            lambda it: it.objects.update({f"{SPACE}/secrets/cxr-mlflow": secret(username="REPLACE-ME")}),
+            "secret cxr-mlflow",
+            "has no value for username, password; fill in",
+        ),
+        (lambda it: it.objects.pop(f"{SPACE}/persistentvolumeclaims/cxr-work"), "volume cxr-work", "does not exist in cxr"),
+        (
+            lambda it: it.objects[f"{SPACE}/persistentvolumeclaims/cxr-work"]["spec"].update(accessModes=["ReadWriteOnce"]),
+            "volume cxr-work",
+            "is ReadWriteOnce; steps run on several nodes",
+        ),
+        (lambda it: it.objects.update({"/api/v1/nodes": {"items": [node([], "0")]}}), "GPU nodes", "0 of 1 nodes have 1 nvidia.com/gpu"),
+        (lambda it: it.objects.update(argo(retryPolicy="OnError")), "lost pods", "change its configuration with deploy/retries.sed"),
+        (
+            lambda it: it.pod.update(
+                containerStatuses=[container("cpu", waiting={"reason": "ErrImagePull", "message": "not\nfound"}), container("gpu", **DONE)]
+            ),
+            "image cpu",
+            "registry/cpu:1: ErrImagePull, not found",
+        ),
+        (lambda it: setattr(it, "log", '{"what": "MLflow", "fine": false, "said": "answers 401"}'), "MLflow", "answers 401"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], change: Any, what: str, said: str) -> None:
+    change(cluster)
+    code, lines = doctor(capsys)
+    assert code == 1
+    assert lines[what].startswith("WRONG")
+    assert said in lines[what]
+    assert [line[:5] for line in lines.values()].count("WRONG") == 1
+
+
+def test_a_user_with_few_rights_learns_what_could_not_be_looked_at(cluster: Kubernetes, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.hidden = {
+        *cluster.objects,
+        f"{SPACE}/pods",
+        f"{AUTHORIZATION}/subjectaccessreviews",
+        f"{AUTHORIZATION}/namespaces/cxr/localsubjectaccessreviews",
+    }
+    code, lines = doctor(capsys)
+    assert code == 0
+    assert lines.pop("Kubeflow").startswith("ok")
+    assert {line[:5].strip() for line in lines.values()} == {"?"}
+    assert "you may do all" in lines["rights of cxr-pipelines"]
+    assert lines["image pull, S3 and MLflow"].endswith("your rights do not suffice to look")
+
+
+def test_without_a_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.chdir(ROOT)
+    assert main(["doctor", "--host", "http://127.0.0.1:9"]) == 2
+    assert "no kubeconfig" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("affinity", "fits"),
+    [
+        (Affinity(key="nvidia.com/gpu.memory", operator="Gt", values=("40000",)), True),
+        (Affinity(key="nvidia.com/gpu.memory", operator="Lt", values=("40000",)), False),
+        (Affinity(key="zone", operator="Exists"), False),
+        (Affinity(key="zone", operator="DoesNotExist"), True),
+        (Affinity(key="zone", operator="In", values=("a",)), False),
+        (Affinity(key="zone", operator="NotIn", values=("a",)), True),
+        (Affinity(key="zone", operator="In", values=("a",), weight=1), True),
+    ],
+)
+def test_affinities(affinity: Affinity, fits: bool) -> None:
+    class Meta:
+        labels = {"nvidia.com/gpu.memory": "81000"}  # noqa: RUF012
+
+    class Node:
+        metadata = Meta
+        spec = type("Spec", (), {"taints": None})
+
+    assert checks.fits(Node, Pool(affinity=(affinity,))) == fits
+
+
+def test_the_probe_tries_what_the_steps_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CXR_WORK_DIR", str(tmp_path / "work"))
+    assert probe.main(str(tmp_path / "root")) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["what"], one["fine"]) for one in found] == [("S3", True), ("MLflow", True), ("volume", True)]
+    (tmp_path / "file").touch()
+    probe.main(str(tmp_path / "file"))
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["fine"] is False
