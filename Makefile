@@ -5,7 +5,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv .venv-bench demo study test test-slow test-services test-containers test-gpu check licences audit \
+.PHONY: help .venv .venv-bench demo study test test-slow test-services test-containers test-cluster test-gpu check licences audit \
 	bench bench-evaluate bench-preprocess bench-pretrain images ui report lock
 
 help:  ## list the targets
@@ -50,6 +50,9 @@ test-services: .venv  ## run the tests against real servers on the loopback inte
 
 test-containers: .venv  ## run the tests that build and run the images; needs podman
 	OMP_NUM_THREADS=1 python -m pytest -q -m containers
+
+test-cluster: .venv  ## apply manifests and packages to an API server of Kubernetes on the loopback interface
+	OMP_NUM_THREADS=1 python -m pytest -q -m cluster
 
 test-gpu: .venv  ## run the tests that need a CUDA device
 	@python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: PyTorch finds no CUDA device")'

@@ -120,7 +120,7 @@ class KubeflowServer:
             raise self._not_kubeflow()
         if health.multi_user and not self.namespace:
             raise UserError(f"{self.host}: is a multi-user Kubeflow; set server.namespace to that of your profile, or give --namespace")
-        if self.namespace and not health.multi_user:
+        if self.namespace and health.multi_user is False:
             remedy = "leave out server.namespace and --namespace, and apply deploy/ to that namespace"
             raise UserError(f"{self.host}: is a single-user Kubeflow, which runs everything in its own namespace; {remedy}")
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import kubernetes_validate
 import pytest
 import yaml
+from kubernetes.config import kube_config
 
 from pipelines.__main__ import main
 from pipelines.doctor import checks, pod, probe
@@ -141,7 +142,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kuberne
             "current-context": "c",
         }
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(content))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))  # read when imported
         yield running
         running.shutdown()
 
@@ -222,7 +223,7 @@ def test_a_user_with_few_rights_learns_what_could_not_be_looked_at(cluster: Kube
 
 
 def test_without_a_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     monkeypatch.chdir(ROOT)
     assert main(["doctor", "--host", "http://127.0.0.1:9"]) == 2
     assert "no kubeconfig" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from google.protobuf import json_format
@@ -18,6 +19,7 @@ from components.params import Params, load
 from pipelines import packages, parameters, resources, settings
 from pipelines.settings import Settings
 from tests import ROOT
+from tests.pipelines.test_cluster import pod_of
 
 WITHOUT_TORCH = """
 import sys
@@ -160,7 +162,7 @@ def test_images_users_and_timeouts(package: Package, example: Settings) -> None:
         assert "{commit}" not in container["image"]
         kubernetes = package.kubernetes[name]
         assert kubernetes["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
-        assert kubernetes["imagePullSecret"][0]["secretName"] == "registry"
+        assert not kubernetes.get("imagePullSecret"), "only if asked for"
         assert int(kubernetes["activeDeadlineSeconds"]) == round(example.step(name).timeout_hours * 3600)
         assert not any("pip install" in part for part in container["command"])
 
@@ -179,16 +181,23 @@ def test_run_ids_come_from_the_pod_and_not_as_parameters(package: Package) -> No
         assert {"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"} in kubernetes["fieldPathAsEnv"]
 
 
-def test_retries_wait_longer_each_time(package: Package) -> None:
+def test_steps_are_tried_again_in_their_pod_and_in_others(package: Package, example: Settings) -> None:
     policies = {
         name: task.retry_policy
-        for component in package.spec.components.values()
+        for component in (package.spec.root, *package.spec.components.values())
         for name, task in component.dag.tasks.items()
-        if component.dag.tasks
     }
     assert policies["pretrain"].max_retry_count == 10
-    assert (policies["pretrain"].backoff_duration.seconds, policies["pretrain"].backoff_factor) == (120, 2.0)
+    assert (policies["pretrain"].backoff_duration.seconds, policies["pretrain"].backoff_factor) == (120, 1.0)
     assert policies["begin"].max_retry_count == 0
+    for name, container in package.containers.items():
+        given = example.step(name)
+        assert container["command"][:4] == ["python3", "-m", "components.retry", "sh"], name
+        assert {"name": "CXR_RETRIES", "value": str(given.retries)} in container["env"]
+        assert {"name": "CXR_RETRY_SECONDS", "value": str(given.backoff_seconds)} in container["env"]
+        if given.retries:  # Argo gives up once this has passed since the first attempt began
+            longest = policies[name].backoff_max_duration.seconds
+            assert longest >= (given.retries + 1) * given.timeout_hours * 3600 + given.retries * given.backoff_seconds, name
 
 
 def test_only_the_first_step_is_never_cached(package: Package) -> None:
@@ -222,3 +231,35 @@ def test_components_are_short_and_import_kfp_alone(path: Path) -> None:
 
 def test_every_stage_has_a_component() -> None:
     assert {name.split()[0] for name in COMMANDS} - {"predict"} <= {path.parent.name for path in COMPONENTS}
+
+
+def test_steps_with_gpus_wait_in_the_queue(tmp_path: Path, example: Settings, params: Params) -> None:
+    queue = settings.Queue(name="gpus", priority="night", topology="cloud.provider.com/topology-rack")
+    with_queue = example.model_copy(update={"queue": queue})
+    packages.compile_to(tmp_path / "package.yaml", "training", with_queue, params)
+    labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "night"}
+    for name, kubernetes in Package(tmp_path / "package.yaml").kubernetes.items():
+        assert kubernetes.get("podMetadata", {}).get("labels", {}) == (labels if example.step(name).gpus else {}), name
+    nodes = resources.describe_nodes(with_queue, 2)
+    assert nodes["labels"] == labels
+    assert nodes["annotations"] == {"kueue.x-k8s.io/podset-required-topology": "cloud.provider.com/topology-rack"}
+    assert not resources.describe_nodes(example, 2)["labels"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("training", {}, {"pretrain": 1, "classify": 1, "detect": 1, "invert": 1, "at most": 3}),
+        ("smoke", {"nodes": 4}, {"pretrain": 4, "classify": 1, "detect": 1, "invert": 1, "at most": 4}),
+        ("study", {}, {"pretrain": 4, "classify": 4, "at most": 4}),
+    ],
+)
+def test_gpu_budget(name: str, changes: dict[str, Any], expected: dict[str, int], example: Settings, params: Params) -> None:
+    runtime = params.runtime.model_copy(update=changes)
+    assert resources.gpus(name, example, params.model_copy(update={"runtime": runtime})) == expected
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.34"])
+def test_the_pods_of_steps_are_valid(package: Package, version: str) -> None:
+    for name, container in package.containers.items():
+        kubernetes_validate.validate(pod_of(container, package.kubernetes[name]), version, strict=True)
