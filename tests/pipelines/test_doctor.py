@@ -57,7 +57,7 @@ def complete() -> dict[str, Any]:
         f"{SPACE}/secrets/mlpipeline-minio-artifact": secret(accesskey="a", secretkey="b"),
         f"{SPACE}/persistentvolumeclaims/cxr-work": {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}},
         "/api/v1/nodes": {"items": [node([taint])]},
-        f"{TRAINER}/clustertrainingruntimes/torch-distributed": {"metadata": {"name": "torch-distributed"}},
+        f"{TRAINER}/namespaces/cxr/trainingruntimes/cxr-pretrain": {"metadata": {"name": "cxr-pretrain"}},
         **argo(),
     }
 
