@@ -31,6 +31,7 @@ class SharedError(UserError):
         super().__init__(message)
         self.temporary = temporary
 
+
 _FREE_SPACE = "free some space there and run the same command again"
 _CHECK_ACCESS = "change the permissions or choose another path"
 _CHECK_DISK = "check the disk and run the same command again"
