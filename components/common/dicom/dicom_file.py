@@ -27,6 +27,7 @@ config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 2**24
+INFLATED_STEP = 2**18  # bytes that are taken in or given out at a time
 _PREAMBLE = 132  # length of preamble and prefix (PS3.10 7.1)
 _FIRST_TAGS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _FILE_META = 2
@@ -136,10 +137,15 @@ def _guess_syntax(content: bytes, start: int) -> str:
 
 def _inflate(body: bytes) -> bytes:
     """Inflates a deflated data set (PS3.5 A.5), up to MAX_INFLATED_BYTES."""
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = stream.decompress(body, MAX_INFLATED_BYTES)
-    if stream.unconsumed_tail:
-        raise Refused(Reason.UNREADABLE, "inflates beyond any radiograph")
+    stream, inflated = zlib.decompressobj(-zlib.MAX_WBITS), BytesIO()
+    # In steps, since zlib doubles its buffer: memory would grow to twice the limit before the file is refused.
+    for start in range(0, len(body), INFLATED_STEP):
+        rest = body[start : start + INFLATED_STEP]
+        while rest and not stream.eof:
+            inflated.write(stream.decompress(rest, INFLATED_STEP))
+            rest = stream.unconsumed_tail
+            if inflated.tell() > MAX_INFLATED_BYTES:
+                raise Refused(Reason.UNREADABLE, "inflates beyond any radiograph")
     if not stream.eof:
         raise Refused(Reason.UNREADABLE, "truncated")
-    return inflated
+    return inflated.getvalue()
