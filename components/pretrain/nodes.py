@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of all pods of a TrainJob; the value is its name
 NUMBER_LABEL = "batch.kubernetes.io/job-completion-index"
 CONTAINER = "node"
+WITHOUT_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""Label of pods without a sidecar of Istio, which injects one in the namespaces of profiles; it would outlive the work."""
 STARTING = ("ContainerCreating", "PodInitializing")  # reasons to wait that pass by themselves
 
 

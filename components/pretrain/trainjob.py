@@ -246,9 +246,8 @@ def request(name: str, command: list[str], cluster: dict[str, Any], kind: str) -
         "tolerations": cluster["tolerations"],
         "affinity": cluster["affinity"],
     }
-    template: dict[str, Any] = {"spec": {name: value for name, value in pod.items() if value}}
-    if cluster["annotations"]:
-        template["metadata"] = {"annotations": cluster["annotations"]}
+    metadata = {"labels": nodes.WITHOUT_SIDECAR, "annotations": cluster["annotations"]}
+    template = {"metadata": metadata, "spec": {name: value for name, value in pod.items() if value}}
     job = {"name": nodes.CONTAINER, "template": {"spec": {"template": template}}}
     trainer = {
         "image": cluster["image"],

@@ -7,6 +7,7 @@ from typing import Any
 
 from components.common.errors import UserError
 from components.common.runs.work import WORK_VARIABLE
+from components.pretrain.nodes import WITHOUT_SIDECAR
 from pipelines.cluster import Cluster
 from pipelines.doctor.report import FINE, UNKNOWN, WRONG, Finding, unknown
 from pipelines.settings import Settings
@@ -58,7 +59,7 @@ def manifest(settings: Settings) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"generateName": "cxr-doctor-", "annotations": {"sidecar.istio.io/inject": "false"}},
+        "metadata": {"generateName": "cxr-doctor-", "labels": WITHOUT_SIDECAR},
         "spec": {
             "restartPolicy": "Never",
             "activeDeadlineSeconds": round(PATIENCE_SECONDS),
