@@ -169,6 +169,18 @@ class Affinity(_Group):
     weight: Annotated[int, Field(ge=1, le=100)] | None = None
     """Weight of a preference; None: a requirement."""
 
+    @model_validator(mode="after")
+    def _values_go_with_the_operator(self) -> "Affinity":
+        if self.operator in ("In", "NotIn"):
+            fits, wanted = len(self.values) > 0, "one or more values"
+        elif self.operator in ("Gt", "Lt"):
+            fits, wanted = len(self.values) == 1 and self.values[0].isdigit(), "one value, a whole number"
+        else:
+            fits, wanted = not self.values, "no values"
+        if not fits:
+            raise ValueError(f"an affinity with operator {self.operator} needs {wanted}")
+        return self
+
 
 class Pool(_Group):
     """A node pool, by labels and taints of its nodes, and by further preferences."""
