@@ -110,7 +110,7 @@ class KubeflowServer:
         return str(self._call(self._runs.run_service_create_run, run).run_id)
 
     def check(self) -> None:
-        """Checks that the server is of the kind that the namespace fits, and accepts the credentials.
+        """Checks that the server is of the kind that the namespace fits, and that the credentials suffice for this namespace.
 
         Raises:
             UserError: it is not.
@@ -123,6 +123,8 @@ class KubeflowServer:
         if self.namespace and health.multi_user is False:
             remedy = "leave out server.namespace and --namespace, and apply deploy/ to that namespace"
             raise UserError(f"{self.host}: is a single-user Kubeflow, which runs everything in its own namespace; {remedy}")
+        # Whether it is alive, a server tells anyone.
+        self._call(self._experiments.experiment_service_list_experiments, page_size=1, **self._in_namespace)
 
     def _experiment(self, name: str) -> str:
         """Returns the id of an experiment, which is created if it does not exist."""

@@ -113,25 +113,29 @@ def volume(cluster: Cluster, settings: Settings) -> Finding:
 
 def gpu_nodes(cluster: Cluster, settings: Settings) -> Iterator[Finding]:
     """Looks for nodes on which the steps with GPUs fit."""
-    wanted = {(step.gpu_type, step.gpus) for step in settings.steps.values() if step.gpus}
+    wanted = {(step.gpu_type, step.gpus, step.spot) for step in settings.steps.values() if step.gpus}
     try:
         nodes = cluster.call(cluster.core.list_node).items if wanted else []
     except UserError as error:
         yield unknown("GPU nodes", error)
         return
-    for kind, count in sorted(wanted):
-        fitting = [node for node in nodes if fits(node, settings.gpu) and int((node.status.allocatable or {}).get(kind, 0)) >= count]
-        said = f"{len(fitting)} of {len(nodes)} nodes have {count} {kind}, the labels of `gpu` in the settings, and no other taints"
+    for kind, count, spot in sorted(wanted):
+        pools = [settings.gpu, settings.spot] if spot else [settings.gpu]
+        fitting = [node for node in nodes if fits(node, pools) and int((node.status.allocatable or {}).get(kind, 0)) >= count]
+        names = " and ".join(["`gpu`", "`spot`"][: len(pools)])
+        said = f"{len(fitting)} of {len(nodes)} nodes have {count} {kind}, the labels of {names} in the settings, and no other taints"
         remedy = "" if fitting else "; see deploy/gpu-node.yaml"
         yield Finding("GPU nodes", FINE if fitting else WRONG, said + remedy)
 
 
-def fits(node: Any, pool: Pool) -> bool:
-    """Whether pods of a pool may run on a node, as far as labels and taints decide."""
+def fits(node: Any, pools: list[Pool]) -> bool:
+    """Whether pods of these pools may run on a node, as far as labels and taints decide."""
     labels, taints = node.metadata.labels or {}, node.spec.taints or []
-    required = [affinity for affinity in pool.affinity if affinity.weight is None]
-    tolerated = all(any(_tolerates(one, taint) for one in pool.tolerations) for taint in taints if taint.effect != "PreferNoSchedule")
-    return pool.node_selector.items() <= labels.items() and tolerated and all(_matches(one, labels) for one in required)
+    required = [affinity for pool in pools for affinity in pool.affinity if affinity.weight is None]
+    tolerations = [toleration for pool in pools for toleration in pool.tolerations]
+    tolerated = all(any(_tolerates(one, taint) for one in tolerations) for taint in taints if taint.effect != "PreferNoSchedule")
+    selected = all(pool.node_selector.items() <= labels.items() for pool in pools)
+    return selected and tolerated and all(_matches(one, labels) for one in required)
 
 
 def _tolerates(toleration: Toleration, taint: Any) -> bool:

@@ -63,6 +63,8 @@ class Double(ThreadingHTTPServer):
         self.logs: dict[str, str] = {}
         """Log by pod."""
         self.multi_user = True
+        self.foreign: set[str] = set()
+        """Namespaces in which the user has no rights."""
         self.has_ui = True
         """Whether the address is that of the UI, which serves the logs under another path than the API."""
 
@@ -91,6 +93,8 @@ class Double(ThreadingHTTPServer):
             case "GET", ["healthz"]:
                 return {"multi_user": self.multi_user}
             case "GET", ["experiments"]:
+                if query.get("namespace", "") in self.foreign:
+                    raise RefusalError(403, "User is not authorized with reason: user cannot list experiments in this namespace")
                 return {"experiments": _filtered(self.experiments, query)}
             case "POST", ["experiments"]:
                 return _add(self.experiments, "experiment_id", _known(body, "display_name", "namespace"))
@@ -226,6 +230,8 @@ def _check_parameters(spec: pipeline_spec_pb2.PipelineSpec, given: dict[str, Any
 
 
 def _filtered(known: dict[str, dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
+    if "filter" not in query:
+        return list(known.values())
     predicate = json.loads(query["filter"])["predicates"][0]
     assert predicate["operation"] == "EQUALS"
     return [one for one in known.values() if one[predicate["key"]] == predicate["stringValue"]]

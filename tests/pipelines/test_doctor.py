@@ -207,6 +207,25 @@ def test_what_is_wrong(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], 
     assert [line[:5] for line in lines.values()].count("WRONG") == 1
 
 
+def test_nodes_of_the_spot_pool_are_for_steps_that_may_run_there(cluster: Kubernetes, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the example settings, pretraining may run on spot nodes, and heads may not."""
+    cluster.objects["/api/v1/nodes"]["items"][0]["spec"]["taints"] += [{"key": "cxr/spot", "value": "true", "effect": "NoSchedule"}]
+    with double.serve() as kubeflow:
+        main(["doctor", "--host", kubeflow.url])
+    found = [line for line in capsys.readouterr().out.splitlines() if "GPU nodes" in line]
+    assert [line[:5].strip() for line in found] == ["WRONG", "ok"]
+    assert "the labels of `gpu` and `spot` in the settings" in found[1]
+
+
+def test_a_namespace_in_which_the_user_has_no_rights(cluster: Kubernetes, capsys: pytest.CaptureFixture[str]) -> None:
+    with double.serve() as kubeflow:
+        kubeflow.foreign = {"cxr"}
+        assert main(["doctor", "--host", kubeflow.url]) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("WRONG Kubeflow: ")
+    assert "answers 403, User is not authorized" in first
+
+
 def test_a_user_with_few_rights_learns_what_could_not_be_looked_at(cluster: Kubernetes, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.hidden = {
         *cluster.objects,
@@ -249,7 +268,7 @@ def test_affinities(affinity: Affinity, fits: bool) -> None:
         metadata = Meta
         spec = type("Spec", (), {"taints": None})
 
-    assert checks.fits(Node, Pool(affinity=(affinity,))) == fits
+    assert checks.fits(Node, [Pool(affinity=(affinity,))]) == fits
 
 
 def test_the_probe_tries_what_the_steps_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
