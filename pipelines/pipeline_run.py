@@ -11,6 +11,7 @@ from typing import Any
 
 from components.common.errors import UserError
 from components.common.runs import storage, tracking
+from components.common.runs.delivery import reason
 from components.common.runs.provenance import KFP_VARIABLE, git_state
 
 STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}  # MLflow status by Kubeflow state
@@ -87,8 +88,8 @@ def _check_artifacts(client: Any, run_id: str) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 client.log_text(run_id, "1", "check.txt")
                 client.download_artifacts(run_id, "check.txt", folder)
-        except Exception as error:  # raised again below
-            errors.append(error)
+        except Exception as error:  # raised again below; artifact stores raise errors of their own
+            errors.append(error if isinstance(error, OSError) or hasattr(error, "error_code") else OSError(reason(error)))
 
     thread = Thread(target=work, daemon=True)
     thread.start()

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 
 from components.common.errors import UserError
@@ -100,6 +101,17 @@ def test_an_artifact_store_that_refuses(raw: str, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(MlflowClient, "download_artifacts", refuse)
     with pytest.raises(UserError, match="Permission denied"):
+        start(raw)
+
+
+def test_an_artifact_store_with_errors_of_its_own(raw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a proxy for artifacts, MLflow's client writes to S3 itself."""
+
+    def refuse(*_: object) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": "Access Denied"}}, "PutObject")
+
+    monkeypatch.setattr(MlflowClient, "log_text", refuse)
+    with pytest.raises(UserError, match="AccessDenied"):
         start(raw)
 
 
