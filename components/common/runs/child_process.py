@@ -54,11 +54,13 @@ class Child:
                 connection = self._connection or self._start()
                 connection.send((function.__module__, function.__qualname__, args, kwargs))
                 if not connection.poll(MAX_SECONDS):
-                    self._end()
                     raise NoAnswer(None)
                 result, error = connection.recv()
             except (EOFError, ConnectionError):
                 raise NoAnswer(-self._end()) from None
+            except BaseException:  # such as Ctrl-C in a notebook
+                self._end()  # or the next call would receive the answer to this one
+                raise
         if error:
             raise error
         answer: T = result

@@ -61,6 +61,21 @@ def test_a_process_that_hangs_is_killed(child: Child, monkeypatch: pytest.Monkey
     assert hung.value.signal is None and not Path(f"/proc/{stuck}").exists()
 
 
+def test_an_interrupted_call_leaves_no_answer_to_the_next_one(child: Child) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    child.call(len, "")  # the process has started
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            child.call(time.sleep, 0.3)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert child.call(abs, -3) == 3
+
+
 def test_memory_is_limited_in_a_child(child: Child) -> None:
     with pytest.raises(MemoryError):
         child.call(bytearray, TOO_MUCH)
