@@ -169,7 +169,8 @@ def pair(elements: Elements, keyword: str) -> tuple[float, float]:
     found = elements.find(keyword)
     value = found.value if found is not None else b""
     try:
-        first, second = (float(text) for text in (value.decode("latin-1").split("\\") if isinstance(value, bytes) else value))
+        numbers = value.decode("latin-1").strip(_PADDING).split("\\") if isinstance(value, bytes) else value
+        first, second = map(float, numbers)
     except (TypeError, ValueError):
         return math.nan, math.nan
     return (first, second) if math.isfinite(first) and math.isfinite(second) else (math.nan, math.nan)

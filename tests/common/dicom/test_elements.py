@@ -11,7 +11,7 @@ from pydicom.filereader import read_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from components.common.dicom.elements import Elements, integer, is_empty, read_plain, text
+from components.common.dicom.elements import Element, Elements, integer, is_empty, pair, read_plain, text
 from tests.common.dicom.mutations import mutated, whole_files
 from tests.common.dicom.phantoms import dataset, picture, to_bytes
 
@@ -99,3 +99,8 @@ def test_numbers_have_the_sign_of_their_vr(syntax: UID, plain: bool) -> None:
     assert is_empty(elements, "PixelPaddingValue")
     assert not is_empty(elements, "Rows")
     assert text(elements, "Modality") == "DX"
+
+
+@pytest.mark.parametrize("value", [b"0.2\\0.1", b" 0.2\\ 0.1 ", b"0.2\\0.1\0"])
+def test_pairs_are_read_whatever_pads_them(value: bytes) -> None:
+    assert pair(Elements({0x00280030: Element("DS", value)}, Dataset), "PixelSpacing") == (0.2, 0.1)
