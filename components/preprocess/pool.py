@@ -55,8 +55,13 @@ def workers_of(wanted: int) -> int:
 
 def _process_here(context: Context, parts: list[Part], advance: Advance) -> None:
     with signals.deferred(), suppress(Stopped), _Watchdog() as watchdog:
+
+        def end() -> None:
+            watchdog.wait()
+            advance(1)
+
         for part in parts:
-            process_part(context, part, watchdog.begin, lambda: advance(1), watchdog.wait)
+            process_part(context, part, watchdog.begin, end, watchdog.wait)
     signals.check()
 
 

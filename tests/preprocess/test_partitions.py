@@ -5,17 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from components.__main__ import main
+from components.preprocess import pool
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.index import Index
 from components.preprocess.labels import BOXES, LABELS
 from components.preprocess.layouts import table
 from components.preprocess.params import Preprocess
-from components.preprocess.parts import Partition, parse_partition
+from components.preprocess.parts import Part, Partition, parse_partition
 from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
 from tests.preprocess.test_run import KEY, arguments, bytes_of, manifest_of, rows_of, write_cohort
 
@@ -179,3 +182,18 @@ def test_with_one_worker_a_file_that_hangs_its_decoder_is_set_aside_by_the_next_
     assert done.returncode == 0, done.stderr
     (refused,) = pq.read_table(tmp_path / "shards" / "quarantine.parquet").to_pylist()
     assert refused == {"path": "bad.dcm", "reason": "unreadable", "detail": "takes the decoder too long"}
+
+
+def test_with_one_worker_the_time_between_files_counts_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def process_part(_: object, part: Part, begin: Any, end: Any, wait: Any) -> None:
+        for step in (begin, end, begin, wait):
+            step()
+            begun.append(begin.__self__._begun > 0)
+
+    monkeypatch.setattr(pool, "process_part", process_part)
+    context: Any = SimpleNamespace(folder=tmp_path / "work")
+    with pool.processing(context, [Part(0, 1)], workers=1) as finish:
+        finish()
+    assert begun == [True, False, True, False]
