@@ -1,6 +1,7 @@
 """Messages to an MLflow run. Sending one twice is harmless, since a failed call may have reached the server."""
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,13 @@ def copy(path: Path, folder: Path) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """Returns the first line of the message of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """Returns the first line of the message of an error, without a password: MLflow's client quotes the address of the server."""
+    return shown((str(error).splitlines() or [type(error).__name__])[0])[:200]
+
+
+def shown(text: str) -> str:
+    """Replaces the password in an address, which may be part of a text."""
+    return re.sub(r"(?<=:)[^/@\s]+(?=@)", "***", text)
 
 
 def _refusals(client: "MlflowClient", run_id: str, message: Message) -> list[str]:

@@ -44,11 +44,6 @@ def is_temporary(error: Exception) -> bool:
     return unanswered or status >= 500 or isinstance(error, (ConnectionError, TimeoutError))
 
 
-def shown(address: str) -> str:
-    """Replaces the password in an address."""
-    return re.sub(r"(?<=:)[^/@]+(?=@)", "***", address)
-
-
 def _status(error: Exception) -> int | None:
     """Returns the HTTP status of an error of MLflow's client, or of requests for artifacts, as far as they are refusals."""
     status = STATUSES.get(getattr(error, "error_code", ""))

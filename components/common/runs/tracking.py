@@ -24,7 +24,7 @@ from components.common.errors import TemporaryError, UserError
 from components.common.formats.documents import LONGEST_KEY, mlflow_key
 from components.common.formats.history import EPOCH, HISTORY, parse_history
 from components.common.runs import provenance, storage
-from components.common.runs.delivery import Message, copy, deliver
+from components.common.runs.delivery import Message, copy, deliver, shown
 from components.common.runs.lineage import run_name, tags
 from components.common.runs.outbox import Outbox
 from components.common.runs.params import flatten
@@ -52,7 +52,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from components.common.runs.mlflow_errors import explain, is_temporary, shown
+from components.common.runs.mlflow_errors import explain, is_temporary
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"

@@ -15,7 +15,8 @@ from mlflow.server import get_app_client
 
 from components.common.errors import UserError
 from components.common.runs import tracking
-from components.common.runs.mlflow_errors import explain, is_temporary, shown
+from components.common.runs.delivery import shown
+from components.common.runs.mlflow_errors import explain, is_temporary
 from components.common.runs.provenance import KFP_VARIABLE
 from components.common.runs.registered_models import download
 from components.register.registry import Registry
@@ -100,6 +101,14 @@ def test_a_missing_permission(error: Exception, permission: str, monkeypatch: py
 )
 def test_no_password_is_shown(address: str, expected: str) -> None:
     assert shown(address) == expected
+
+
+def test_no_password_is_shown_where_mlflow_quotes_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"ann:\*\*\*@127\.0\.0\.1.* to http://ann:\*\*\*@127\.0\.0\.1") as raised:
+        tracking.client()
+    assert "secret" not in str(raised.value)
 
 
 @pytest.fixture(scope="module")
