@@ -10,7 +10,6 @@ import importlib.util  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple, NoReturn  # noqa: E402
 
@@ -19,7 +18,7 @@ if not all(map(importlib.util.find_spec, PACKAGES)):
     print(f"{sys.executable} lacks the packages of this project; run `make .venv` and `. .venv/bin/activate`", file=sys.stderr)
     sys.exit(2)
 
-from components.common.errors import SharedError, UserError, disk_errors  # noqa: E402
+from components.common.errors import SharedError, UserError, disk_errors, temporary_folder  # noqa: E402
 from components.common.formats import backbone  # noqa: E402
 from components.common.formats.documents import METRICS  # noqa: E402
 from components.common.formats.manifest import MANIFEST  # noqa: E402
@@ -122,7 +121,7 @@ def _run(command: str, params: str, set: list[str], **paths: str | list[str] | N
     from components.params import load
 
     try:
-        with disk_errors(Path.cwd(), tempfile.gettempdir()):
+        with disk_errors(Path.cwd(), temporary_folder()):
             sections = load(params, set).arguments(command)
             for given in COMMANDS[command].inputs:
                 given.check(paths[given.name])

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,6 +82,15 @@ def disk_errors(*places: Path | str) -> Iterator[None]:
             raise
         place = name or min(places, key=_free)
         raise UserError(f"{place}: {os.strerror(number).lower()}; {DISK_ERRORS[number]}") from None
+
+
+def temporary_folder() -> str:
+    """Returns the folder of temporary files; raises UserError if none can be written, as on a full disk."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        place = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - only named
+        raise UserError(f"{place}: holds no more temporary files; free some space there or set TMPDIR to another disk") from None
 
 
 def _cause(error: BaseException) -> tuple[int | None, str | None]:

@@ -1,6 +1,7 @@
 import errno
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from components.__main__ import main
 from components.common.errors import DISK_ERRORS, UserError, disk_errors
 from components.common.formats.atomic import replaced
 from components.common.formats.history import HISTORY, write_history
@@ -136,3 +138,14 @@ def test_an_error_without_a_name_names_the_fullest_place(tmp_path: Path) -> None
     small = tmp_path / "small"
     with disks.mounted(small, "1m"), pytest.raises(UserError, match="small: no space left"), disk_errors(tmp_path, small):
         raise OSError(errno.ENOSPC, "")
+
+
+def test_without_room_for_temporary_files_a_command_ends_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "full")])
+    monkeypatch.setenv("TMPDIR", "/full")
+    assert main(["preprocess", "--raw", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    sentence = "/full: holds no more temporary files; free some space there or set TMPDIR to another disk"
+    assert capsys.readouterr().err == f"preprocess: {sentence}\n"

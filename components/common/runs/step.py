@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, create_model
 
-from components.common.errors import UserError, disk_errors
+from components.common.errors import UserError, disk_errors, temporary_folder
 from components.common.formats.documents import METRICS
 from components.common.runs import provenance, signals, storage
 from components.common.runs.params import Runtime, Section, validate
@@ -91,7 +90,7 @@ def exit_codes(name: str) -> Iterator[None]:
     signals.install()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        with disk_errors(Path.cwd(), tempfile.gettempdir()):
+        with disk_errors(Path.cwd(), temporary_folder()):
             _set_parent_run()
             yield
     except UserError as error:

@@ -6,7 +6,6 @@ point, in the same order.
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from components.common.errors import SharedError, UserError, disk_errors
+from components.common.errors import SharedError, UserError, disk_errors, temporary_folder
 from components.common.runs import signals
 
 T = TypeVar("T")
@@ -128,7 +127,7 @@ def shared_errors() -> Iterator[None]:
     """Raises UserError and errors of the disk of this block in all processes, at the end of the block."""
     caught = None
     try:
-        with disk_errors(Path.cwd(), tempfile.gettempdir()):
+        with disk_errors(Path.cwd(), temporary_folder()):
             yield
     except UserError as error:
         caught = error
