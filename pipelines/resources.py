@@ -9,7 +9,7 @@ from components.common.runs.work import WORK_VARIABLE
 from components.heads import HEADS
 from components.params import Params
 from components.retry import PAUSE_VARIABLE, RETRIES_VARIABLE
-from pipelines.settings import GATED, Affinity, Pool, Secret, Settings, StepResources
+from pipelines.settings import GATED, Affinity, Pool, Secret, Settings, StepResources, cpu_cores
 
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"  # label of each pod that holds the id of the run
 SECRETS_FOLDER = "/var/run/secrets/cxr"  # folder with a file per variable, for components/pretrain/trainjob.py
@@ -39,6 +39,11 @@ def apply(task: dsl.PipelineTask, name: str, settings: Settings) -> dsl.Pipeline
     return task
 
 
+def threads(step: StepResources) -> str:
+    """Returns the number of threads for each process of a step, of which there is one per GPU: its share of the CPU limit."""
+    return str(max(1, int(cpu_cores(step.cpu[1])) // max(1, step.gpus)))
+
+
 def _set_sizes(task: dsl.PipelineTask, step: StepResources) -> None:
     task.set_cpu_request(step.cpu[0]).set_cpu_limit(step.cpu[1])
     task.set_memory_request(step.memory[0]).set_memory_limit(step.memory[1])
@@ -49,7 +54,7 @@ def _set_sizes(task: dsl.PipelineTask, step: StepResources) -> None:
 
 
 def _set_environment(task: dsl.PipelineTask, name: str, settings: Settings) -> None:
-    for variable, value in sorted(settings.environment.items()):
+    for variable, value in sorted({"OMP_NUM_THREADS": threads(settings.step(name)), **settings.environment}.items()):
         task.set_env_variable(variable, value)
     for secret in _secrets(name, settings):
         kubernetes.use_secret_as_env(task, secret.name, dict(secret.keys))
@@ -145,7 +150,11 @@ def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
         "labels": _queue_labels(settings),
         "annotations": {TOPOLOGY: settings.queue.topology} if settings.queue and settings.queue.topology else {},
         "deadline_seconds": _timeout_seconds(step),
-        "environment": {**settings.environment, WORK_VARIABLE: settings.work.path if settings.work else SCRATCH},
+        "environment": {
+            "OMP_NUM_THREADS": threads(step),
+            **settings.environment,
+            WORK_VARIABLE: settings.work.path if settings.work else SCRATCH,
+        },
         "volumes": _volumes(settings, step),
         "service_account": settings.trainer.service_account,
         "image_pull_secrets": [{"name": name} for name in settings.images.pull_secrets],

@@ -20,8 +20,8 @@ from components.common.formats.predictions import META, common_columns, write_pr
 from components.common.formats.quarantine import QUARANTINE
 from components.common.formats.shards import PACKED
 from components.common.runs import storage
+from components.common.runs.cores import threads
 from components.common.runs.params import Runtime
-from components.common.runs.provenance import threads
 from components.common.runs.registered_models import SCHEMES
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run

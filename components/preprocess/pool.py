@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from components.common.errors import UserError
 from components.common.runs import child_process, signals
+from components.common.runs.cores import cores
 from components.preprocess.part_writer import Stopped, is_done, last_files, process_part
 from components.preprocess.parts import Part
 from components.preprocess.rows import Context
@@ -50,7 +51,7 @@ def processing(context: Context, parts: list[Part], workers: int) -> Iterator[Ca
 
 def workers_of(wanted: int) -> int:
     """Returns the number of processes for `runtime.workers`: 0 means one per core."""
-    return wanted or len(os.sched_getaffinity(0))
+    return wanted or cores()
 
 
 def _process_here(context: Context, parts: list[Part], advance: Advance) -> None:

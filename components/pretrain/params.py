@@ -149,6 +149,10 @@ class Pretrain(Section):
     probe_epochs: Annotated[int, Field(ge=0)] = 10
     """Epochs between nearest-neighbour probes on the labelled validation split; 0: no probes."""
 
+    def rounding(self) -> tuple[str, ...]:
+        """Names of parameters that change nothing in the result but its rounding, or only what is logged."""
+        return ("probe_epochs",) if self.batch_norm == "sync" else ("accumulate", "probe_epochs")
+
     @property
     def distribution(self) -> Views:
         """The distribution of the views: the preset with its changes."""

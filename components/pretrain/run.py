@@ -33,7 +33,7 @@ def run(*, shards: list[str], out: str, params: Pretrain, runtime: Runtime, star
 def _open(pretraining: Pretraining, out: str, stack: ExitStack) -> StageRun:
     runtime, inputs, upstream = pretraining.runtime, pretraining.inputs, pretraining.upstream
     ranks = {"ranks": processes.world_size()}
-    job = stack.enter_context(stage_run("pretrain", out, pretraining.params, inputs, runtime=runtime, depends=ranks, upstream=upstream))
+    job = stack.enter_context(stage_run("pretrain", out, pretraining.params, inputs, runtime=runtime, rounding=ranks, upstream=upstream))
     figures.write_views(job.folder / VIEWS, *pretraining.examples(figures.COLUMNS))
     job.attach(VIEWS, FIGURES)
     return job

@@ -36,7 +36,7 @@ def test_two_processes_do_what_one_does(make_shards: MakeShards, tiny: Params, t
     assert len(re.findall("epoch 1/2", said)) == 1
     assert not (tmp_path / "two.partial").exists()
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
-    assert records[0]["fingerprint"] != records[1]["fingerprint"]  # sums are in a different order
+    assert records[0]["fingerprint"] == records[1]["fingerprint"]  # only sums are in a different order
 
 
 @pytest.mark.slow

@@ -104,3 +104,17 @@ def test_a_process_that_is_killed_ends_the_others(make_shards: MakeShards, param
 def children(process: int) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], text=True, capture_output=True, check=True)
     return [int(line) for line in listed.stdout.split()]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_continues_on_another_number_of_processes_and_threads(
+    make_shards: MakeShards, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, out = make_shards(images=120), tmp_path / "stopped"
+    call(command(shards, tmp_path / "whole", params, 1, "pretrain.batch_norm=frozen"))
+    assert stop(command(shards, out, params, 1, "pretrain.batch_norm=frozen"), out, 1, 0.0, signal.SIGTERM) == 75
+    log = call(command(shards, out, params, 2, "pretrain.batch_norm=frozen"))
+    assert "resumes with ranks 2 instead of 1; the result may differ in the last bits" in log
+    assert "resumes at step" in log
+    for ours, theirs in zip(history(out), history(tmp_path / "whole"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3, nan_ok=True)

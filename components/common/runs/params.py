@@ -34,6 +34,10 @@ class Section(BaseModel):
         """The parameters as plain JSON values."""
         return self.model_dump(mode="json")
 
+    def rounding(self) -> tuple[str, ...]:
+        """Names of parameters that change nothing in the result but its rounding, or only what is logged."""
+        return ()
+
 
 class Runtime(Section):
     """How the work of all stages is done. Nothing here changes what comes out, so that a change reruns nothing."""

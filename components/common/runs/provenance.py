@@ -24,12 +24,6 @@ def exit_code(error: UserError) -> int:
     return signals.EXIT_CODE if error.temporary and os.environ.get(KFP_VARIABLE) else 2
 
 
-def threads() -> int:
-    """Returns the number of threads to compute with: OMP_NUM_THREADS, else the cores that this process may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
-
-
 def git_state() -> dict[str, Any]:
     """Returns the commit of this code and whether it was edited since; both None outside a repository."""
     commit = os.environ.get("GIT_COMMIT") or _git("rev-parse", "HEAD")

@@ -68,6 +68,7 @@ def stage_run(
     *,
     runtime: Runtime | None = None,
     depends: Mapping[str, Any] | None = None,
+    rounding: Mapping[str, Any] | None = None,
     upstream: Mapping[str, str] | None = None,
     connect: bool = True,
 ) -> Iterator[StageRun]:
@@ -80,13 +81,14 @@ def stage_run(
         inputs: SHA-256 by name of input.
         runtime: the section `runtime`, recorded but not part of the fingerprint.
         depends: anything else that the output depends on.
+        rounding: what the output depends on in its last bits only, besides the number of threads; a stopped run resumes with other values.
         upstream: MLflow run id by name of input.
         connect: whether to begin the MLflow run at once; False: the caller calls `connect`, or does without.
 
     Raises:
         UserError: `out` cannot be used, another process is working on it, or the tracking server cannot be reached.
     """
-    with open_work(StageRun, stage, out, params, inputs, runtime, depends, upstream) as run, run._stack:
+    with open_work(StageRun, stage, out, params, inputs, runtime, depends, rounding, upstream) as run, run._stack:
         if connect:
             run.connect()
         yield run

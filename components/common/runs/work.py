@@ -3,8 +3,8 @@
 Unfinished work lies in OUT.partial/FINGERPRINT/ and becomes OUT by a rename. If OUT is a folder that cannot be renamed, such as the
 mount point of a volume, it lies in OUT/.partial and its files move up, run.json last. If OUT is on S3, it lies in a folder of
 CXR_WORK_DIR (default: .partial), which in a pod is a volume that outlives the pod; run.json is uploaded last. Readers refuse a folder
-or prefix without run.json. A run with the same fingerprint (parameters, inputs, number of threads and ranks) resumes where a stopped
-one left off.
+or prefix without run.json. A run with the same fingerprint (parameters and inputs) resumes where a stopped one left off; if it
+has another number of threads or processes, on which the last bits depend, the log says so.
 """
 
 import fcntl
@@ -27,10 +27,12 @@ from components.common.errors import TemporaryError, UserError, disk_errors
 from components.common.formats.atomic import SCRATCH
 from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, metrics_to_json, parse_json
 from components.common.runs import provenance, signals, storage
+from components.common.runs.cores import threads
 from components.common.runs.params import Runtime, Section, flatten
 
 WORK_VARIABLE = "CXR_WORK_DIR"  # environment variable with the folder for unfinished work whose output goes to S3
 RUN_ID_FILE = "mlflow_run_id"  # file in the work folder with the id of the MLflow run, for a resumed run
+ROUNDING = "rounding"  # entry of the record of unfinished work: what may change its last bits, and does not prevent it from being resumed
 UPLOADING = f"{RUN_RECORD}.uploading"  # name of the note in an output while its files are uploaded or moved one by one
 PARTIAL = ".partial"  # folder of unfinished work in an output folder that cannot be renamed
 _IGNORED = (METRICS, ".gitignore", PARTIAL, "lost+found")
@@ -102,7 +104,7 @@ class Work:
             "git": provenance.git_state(),
             "packages": provenance.package_versions(),
             "python": platform.python_version(),
-            "threads": provenance.threads(),
+            "threads": threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "seconds": round(time.time() - self.started, 1),
             "resumed": self.resumed,
@@ -121,13 +123,14 @@ def open_work(
     inputs: Mapping[str, str],
     runtime: Runtime | None = None,
     depends: Mapping[str, Any] | None = None,
+    rounding: Mapping[str, Any] | None = None,
     upstream: Mapping[str, str] | None = None,
 ) -> Iterator[W]:
     """Prepares and locks the work folder of a stage's run, as `stage_run` describes; the lock is released at the end of the block."""
     _refuse_foreign(stage, out)
-    depends = {
-        "stage": stage, "params": params.values(), "inputs": dict(inputs), "threads": provenance.threads(), **(depends or {})
-    }  # fmt: skip
+    rounds = {"threads": threads(), **(rounding or {}), **{name: params.values()[name] for name in params.rounding()}}
+    decides = {name: value for name, value in params.values().items() if name not in rounds}
+    depends = {"stage": stage, "params": decides, "inputs": dict(inputs), **(depends or {})}
     fingerprint = storage.digest(json.dumps(depends, sort_keys=True).encode())[:16]
     partial = partial_folder(out)
     folder = partial / fingerprint
@@ -146,7 +149,8 @@ def open_work(
             raise TemporaryError(f"{lock.name}: another process is making this output; wait for it or stop it") from None
         _remove_scratch(folder)
         _report_other_work(stage, partial, fingerprint, depends)
-        storage.write_json(folder.with_suffix(".json"), depends)
+        _report_rounding(stage, folder, rounds)
+        storage.write_json(folder.with_suffix(".json"), {**depends, ROUNDING: rounds})
         try:
             yield work
         finally:
@@ -241,9 +245,17 @@ def _report_other_work(stage: str, partial: Path, fingerprint: str, depends: Map
     for record in sorted(partial.glob("*.json")):
         if record.stem == fingerprint or not (partial / record.stem).is_dir():
             continue
-        mine, other = flatten(depends), flatten(_read_record(str(record)))
+        mine, other = flatten(depends), flatten({name: value for name, value in _read_record(str(record)).items() if name != ROUNDING})
         names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
         log.warning("%s: starts afresh; unfinished work in %s differs in %s", stage, partial / record.stem, ", ".join(names))
+
+
+def _report_rounding(stage: str, folder: Path, rounds: Mapping[str, Any]) -> None:
+    """Logs if unfinished work is resumed under other conditions, so that its last bits will differ from those of a run in one go."""
+    earlier = _read_record(str(folder.with_suffix(".json"))).get(ROUNDING, {})
+    changes = [f"{name} {rounds.get(name)} instead of {value}" for name, value in earlier.items() if rounds.get(name) != value]
+    if changes:
+        log.info("%s: resumes with %s; the result may differ in the last bits", stage, ", ".join(changes))
 
 
 def _remove_scratch(folder: Path) -> None:

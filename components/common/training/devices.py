@@ -7,7 +7,7 @@ from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels
-from components.common.runs.provenance import threads
+from components.common.runs.cores import threads
 from components.common.training.reader import Batch, prefetch
 
 

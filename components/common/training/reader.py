@@ -5,7 +5,6 @@ one window of packed rows, and any batch can be found without reading those befo
 of every global batch, so the global batches do not depend on the number of ranks.
 """
 
-import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from components.common.errors import UserError
 from components.common.formats.shards import PACKED, SPLITS, Pixels, decode, square
+from components.common.runs.cores import cores
 from components.common.runs.shards import Part, Shards
 from components.common.training.seeds import generator_for
 
@@ -114,7 +114,7 @@ class Reader:
 @cache
 def _decoders() -> ThreadPoolExecutor:
     """One thread per core: decoding releases the interpreter's lock, and threads need not copy pixels between processes."""
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="decode")
 
 
 def prefetch(items: Iterator[T], depth: int = 3) -> Iterator[T]:

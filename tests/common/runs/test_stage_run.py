@@ -15,20 +15,21 @@ import torch
 from components.common.errors import UserError
 from components.common.runs import provenance, signals, storage, work
 from components.common.runs.inputs import read_document, upstream_run_id
-from components.common.runs.params import Evaluate, Register
+from components.common.runs.params import Evaluate, Register, Section
+from components.pretrain.params import Pretrain
 from tests import seaweed
 
 PARAMS = Evaluate(seed=1)
 INPUTS = {"shards": "abc"}
 
 
-def begin(out: Path | str, params: Evaluate = PARAMS, inputs: dict[str, str] = INPUTS, **options: Any) -> work.Work:
+def begin(out: Path | str, params: Section = PARAMS, inputs: dict[str, str] = INPUTS, **options: Any) -> work.Work:
     """Opens a run and releases its lock; returns its work in progress."""
     with open(out, params, inputs, **options) as begun:
         return begun
 
 
-def open(out: Path | str, params: Evaluate = PARAMS, inputs: dict[str, str] = INPUTS, **options: Any) -> AbstractContextManager[work.Work]:
+def open(out: Path | str, params: Section = PARAMS, inputs: dict[str, str] = INPUTS, **options: Any) -> AbstractContextManager[work.Work]:
     return work.open_work(work.Work, "evaluate", str(out), params, inputs, **options)
 
 
@@ -84,17 +85,26 @@ def test_another_fingerprint_starts_afresh(change: dict[str, Any], named: str, t
     assert first.folder.is_dir()  # it can still be resumed
 
 
-def test_threads_are_part_of_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_threads_and_ranks_resume_and_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    one = begin(tmp_path / "a").fingerprint
+    one = begin(tmp_path / "out", rounding={"ranks": 1})
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert begin(tmp_path / "b").fingerprint != one
+    other = begin(tmp_path / "out", rounding={"ranks": 4})
+    assert other.fingerprint == one.fingerprint
+    assert other.resumed
+    assert caplog.messages == [
+        "evaluate: resumes with threads 2 instead of 1, ranks 4 instead of 1; the result may differ in the last bits"
+    ]
 
 
-@pytest.mark.parametrize("asked", ["", "1", "3"])
-def test_threads_are_what_nproc_says(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert provenance.threads() == int(subprocess.run(["nproc"], capture_output=True, check=True).stdout)
+@pytest.mark.parametrize("batch_norm", ["shuffle", "sync"])
+def test_parts_of_a_batch_decide_only_where_they_have_statistics_of_their_own(tmp_path: Path, batch_norm: str) -> None:
+    params = [Pretrain(batch_norm=batch_norm, accumulate=count, probe_epochs=count) for count in (1, 2)]
+    prints = [begin(tmp_path / "out", one).fingerprint for one in params]
+    assert (prints[0] == prints[1]) == (batch_norm == "shuffle")
 
 
 def test_an_output_replaces_an_earlier_one(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""How many cores this process may use, which in a container is less than the machine has."""
+
+import math
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Returns the number of cores: those of the affinity, at most the CPU limit of the container, divided among torchrun's processes."""
+    available = min(float(len(os.sched_getaffinity(0))), _limit())
+    return max(1, math.ceil(available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def threads() -> int:
+    """Returns the number of threads to compute with: OMP_NUM_THREADS, else one per core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else cores()
+
+
+def _limit() -> float:
+    """Returns the lowest `cpu.max` of the control group of this process and those above it, in cores (cgroup v2; infinite without one)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    own = next((CGROUPS / line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")), CGROUPS)
+    return min((_quota(folder / "cpu.max") for folder in (own, *own.parents) if folder.is_relative_to(CGROUPS)), default=math.inf)
+
+
+def _quota(file: Path) -> float:
+    try:
+        quota, period = file.read_text().split()
+    except OSError:
+        return math.inf
+    return math.inf if quota == "max" else int(quota) / int(period)
