@@ -26,7 +26,7 @@ case "$*" in
   *"apply -k "*) {KUBECTL} kustomize "${{@: -1}}" >> "$CALLS" ;;
   *"apply -f "*) test -f "${{@: -1}}" ;;
   *--patch-file*) test -f "${{@: -1}}" ;;
-  *"rollout restart"*|*"create secret"*|*"label"*) ;;
+  *"rollout restart"*|*"create secret"*|*"create serviceaccount"*|*"create rolebinding"*|*"create token"*) ;;
   *) exit 64 ;;
 esac
 """
