@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"{options.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{options.command}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

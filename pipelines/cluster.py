@@ -8,7 +8,7 @@ import urllib3
 from kubernetes import client, config
 
 from components.common.errors import UserError
-from components.pretrain.nodes import JOBSET_LABEL, Node, node
+from components.pretrain.nodes import JOBSET_LABEL, Node, message, node
 
 TIMEOUT_SECONDS = (5, 30)  # for the connection, and for the answer
 SINGLE_USER_NAMESPACE = "kubeflow"  # where a single-user installation runs everything
@@ -76,6 +76,6 @@ class Cluster:
         try:
             return function(*arguments, **options, _request_timeout=TIMEOUT_SECONDS)
         except client.ApiException as error:
-            raise RefusedError(f"Kubernetes: answers {error.status}, {error.reason}", error.status) from None
+            raise RefusedError(f"Kubernetes: answers {error.status}, {message(error)}", error.status) from None
         except urllib3.exceptions.HTTPError as error:
             raise UserError(f"Kubernetes: does not answer ({getattr(error, 'reason', None) or error})") from None

@@ -1,5 +1,6 @@
 """The nodes of a TrainJob, which are pods: where each stands, what it waits for, and what it logs."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -46,6 +47,14 @@ def _state(pod: Any, statuses: list[Any], ended: list[Any]) -> str:
         if status.state.terminated:
             return f"has ended{last}"
     return "starts" if pod.status.phase == "Pending" else str(pod.status.phase).lower()
+
+
+def message(error: Any) -> str:
+    """Returns what the API of Kubernetes says in a refusal (an ApiException), on one line; the words of the status if it says nothing."""
+    try:
+        return " ".join(str(json.loads(error.body)["message"]).split())[:300]
+    except (ValueError, TypeError, KeyError):
+        return str(error.reason)
 
 
 class Position(NamedTuple):

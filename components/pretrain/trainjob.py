@@ -220,11 +220,8 @@ class TrainJob:
             time.sleep(POLL_SECONDS)
 
     def _refusal(self, error: client.ApiException) -> UserError:
-        message = error.reason
-        with suppress(ValueError, AttributeError, TypeError):
-            message = " ".join(str(json.loads(error.body)["message"]).split())[:300]
-        kind = _ConflictError if error.status == 409 else UserError
-        return kind(f"TrainJob {self.name}: Kubernetes refuses ({error.status}, {message}); check Kubeflow Trainer and deploy/rbac.yaml")
+        kind, said = _ConflictError if error.status == 409 else UserError, nodes.message(error)
+        return kind(f"TrainJob {self.name}: Kubernetes refuses ({error.status}, {said}); check Kubeflow Trainer and deploy/rbac.yaml")
 
 
 class _ConflictError(UserError):

@@ -20,7 +20,7 @@ PLACEHOLDER = "REPLACE-ME"
 
 def rights(cluster: Cluster, settings: Settings) -> Finding:
     """Asks what the service account may do; if the user may not ask for others, what the user may."""
-    account = settings.service_account or "default-editor"
+    account = settings.service_account or ("pipeline-runner" if cluster.namespace == SINGLE_USER_NAMESPACE else "default-editor")
     what, whole = f"rights of {account}", f"system:serviceaccount:{cluster.namespace}:{account}"
     try:
         cluster.call(cluster.core.read_namespaced_service_account, account, cluster.namespace)
@@ -76,7 +76,8 @@ def secrets(cluster: Cluster, settings: Settings) -> Iterator[Finding]:
     kubeflow = Secret(name="mlpipeline-minio-artifact", keys={"accesskey": "A", "secretkey": "S"})
     for secret in (settings.secrets.s3, settings.secrets.mlflow, settings.secrets.pseudonyms, kubeflow):
         if secret is not None:
-            yield _secret(cluster, secret, "" if secret is kubeflow else "fill in deploy/secrets.yaml and apply it")
+            of_kubeflow = "Kubeflow makes it in the namespaces of its profiles, and in its own"
+            yield _secret(cluster, secret, of_kubeflow if secret is kubeflow else "fill in deploy/secrets.yaml and apply it")
 
 
 def _secret(cluster: Cluster, secret: Secret, remedy: str) -> Finding:
@@ -86,8 +87,7 @@ def _secret(cluster: Cluster, secret: Secret, remedy: str) -> Finding:
     except UserError as error:
         if not is_missing(error):
             return unknown(what, error)
-        why = remedy or "Kubeflow makes it in the namespaces of its profiles, and in its own"
-        return Finding(what, WRONG, f"does not exist in {cluster.namespace}; {why}")
+        return Finding(what, WRONG, f"does not exist in {cluster.namespace}; {remedy}")
     empty = [key for key in secret.keys if base64.b64decode(data.get(key) or "").decode(errors="replace") in ("", PLACEHOLDER)]
     if empty:
         return Finding(what, WRONG, f"has no value for {', '.join(empty)}; {remedy}")

@@ -23,7 +23,7 @@ def probe(cluster: Cluster, settings: Settings) -> Iterator[Finding]:
     try:
         name = cluster.call(cluster.core.create_namespaced_pod, cluster.namespace, manifest(settings)).metadata.name
     except UserError as error:
-        yield unknown("image pull, S3 and MLflow", error)
+        yield Finding("image pull, S3 and MLflow", UNKNOWN, f"no pod can be started there; {error}")
         return
     try:
         yield from _follow(cluster, name)
@@ -74,9 +74,13 @@ def manifest(settings: Settings) -> dict[str, Any]:
 
 
 def _follow(cluster: Cluster, name: str) -> Iterator[Finding]:
-    until, pulled, status = time.monotonic() + PATIENCE_SECONDS, set[str](), None
+    until, pulled, waits = time.monotonic() + PATIENCE_SECONDS, set[str](), ""
     while time.monotonic() < until:
         status = cluster.call(cluster.core.read_namespaced_pod, name, cluster.namespace).status
+        obstacles = [one.message for one in status.conditions or [] if one.type == "PodScheduled" and one.status == "False"]
+        if obstacles and not waits:
+            yield Finding(f"pod {name}", UNKNOWN, f"waits for a place, for at most {PATIENCE_SECONDS / 60:g} minutes: {obstacles[0]}")
+        waits = obstacles[0] if obstacles else ""
         for container in status.container_statuses or []:
             waiting = container.state.waiting
             broken = waiting is not None and waiting.reason in BROKEN
@@ -90,9 +94,8 @@ def _follow(cluster: Cluster, name: str) -> Iterator[Finding]:
         if any(one.state.waiting and one.state.waiting.reason in BROKEN for one in status.container_statuses or [] if one.name == "cpu"):
             return
         time.sleep(POLL_SECONDS)
-    reasons = [one.message for one in (status.conditions if status else None) or [] if one.status == "False" and one.message]
-    said = f"has not run within {PATIENCE_SECONDS:g} s; {' '.join(' '.join(reasons).split()) or 'see kubectl describe pod'}"
-    yield Finding(f"pod {name}", WRONG, said)
+    why = waits or "the image is large, or the volume cannot be mounted: try again, and look at `kubectl describe pod` meanwhile"
+    yield Finding(f"pod {name}", WRONG, f"has not run within {PATIENCE_SECONDS / 60:g} minutes; {why}")
 
 
 def _ended(status: Any, container: str) -> bool:

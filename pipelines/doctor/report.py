@@ -6,7 +6,6 @@ from components.common.errors import UserError
 from pipelines.cluster import RefusedError
 
 FINE, WRONG, UNKNOWN = "ok", "WRONG", "?"
-DENIED = (401, 403)
 
 
 class Finding(NamedTuple):
@@ -22,7 +21,7 @@ class Finding(NamedTuple):
 
 def unknown(what: str, error: UserError) -> Finding:
     """Returns the finding if the rights of the user, or the connection, do not suffice."""
-    denied = isinstance(error, RefusedError) and error.status in DENIED
+    denied = isinstance(error, RefusedError) and error.status == 403
     return Finding(what, UNKNOWN, "your rights do not suffice to look" if denied else str(error))
 
 

@@ -3,9 +3,11 @@
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -238,7 +240,31 @@ def test_a_user_with_few_rights_learns_what_could_not_be_looked_at(cluster: Kube
     assert lines.pop("Kubeflow").startswith("ok")
     assert {line[:5].strip() for line in lines.values()} == {"?"}
     assert "you may do all" in lines["rights of cxr-pipelines"]
-    assert lines["image pull, S3 and MLflow"].endswith("your rights do not suffice to look")
+    assert lines["image pull, S3 and MLflow"].endswith("no pod can be started there; Kubernetes: answers 403, forbidden")
+
+
+def test_a_pod_without_a_place_is_reported_at_once(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(pod, "PATIENCE_SECONDS", 0.1)
+    reason = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims"
+    cluster.pod = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": reason}]}
+    with double.serve() as kubeflow:
+        assert main(["doctor", "--host", kubeflow.url]) == 1
+    first, second = [line for line in capsys.readouterr().out.splitlines() if reason in line]
+    assert first.startswith("?     pod cxr-doctor-1: waits for a place")
+    assert second.startswith("WRONG pod cxr-doctor-1: has not run")
+    assert cluster.deleted == 1
+
+
+def test_ctrl_c_deletes_the_pod(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    cluster.pod = {"phase": "Pending"}
+    monkeypatch.setattr(pod, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
+    with double.serve() as kubeflow:
+        assert main(["doctor", "--host", kubeflow.url]) == 130
+    assert capsys.readouterr().err == "doctor: interrupted\n"
+    assert cluster.deleted == 1
 
 
 def test_without_a_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
