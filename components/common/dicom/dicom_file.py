@@ -141,8 +141,9 @@ def _inflate(body: bytes) -> bytes:
     # In steps, since zlib doubles its buffer: memory would grow to twice the limit before the file is refused.
     for start in range(0, len(body), INFLATED_STEP):
         rest = body[start : start + INFLATED_STEP]
-        while rest and not stream.eof:
-            inflated.write(stream.decompress(rest, INFLATED_STEP))
+        given = INFLATED_STEP
+        while (rest or given == INFLATED_STEP) and not stream.eof:  # after a whole step, zlib may hold back output without input
+            given = inflated.write(stream.decompress(rest, INFLATED_STEP))
             rest = stream.unconsumed_tail
             if inflated.tell() > MAX_INFLATED_BYTES:
                 raise Refused(Reason.UNREADABLE, "inflates beyond any radiograph")

@@ -1,6 +1,7 @@
 import io
 import struct
 import tracemalloc
+import zlib
 from typing import Any
 
 import numpy as np
@@ -420,6 +421,15 @@ def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(dicom_file, "MAX_INFLATED_BYTES", 1000)
     with pytest.raises(Refused, match="inflates beyond"):
         dicom_file.open_file(to_bytes(dataset(picture(), syntax=DeflatedExplicitVRLittleEndian)))
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 100])
+def test_data_may_inflate_to_just_beyond_a_step(beyond: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bits of a run are 258 bytes, which zlib holds back if the step has no room for them."""
+    stream = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    deflated = stream.compress(bytes(20_000)) + stream.flush()
+    monkeypatch.setattr(dicom_file, "INFLATED_STEP", 20_000 - beyond)
+    assert dicom_file._inflate(deflated) == bytes(20_000)
 
 
 OPEN_SEQUENCE = struct.pack("<HH", 0x0040, 0x0275) + b"SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\xff\xff\xff\xff"
