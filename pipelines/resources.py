@@ -4,6 +4,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
+from components.common.runs.cores import GPUS_VARIABLE
 from components.common.runs.provenance import KFP_VARIABLE
 from components.common.runs.work import WORK_VARIABLE
 from components.heads import HEADS
@@ -49,6 +50,7 @@ def _set_sizes(task: dsl.PipelineTask, step: StepResources) -> None:
     task.set_memory_request(step.memory[0]).set_memory_limit(step.memory[1])
     if step.gpus:
         task.set_accelerator_type(step.gpu_type).set_accelerator_limit(step.gpus)
+        task.set_env_variable(GPUS_VARIABLE, str(step.gpus))
     if step.shared_memory:
         kubernetes.empty_dir_mount(task, volume_name="shm", mount_path=SHARED_MEMORY, medium="Memory", size_limit=step.shared_memory)
 
@@ -152,6 +154,7 @@ def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
         "deadline_seconds": _timeout_seconds(step),
         "environment": {
             "OMP_NUM_THREADS": threads(step),
+            GPUS_VARIABLE: str(step.gpus),
             **settings.environment,
             WORK_VARIABLE: settings.work.path if settings.work else SCRATCH,
         },

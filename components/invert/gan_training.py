@@ -28,6 +28,7 @@ class GanTraining(loop.Trainable):
     """Both networks, the averaged generator, and the optimizers."""
 
     stateful = ("generator", "discriminator", "average", "steps")
+    less_memory = "lower invert.gan_batch_size"
     remedy = "lower invert.gan_lr or raise invert.r1_gamma"
 
     def __init__(self, params: Invert, train: Reader):

@@ -35,6 +35,7 @@ class Pretraining(loop.Trainable):
     """The model, its optimizer and its data: this process's share of the training."""
 
     stateful = ("model", "optimizer", "step")
+    less_memory = "raise pretrain.accumulate, or lower pretrain.batch_size"
 
     def __init__(self, params: Pretrain, runtime: Runtime, shards: Shards, start: initial_weights.InitialWeights | None = None):
         self.params, self.runtime, self.shards, self.distribution = params, runtime, shards, params.distribution

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+GPUS_VARIABLE = "CXR_GPUS"  # set by the pipeline in its pods: the number of GPUs that the step asked for
 
 
 def cores() -> int:

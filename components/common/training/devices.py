@@ -1,26 +1,64 @@
 """The device that trains: its set-up, mixed precision, and how batches of stored pixels reach it."""
 
+import logging
+import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels
-from components.common.runs.cores import threads
+from components.common.runs.cores import GPUS_VARIABLE, threads
 from components.common.training.reader import Batch, prefetch
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+log = logging.getLogger(__name__)
 
 
 def set_up(device: str, seed: int) -> torch.device:
-    """Chooses the device (auto: a GPU if there is one; cpu; cuda), seeds torch's global generator, and makes runs repeatable."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda is asked for, but torch sees no GPU; set device to auto or cpu")
+    """Chooses the device (auto: a GPU if there is one; cpu; cuda), seeds torch's global generator, and makes runs repeatable.
+
+    Raises:
+        UserError: torch sees no GPU, although the parameter is cuda, or it is auto and the step of a pipeline asked for GPUs.
+    """
+    found = device != "cpu" and torch.cuda.is_available()
+    asked = device == "cuda" or (device == "auto" and os.environ.get(GPUS_VARIABLE, "0") != "0")
+    if asked and not found:
+        raise UserError(
+            f"device: a GPU is asked for, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees none with {_driver()}; "
+            "choose a newer driver or another node, or set device to cpu"
+        )
+    if found:
+        log.info("%s with %s, torch %s, CUDA %s", torch.cuda.get_device_name(), _driver(), torch.__version__, torch.version.cuda)
     torch.set_num_threads(threads())
     # Denormals appear as weights decay, and CPUs are several times slower on them.
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
-    return torch.device("cuda", torch.cuda.current_device()) if device != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if found else torch.device("cpu")
+
+
+def _driver() -> str:
+    """Returns the version of the NVIDIA driver, as the kernel module states it."""
+    if not DRIVER.exists():
+        return "no NVIDIA driver"
+    numbers = re.search(r"\d+(\.\d+)+", DRIVER.read_text())
+    return f"driver {numbers[0] if numbers else 'of an unknown version'}"
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Turns an allocation that fails on a GPU into a UserError with the advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
+        raise UserError(f"the GPU's {total:.0f} GiB of memory do not suffice; {advice}") from None
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:

@@ -14,7 +14,7 @@ from components.common.errors import UserError
 from components.common.formats.history import EPOCH, HISTORY, write_history
 from components.common.runs import signals
 from components.common.runs.params import Runtime
-from components.common.training import checkpoints, processes
+from components.common.training import checkpoints, devices, processes
 from components.common.training.progress import Progress, Timer
 from components.common.training.reader import Batch
 
@@ -31,6 +31,7 @@ class Trainable(ABC):
     metric: str | None = None  # name of the main validation metric among the numbers of an epoch, for the log
     patience: int = 1  # consecutive epochs that must fail the health check before training stops
     stateful: tuple[str, ...]  # names of the attributes that checkpoints hold: modules, optimizers and plain values
+    less_memory: str | None = None  # which parameters to change when a GPU's memory does not suffice; by default the batch size
     remedy: str | None = None  # which parameters to change when a loss or weight is not finite; by default the learning rate
 
     @abstractmethod
@@ -94,11 +95,11 @@ class Trainer:
         """Trains, and returns one row of numbers per epoch, each of which `on_epoch` also gets at once.
 
         Raises Interrupted after a signal, when the checkpoint is written, and UserError if the loss or the weights are not
-        finite, or if training is unhealthy.
+        finite, if training is unhealthy, or if a GPU's memory does not suffice.
         """
         self._restore()
         self._progress = Progress(self._stage, self._epochs, self._steps_per_epoch, silent=not processes.is_main())
-        with signals.deferred():
+        with signals.deferred(), devices.memory_errors(self._trainable.less_memory or f"lower {self._stage}.batch_size"):
             while len(self.history) < self._epochs and not self._trainable.finished:
                 row = self._epoch()
                 self.history.append(row)

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,12 +84,6 @@ def test_pixels_become_fractions_of_the_full_range(dtype: type, full: int) -> No
     tensor = devices.to_unit(images, torch.device("cpu"))
     assert tensor.shape == (1, 1, 2, 2)
     assert tensor.flatten().tolist() == pytest.approx([0.0, 1.0, 0.2, 1 / full])
-
-
-def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="torch sees no GPU"):
-        devices.set_up("cuda", 0)
 
 
 class Failing(Counting):
@@ -228,3 +223,31 @@ def test_numbers_are_read_after_the_next_step_has_begun(folder: Path, monkeypatc
     assert events[:11] == ["step 0", "step 1", "read", "step 2", "read", "step 3", "read", "step 4", "read", "read", "step 10"]
     assert events.count("read") == 15
     assert [row["loss"] for row in rows] == [2, 12, 22]
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", ""), ("auto", "8")])
+def test_a_step_that_asked_for_gpus_does_not_train_on_the_cpu(
+    device: str, gpus: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "version")
+    monkeypatch.setenv("CXR_GPUS", gpus)
+    with pytest.raises(UserError, match=r"device: a GPU is asked for, but torch .* sees none with no NVIDIA driver; "):
+        devices.set_up(device, 0)
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n")
+    with pytest.raises(UserError, match=r"with driver 550\.54\.15; choose a newer driver"):
+        devices.set_up(device, 0)
+    assert devices.set_up("cpu", 0).type == "cpu"
+
+
+def test_memory_that_does_not_suffice_names_what_to_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(Counting):
+        less_memory = "raise pretrain.accumulate"
+
+        def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
+    with pytest.raises(UserError, match=r"the GPU's 80 GiB of memory do not suffice; raise pretrain\.accumulate"):
+        train(Large(), folder)
