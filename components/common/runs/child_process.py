@@ -46,12 +46,15 @@ class Child:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._parent = 0  # process that has started it
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a module-level function, whose arguments and result are pickled; raises what it raises, or NoAnswer."""
         with self._lock:
             try:
-                connection = self._connection or self._start()
+                # A fork of this process, as servers make them, starts its own: answers to one would reach the other.
+                ours = self._connection if self._parent == os.getpid() else None
+                connection = ours or self._start()
                 connection.send((function.__module__, function.__qualname__, args, kwargs))
                 if not connection.poll(MAX_SECONDS):
                     raise NoAnswer(None)
@@ -72,6 +75,7 @@ class Child:
             self._end()
 
     def _start(self) -> Connection:
+        self._parent = os.getpid()
         self._connection, theirs = multiprocessing.Pipe()
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]

@@ -1,5 +1,6 @@
 """Calls in a child process that crash, hang or ask for too much memory."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,20 @@ def test_an_interrupted_call_leaves_no_answer_to_the_next_one(child: Child) -> N
     finally:
         signal.signal(signal.SIGALRM, before)
     assert child.call(abs, -3) == 3
+
+
+def test_a_fork_makes_calls_in_a_process_of_its_own(child: Child) -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    mine = child.call(os.getpid)
+    fork = os.fork()
+    if not fork:
+        with suppress(BaseException):
+            sender.send(child.call(os.getpid))
+            child.close()
+        os._exit(0)
+    os.waitpid(fork, 0)
+    assert receiver.poll(0) and receiver.recv() != mine
+    assert child.call(os.getpid) == mine
 
 
 def test_memory_is_limited_in_a_child(child: Child) -> None:
