@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from components.common.errors import UserError
 from components.common.runs.signals import EXIT_CODE
-from pipelines.cluster import MAIN, RUN_LABEL, Cluster
+from pipelines.cluster import MAIN, RUN_LABEL, SINGLE_USER_NAMESPACE, Cluster
 from pipelines.progress import FINISHED, Step, steps
 from pipelines.server import FINAL_STATES, KubeflowServer, LostError, RunStatus, connect
 from pipelines.settings import Settings
@@ -59,7 +59,7 @@ def _print_nodes(server: KubeflowServer, run: RunStatus) -> None:
     try:
         jobs = Cluster(server.namespace).trainjobs(run.identity)
     except UserError as error:
-        print(f"    its nodes: `kubectl {_namespace(server)}get trainjobs,pods -l {RUN_LABEL}={run.identity}` ({error})")
+        print(f"    its nodes: `{_kubectl(server)} get trainjobs,pods -l {RUN_LABEL}={run.identity}` ({error})")
         return
     for name, found in jobs.items():
         for node in found:
@@ -74,12 +74,12 @@ def _delete_trainjobs(server: KubeflowServer, run: RunStatus) -> None:
             cluster.delete_trainjob(name)
             print(f"TrainJob {name} is deleted")
     except UserError as error:
-        remedy = f"kubectl {_namespace(server)}delete trainjobs -l {RUN_LABEL}={run.identity}"
+        remedy = f"{_kubectl(server)} delete trainjobs -l {RUN_LABEL}={run.identity}"
         raise UserError(f"{error}; its TrainJob continues, delete it: {remedy}") from None
 
 
-def _namespace(server: KubeflowServer) -> str:
-    return f"-n {server.namespace} " if server.namespace else ""
+def _kubectl(server: KubeflowServer) -> str:
+    return f"kubectl -n {server.namespace or SINGLE_USER_NAMESPACE}"
 
 
 def follow(server: KubeflowServer, identity: str) -> int:
@@ -146,7 +146,7 @@ def _explain(server: KubeflowServer, run: RunStatus, found: list[Step]) -> None:
     failed = [step for step in found if step.state == "failed" and run.state != "CANCELED"]
     for step in failed[:EXPLAINED]:
         log = _log(server, run, step)
-        print(f"{step.name}:" if log else f"{step.name}: see `kubectl {_namespace(server)}logs {step.pod} -c {MAIN}`")
+        print(f"{step.name}:" if log else f"{step.name}: see `{_kubectl(server)} logs {step.pod} -c {MAIN}`")
         for line in last_lines(log):
             print(f"  {line}")
     for begin in [step for step in found if step.name == "begin" and step.pod]:

@@ -243,7 +243,8 @@ def request(name: str, command: list[str], cluster: dict[str, Any], kind: str) -
         "tolerations": cluster["tolerations"],
         "affinity": cluster["affinity"],
     }
-    metadata = {"labels": nodes.WITHOUT_SIDECAR, "annotations": cluster["annotations"]}
+    run = {RUN_LABEL: os.environ.get(KFP_VARIABLE, "none")}
+    metadata = {"labels": {**nodes.WITHOUT_SIDECAR, **run}, "annotations": cluster["annotations"]}
     template = {"metadata": metadata, "spec": {name: value for name, value in pod.items() if value}}
     job = {"name": nodes.CONTAINER, "template": {"spec": {"template": template}}}
     trainer = {
@@ -258,7 +259,7 @@ def request(name: str, command: list[str], cluster: dict[str, Any], kind: str) -
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
-        "metadata": {"name": name, "labels": {RUN_LABEL: os.environ.get(KFP_VARIABLE, "none"), **cluster["labels"]}},
+        "metadata": {"name": name, "labels": {**run, **cluster["labels"]}},
         "spec": {
             "runtimeRef": {"name": cluster["runtime"], "kind": kind},
             "activeDeadlineSeconds": cluster["deadline_seconds"],

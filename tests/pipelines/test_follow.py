@@ -1,6 +1,7 @@
 """The commands `status` and `cancel`, and `submit --wait`, against a double of the API."""
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from components.common.errors import UserError
 from pipelines import cluster, follow, progress, server
 from pipelines.__main__ import main
+from pipelines.settings import EXAMPLE
 from tests.pipelines import argo, double, kubernetes_double
 from tests.pipelines.conftest import KUBECONFIG, submit
 
@@ -113,6 +115,16 @@ def test_logs_come_from_kubernetes_otherwise(
     kubeflow.frames = [("FAILED", REAL["run_details"]["task_details"])]
     assert submit(kubeflow, "--wait", name="smoke") == 1
     assert "asks for a password" in capsys.readouterr().out
+
+
+def test_a_single_user_kubeflow_runs_everything_in_its_own_namespace(
+    kubeflow: double.Double, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    kubeflow.multi_user = False
+    kubeflow.frames = [("FAILED", REAL["run_details"]["task_details"])]
+    (tmp_path / "settings.yaml").write_text(re.sub("(?m)^  namespace: .*$", "", EXAMPLE.read_text()))
+    assert submit(kubeflow, "--wait", "--settings", str(tmp_path / "settings.yaml"), name="smoke") == 1
+    assert "see `kubectl -n kubeflow logs smoke-" in capsys.readouterr().out
 
 
 def test_without_a_kubeconfig(kubeflow: double.Double) -> None:

@@ -85,7 +85,8 @@ def test_the_request_holds_what_the_settings_say(kubernetes: kubernetes_double.K
     assert {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]} == {"/dev/shm", "/work", trainjob.SECRETS_FOLDER}
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    assert node["template"]["spec"]["template"]["metadata"]["labels"] == {"sidecar.istio.io/inject": "false"}
+    labels = node["template"]["spec"]["template"]["metadata"]["labels"]
+    assert labels == {"sidecar.istio.io/inject": "false", trainjob.RUN_LABEL: "run-1"}, "`kubectl get pods -l` finds the nodes"
     (container,) = node["template"]["spec"]["template"]["spec"]["containers"]
     assert "env" not in container, "Trainer's webhook refuses variables in a patch of the node's container"
     kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": pod}, "1.31", strict=True)
