@@ -21,6 +21,7 @@ from tests import ROOT, mlflow_server, seaweed
 from tests.mlflow_server import LOGIN
 from tests.pipelines.conftest import PARAMS
 
+STUDY = {"arms": ["moco"], "reference": "moco", "fractions": [1.0], "positive_rates": [], "seeds": [0]}
 EVERYWHERE = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "GIT_COMMIT": "c0ffee"}
 """Variables of the images. PYTHONPATH stands for their working directory."""
 
@@ -74,8 +75,8 @@ def _component(command: list[str]) -> str:
 
 @pytest.mark.services
 def test_each_step_runs_in_the_environment_of_its_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`smoke` has all components of the stages, `begin` and `end`."""
-    params = Params.model_validate(PARAMS)
+    """`smoke` and, on its raw files, `study`: all components but `launch`, which needs Kubernetes."""
+    params = Params.model_validate(PARAMS | {"study": STUDY})
     for folder in ("s3", "home", "work"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
@@ -91,14 +92,19 @@ def test_each_step_runs_in_the_environment_of_its_pod(tmp_path: Path, monkeypatc
         named = [secret for secret in (given.secrets.s3, given.secrets.mlflow, given.secrets.pseudonyms) if secret]
         secrets = {(secret.name, key): values[variable] for secret in named for key, variable in secret.keys.items()}
 
-        packages.compile_to(tmp_path / "smoke.yaml", "smoke", given, params)
-        pods = Pods(tmp_path / "smoke.yaml", secrets, tmp_path / "home")
-        monkeypatch.setattr(subprocess_task_handler, "run_local_subprocess", pods.run)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about resources, which local runs ignore
-            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "ui"), raise_on_error=True)
-            packages.build("smoke", given, params)(**parameters.arguments("smoke", params, None, given.root))
-        assert pods.started == pods.components
+        raw, ran = None, set[str]()
+        for name in ("smoke", "study"):
+            packages.compile_to(tmp_path / f"{name}.yaml", name, given, params)
+            pods = Pods(tmp_path / f"{name}.yaml", secrets, tmp_path / "home")
+            monkeypatch.setattr(subprocess_task_handler, "run_local_subprocess", pods.run)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about resources, which local runs ignore
+                local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "ui"), raise_on_error=True)
+                packages.build(name, given, params)(**parameters.arguments(name, params, raw, given.root))
+            assert pods.started == pods.components
+            ran |= pods.started
+            raw = raw or _cohort(store | variables)
+        assert {"simulate", "begin", "register", "end", "plan", "model", "compare"} <= ran
 
         for variable, value in LOGIN.items():
             monkeypatch.setenv(variable, value)
@@ -106,3 +112,10 @@ def test_each_step_runs_in_the_environment_of_its_pod(tmp_path: Path, monkeypatc
         runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
         assert {one.info.status for one in runs} == {"FINISHED"}
         assert {model.name for model in client.search_registered_models()} == {"cxr-classify", "cxr-detect", "cxr-invert"}
+
+
+def _cohort(environment: dict[str, str]) -> str:
+    """Returns the folder of the files that `smoke` has simulated."""
+    code = "from components.common.runs import storage; print(next(iter(storage.listing('s3://bucket/artifacts/simulate'))).path)"
+    found = subprocess.run([sys.executable, "-c", code], env={**EVERYWHERE, **environment}, capture_output=True, text=True, check=True)
+    return f"s3://{seaweed.BUCKET}/artifacts/simulate/{found.stdout.split('/')[0].strip()}"
