@@ -3,11 +3,14 @@
 Every step can be repeated: a run that was killed between any two of them finds what it made and goes on.
 """
 
+import shutil
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -42,20 +45,25 @@ class Version(NamedTuple):
 
 
 class Registry:
-    """One registered model."""
+    """One registered model.
 
-    def __init__(self, name: str):
+    Args:
+        name: that of the model.
+        client: of a server that has answered before; None: a new one is made.
+
+    Raises:
+        UserError: MLflow cannot be reached.
+    """
+
+    def __init__(self, name: str, client: MlflowClient | None = None):
         self.name = name
-        self._client = tracking.client()
+        self._client = client or tracking.client()
         # The registry resolves models:/ addresses through MLflow's global setting.
         mlflow.set_tracking_uri(tracking.uri())
 
     def find(self, tags: dict[str, str]) -> Version | None:
         """Returns the newest version with these tags."""
-        conditions = [f"name = '{self.name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
-        with tracking.reachable():
-            found = self._client.search_model_versions(" AND ".join(conditions))
-        numbers = [int(version.version) for version in found]
+        numbers = [int(version.version) for version in self._versions if tags.items() <= version.tags.items()]
         return Version(self.name, str(max(numbers))) if numbers else None
 
     def holder(self, alias: str) -> str | None:
@@ -68,30 +76,35 @@ class Registry:
         Raises:
             UserError: the versions so far are of another head.
         """
-        with tracking.reachable():
-            versions = self._client.search_model_versions(f"name = '{self.name}'")
         # Versions made by hand have no such tags, and the first ones of register none of the head.
-        heads = {version.tags.get("task", "classify") for version in versions if version.tags.get("stage") == "register"}
+        heads = {version.tags.get("task", "classify") for version in self._versions if version.tags.get("stage") == "register"}
         if others := sorted(heads - {head}):
             raise UserError(f"register.name: {self.name} holds models of {others[0]}, not of {head}; choose another name")
 
     def add(self, packed: Path, run_id: str, tags: dict[str, str], description: str, kind: str) -> Version:
-        """Logs a packed model to a run, unless that was done before, and creates a new version from it."""
+        """Logs a packed model to a run and creates a new version from it.
+
+        If an earlier attempt of the run has logged its model, the version is made from that one, which then replaces `packed`.
+        """
         with tracking.reachable():
-            model = self._logged(run_id) or self._log(packed, run_id, tags, kind)
+            experiment = self._client.get_run(run_id).info.experiment_id
+            if model := self._logged(experiment, run_id):
+                shutil.rmtree(packed)
+                download(model.model_uri, packed)
+            else:
+                model = self._log(packed, experiment, run_id, tags, kind)
             self._create()
             made = self._client.create_model_version(
                 self.name, model.model_uri, run_id, tags=tags, description=description, model_id=model.model_id
             )
         return Version(self.name, str(made.version))
 
-    def assign(self, alias: str, version: str, reason: str) -> None:
-        """Moves an alias to a version and records the reason and, for a champion, its predecessor."""
-        aliases = self._aliases()
+    def assign(self, alias: str, version: str, reason: str, champion: str | None) -> None:
+        """Moves an alias to a version and records the reason and, for a new champion, the present one."""
         with tracking.reachable():
             self._client.set_model_version_tag(self.name, version, f"{alias}.reason", reason)
-            if alias == "champion" and aliases.get(alias) not in (None, version):
-                self._client.set_model_version_tag(self.name, version, PREVIOUS, aliases[alias])
+            if alias == "champion" and champion not in (None, version):
+                self._client.set_model_version_tag(self.name, version, PREVIOUS, champion)
         self._move(alias, version)
 
     def rollback(self) -> tuple[str, str]:
@@ -127,12 +140,10 @@ class Registry:
 
     def history(self, metric: str) -> list[dict[str, Any]]:
         """Returns number, aliases, metric and reason of every version, newest first."""
-        with tracking.reachable():
-            found = self._client.search_model_versions(f"name = '{self.name}'")
         aliases: dict[str, list[str]] = {}
         for alias, version in self._aliases().items():
             aliases.setdefault(version, []).append(alias)
-        return [_summary(one, aliases.get(str(one.version), []), metric) for one in sorted(found, key=_number, reverse=True)]
+        return [_summary(one, aliases.get(str(one.version), []), metric) for one in sorted(self._versions, key=_number, reverse=True)]
 
     def download(self, version: Version, folder: Path) -> None:
         """Downloads the packed model."""
@@ -152,6 +163,12 @@ class Registry:
         """Downloads model.json of a version into a folder and returns its content."""
         download(f"{Version(self.name, version).uri}/{ARTIFACT}", folder)
         return parse_description((folder / ARTIFACT).read_bytes(), ARTIFACT, "register")
+
+    @cached_property
+    def _versions(self) -> list[ModelVersion]:
+        """The versions when they were asked for first."""
+        with tracking.reachable():
+            return list(self._client.search_model_versions(f"name = '{self.name}'"))
 
     def _version(self, version: str) -> ModelVersion:
         with tracking.reachable():
@@ -189,17 +206,15 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _logged(self, run_id: str) -> LoggedModel | None:
+    def _logged(self, experiment: str, run_id: str) -> LoggedModel | None:
         """Returns the model that an earlier attempt of this run logged; deletes incomplete ones."""
-        experiment = self._client.get_run(run_id).info.experiment_id
         for model in self._client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
             if model.status == LoggedModelStatus.READY:
                 return model
             self._client.delete_logged_model(model.model_id)
         return None
 
-    def _log(self, packed: Path, run_id: str, tags: dict[str, str], kind: str) -> LoggedModel:
-        experiment = self._client.get_run(run_id).info.experiment_id
+    def _log(self, packed: Path, experiment: str, run_id: str, tags: dict[str, str], kind: str) -> LoggedModel:
         model = self._client.create_logged_model(experiment, self.name, run_id, tags, model_type=kind)
         _sign(packed, model)
         self._client.log_model_artifacts(model.model_id, str(packed))

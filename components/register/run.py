@@ -1,6 +1,7 @@
 """Registers a model in MLflow and gives it an alias: champion or challenger."""
 
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ def run(*, model: str, evaluation: str, out: str, params: Register) -> None:
     """
     candidate = read_candidate(model, evaluation)
     with stage_run("register", out, params, candidate.inputs, upstream=candidate.upstream) as job:
-        registry = Registry(name_of(params, candidate.head))
+        registry = Registry(name_of(params, candidate.head), job.tracker.client)
         registry.check_head(candidate.head)
         known = registry.find(_identity(job))
+        shutil.rmtree(job.folder / EXPORT, ignore_errors=True)  # that of a killed run
+        if known:
+            registry.download(known, job.folder / EXPORT)
         version = known or _add(registry, candidate, job)
-        registry.download(version, job.folder / EXPORT)
         decision, champion = _settle(registry, candidate, version, params)
         registration = _registration(version, candidate, params, champion, decision) | {"reused": known is not None}
         _tell(registration)
@@ -108,19 +111,19 @@ def _identity(job: StageRun) -> dict[str, str]:
 
 
 def _add(registry: Registry, candidate: Candidate, job: StageRun) -> Version:
-    """Adds a version. The predictions that later versions are compared with are attached first."""
+    """Packs the model into the work folder and adds a version. The predictions that later versions are compared with come first."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         task = HEADS[candidate.head].registration
         text = card.render(candidate, registry.name, job.params["licence"], registry.history(task.METRIC))
-        pack(copy_weights(candidate, folder), candidate.description, text, folder / "packed")
+        pack(copy_weights(candidate, folder), candidate.description, text, job.folder / EXPORT)
         pq.write_table(candidate.test_predictions, folder / TEST_PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
         job.tracker.attach(folder / TEST_PREDICTIONS)
         job.tracker.attach(folder / REPORT)
         job.tracker.flush()
         tags = lineage(job) | registry_tags(candidate, task.METRIC)
-        return registry.add(folder / "packed", job.tracker.run_id, tags, _summary(candidate), task.KIND)
+        return registry.add(job.folder / EXPORT, job.tracker.run_id, tags, _summary(candidate), task.KIND)
 
 
 def _summary(candidate: Candidate) -> str:
@@ -143,7 +146,7 @@ def _settle(registry: Registry, candidate: Candidate, version: Version, settings
         champion = registry.holder("champion")
         decision = _decide(registry, candidate, version, champion, settings)
         if registry.holder("champion") == champion:
-            registry.assign(decision.alias, version.number, decision.reason)
+            registry.assign(decision.alias, version.number, decision.reason, champion)
             return decision, champion
         log.info("register: the champion changed meanwhile; comparing again")
 

@@ -74,7 +74,7 @@ class Tracker:
     """Writes to one MLflow run. Only `flush` waits for the server."""
 
     def __init__(self, work: Work, run_id: str, client: MlflowClient):
-        self.run_id = run_id
+        self.run_id, self.client = run_id, client
         self._points = _logged_points(client, run_id) if work.resumed else {}
         # Copies of the attached files, since `publish` renames the work folder, perhaps while they are being uploaded.
         self.files = work.folder.with_name(run_id + FILES)
