@@ -183,8 +183,10 @@ def lost_pods(cluster: Cluster, settings: Settings) -> Finding:
         found = cluster.call(cluster.core.read_namespaced_config_map, "workflow-controller-configmap", SINGLE_USER_NAMESPACE)
     except UserError as error:
         return unknown(what, error)
-    defaults = yaml.safe_load((found.data or {}).get("workflowDefaults") or "{}") or {}
-    strategy = defaults.get("spec", {}).get("templateDefaults", {}).get("retryStrategy", {})
+    try:
+        strategy = yaml.safe_load(found.data["workflowDefaults"])["spec"]["templateDefaults"]["retryStrategy"] or {}
+    except (yaml.YAMLError, KeyError, TypeError):  # there are no defaults
+        strategy = {}
     if retries_what_is_killed(strategy):
         return Finding(what, FINE, "Argo replaces those that are evicted or killed")
     return Finding(what, WRONG, "Argo does not replace those that are evicted or killed; change its configuration with deploy/retries.sed")

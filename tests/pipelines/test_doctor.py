@@ -190,6 +190,10 @@ def test_a_complete_cluster(cluster: Kubernetes, capsys: pytest.CaptureFixture[s
         ),
         (lambda it: it.objects.update({"/api/v1/nodes": {"items": [node([], "0")]}}), "GPU nodes", "0 of 1 nodes have 1 nvidia.com/gpu"),
         (lambda it: it.objects.update(argo(retryPolicy="OnError")), "lost pods", "change its configuration with deploy/retries.sed"),
+        *(
+            (lambda it, data=data: it.objects[next(iter(argo()))].update(data=data), "lost pods", "change its configuration with")
+            for data in (None, {"workflowDefaults": "spec:"}, {"workflowDefaults": "a: ["})
+        ),
         (
             lambda it: it.pod.update(
                 containerStatuses=[container("cpu", waiting={"reason": "ErrImagePull", "message": "not\nfound"}), container("gpu", **DONE)]
