@@ -51,6 +51,16 @@ def heads(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> "H
     return make(tmp_path_factory.mktemp("heads"), mlflow_database)
 
 
+def replace_part(path: Path, table: pa.Table) -> None:
+    """Writes another table into a part of shards, and its digest into their manifest."""
+    pq.write_table(table, path, row_group_size=7)
+    manifest = json.loads(path.with_name("manifest.json").read_text())
+    for part in manifest["parts"]:
+        if part["name"] == path.name:
+            part["sha256"] = storage.digest_file(path)
+    path.with_name("manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
     """Returns a function that writes shards of 32 x 24 px (H x W) images whose findings `Left` and `Right` are bright spots."""

@@ -21,7 +21,7 @@ from components.common.training import backbones, devices
 from components.common.training.reader import Reader
 from components.evaluate import run as evaluate
 from components.params import Params
-from tests.conftest import FINDINGS, MakeShards
+from tests.conftest import FINDINGS, MakeShards, replace_part
 
 
 def changed(params: Params, **update: object) -> Params:
@@ -185,7 +185,7 @@ def poison(shards: str) -> None:
         labels = [[1 - v for v in row["labels"]] if row["split"] == "test" else row["labels"] for row in table.to_pylist()]
         index = table.schema.get_field_index("labels")
         turned = pa.array(labels, pa.list_(pa.float32()))
-        pq.write_table(table.set_column(index, table.schema.field(index), turned), path, row_group_size=7)
+        replace_part(path, table.set_column(index, table.schema.field(index), turned))
 
 
 @pytest.mark.parametrize("mode", ["finetune", "linear"])

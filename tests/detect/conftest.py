@@ -11,7 +11,7 @@ import pytest
 
 from components.common.formats.shards import SCHEMA
 from components.params import Params
-from tests.conftest import FINDINGS, MakeShards
+from tests.conftest import FINDINGS, MakeShards, replace_part
 
 SPOTS = {"Left": (2.0, 8.0, 7.0, 12.0), "Right": (14.0, 8.0, 7.0, 12.0)}
 Change = Callable[[dict[str, Any]], object]
@@ -34,7 +34,7 @@ def make_boxed(make_shards: MakeShards) -> Callable[..., str]:
                 row["labels"] = np.array(row["labels"], np.float32).tolist()
                 if change:
                     change(row)
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=7)
+            replace_part(path, pa.Table.from_pylist(rows, schema=SCHEMA))
         return folder
 
     return make

@@ -20,7 +20,7 @@ from components.invert.encoder import Encoder
 from components.invert.generator import Generator, build_generator
 from components.invert.inverter import rebuild
 from components.params import Params
-from tests.conftest import MakeShards
+from tests.conftest import MakeShards, replace_part
 
 SMALL = {
     "arch": "resnet18",
@@ -219,7 +219,7 @@ def test_test_images_do_not_influence_training_or_selection(make_shards: MakeSha
         rows = table.to_pylist()
         donor = next(row for row in rows if row["split"] == "train")
         changed = [{**row, "pixels": donor["pixels"]} if row["split"] == "test" else row for row in rows]
-        pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), path, row_group_size=7)
+        replace_part(path, pa.Table.from_pylist(changed, schema=table.schema))
     for name, shards in (("a", clean), ("b", poisoned)):
         run.run(shards=[shards], out=str(tmp_path / name), **params(gan_epochs=1, epochs=1).arguments("invert"))
     a, b = (pq.read_table(tmp_path / name / "predictions.parquet").to_pandas() for name in "ab")

@@ -13,7 +13,7 @@ from components.common.runs.shards import open_shards
 from components.common.training.devices import to_unit
 from components.common.training.reader import Batch
 from components.pretrain import probe
-from tests.conftest import MakeShards
+from tests.conftest import MakeShards, replace_part
 
 
 def test_neighbours_vote_as_in_scikit_learn() -> None:
@@ -64,6 +64,6 @@ def test_without_labels_there_is_no_probe(make_shards: MakeShards) -> None:
     for part in folder.glob("*.parquet"):
         table = pq.read_table(part)
         unknown = pa.array([[float("nan")] * 2] * len(table), table.schema.field("labels").type)
-        pq.write_table(table.set_column(table.schema.get_field_index("labels"), table.schema.field("labels"), unknown), part)
+        replace_part(part, table.set_column(table.schema.get_field_index("labels"), table.schema.field("labels"), unknown))
     with pytest.raises(UserError, match="no finding has both classes"):
         probe.Probe(open_shards(str(folder)), width=2)
