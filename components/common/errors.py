@@ -93,10 +93,13 @@ def temporary_folder() -> str:
         raise UserError(f"{place}: holds no more temporary files; free some space there or set TMPDIR to another disk") from None
 
 
+BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
+
+
 def _cause(error: BaseException) -> tuple[int | None, str | None]:
     """Returns the error number and the file name of an exception, or of the one that it was raised from or while handling."""
     found: BaseException | None = error
-    while found:
+    while found and not isinstance(found, BUGS):  # such an error arose while one of the disk was handled, and must not be hidden
         if isinstance(found, OSError) and found.errno:
             return found.errno, found.filename2 or found.filename
         if isinstance(found, sqlite3.Error) and hasattr(found, "sqlite_errorcode"):

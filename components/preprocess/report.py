@@ -118,8 +118,8 @@ def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[s
 
 def empty_splits(manifest: Manifest) -> list[str]:
     """Returns a sentence for each split without images."""
-    patients = plural(sum(manifest["counts"]["patients"].values()), "patient")
-    cause = f"of {patients}, each is in one split only; add patients, or change preprocess.val_fraction and preprocess.test_fraction"
+    patients = sum(manifest["counts"]["patients"].values())
+    cause = f"too few patients ({patients}); add more, or change preprocess.val_fraction and preprocess.test_fraction"
     return [f"The {SPLIT_NAMES[split].lower()} split has no images: {cause}." for split in _empty(manifest["counts"])]
 
 

@@ -128,6 +128,14 @@ def test_too_many_open_files_are_recognised(tmp_path: Path) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
+def test_a_bug_is_not_taken_for_the_error_during_which_it_showed(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), disk_errors(tmp_path):
+        try:
+            raise PermissionError(errno.EACCES, "denied")
+        except PermissionError:
+            {}["missing"]  # noqa: B018
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), ConnectionError("x"), RuntimeError("x"), FileNotFoundError(2, "x")])
 def test_other_errors_pass(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)), disk_errors(tmp_path):

@@ -164,4 +164,4 @@ def test_one_patient_is_too_few_to_split(tmp_path: Path, raw: Path, caplog: pyte
     of_split = manifest_of(tmp_path / "shards")["counts"]["images"]
     lines = [record.getMessage() for record in caplog.records if "split has no images" in record.getMessage()]
     assert len(lines) == 2 == list(of_split.values()).count(0)
-    assert all("of 1 patient, each is in one split only; add patients, or change preprocess.val_fraction" in line for line in lines)
+    assert all("too few patients (1); add more, or change preprocess.val_fraction" in line for line in lines)

@@ -13,6 +13,7 @@ from pydicom.uid import JPEGLSLossless
 
 from components.__main__ import main
 from components.common.formats import shards
+from components.common.runs.local_files import walk_folder
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE, Pseudonyms
 from components.preprocess.params import LAYOUTS
 from tests.common.dicom.phantoms import picture, write
@@ -72,6 +73,24 @@ def test_linked_folders_are_read_and_what_has_no_content_is_named(tmp_path: Path
     }
     assert merge(tmp_path, 1, 0) == 0
     assert bytes_of(tmp_path / "merged") == bytes_of(tmp_path / "shards")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_folder_with_several_links_is_read_once(tmp_path: Path, own: bool) -> None:
+    """PNG files have no id of their own: under two paths, one image would be two, of two patients, perhaps in two splits."""
+    top = tmp_path / "top"
+    folder = top / "m" if own else tmp_path / "elsewhere"
+    (folder / "ward").mkdir(parents=True)
+    top.mkdir(exist_ok=True)
+    for name in ("1.png", "ward/2.png"):
+        (folder / name).touch()
+    for link, target in {"a": folder, "z": folder, "b": folder / "ward", "n": folder / "ward"}.items():
+        (top / link).symlink_to(target)
+    listed = {entry.path: entry.fault for entry in walk_folder(str(top))}
+    files = sorted(path for path, fault in listed.items() if not fault)
+    assert files == (["m/1.png", "m/ward/2.png"] if own else ["a/1.png", "a/ward/2.png"])
+    assert {fault for fault in listed.values() if fault} == {"a folder that is read under another path"}
+    assert len(listed) == len(files) + (4 if own else 3)
 
 
 def test_the_output_must_not_lie_behind_a_link(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:

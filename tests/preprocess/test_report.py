@@ -171,7 +171,7 @@ def test_an_empty_split_and_missing_labels_are_warned_of(made: Path) -> None:
     manifest["findings"] = []
     manifest["counts"]["images"]["val"] = 0
     found = warnings_of(manifest)
-    assert "The validation split has no images: of 15 patients, each is in one split only; add patients, or change" in found[0]
+    assert "The validation split has no images: too few patients (15); add more, or change" in found[0]
     assert any("no labels" in line for line in found)
 
 

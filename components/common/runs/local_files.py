@@ -1,5 +1,6 @@
 """Files below a local folder, also behind symbolic links."""
 
+import heapq
 import os
 import stat
 from collections.abc import Iterator
@@ -25,17 +26,23 @@ class Entry(NamedTuple):
 def walk_folder(top: str, apart_from: str = "") -> Iterator[Entry]:
     """Yields all files below a folder, in no particular order, and what has no content as entries with a fault.
 
-    Links are followed, except those to a folder that they lie in.
+    Links are followed, but each folder is read once: under its own path if it lies below `top`, else under the first link to it, in the
+    order of their paths. Otherwise an image could get two ids, and stand in two splits.
 
     Raises:
         UserError: a folder cannot be read, or a linked one holds `apart_from`.
     """
     holding = _identities(Path(apart_from).resolve(), Path(apart_from).parent.resolve()) if apart_from else set()
-    pending = [""]
-    while pending:
-        below = pending.pop()
+    read: set[tuple[int, int]] = set()
+    pending, links = [""], list[str]()
+    while pending or links:
+        below = pending.pop() if pending else heapq.heappop(links)
         above: set[tuple[int, int]] = set()
         try:
+            if (identity := _identity(Path(top, below).stat())) in read:
+                yield Entry(below.removesuffix("/"), 0, "", "a folder that is read under another path")
+                continue
+            read.add(identity)
             with os.scandir(Path(top, below)) as found:
                 for entry in found:
                     path = f"{below}{entry.name}"
@@ -45,15 +52,19 @@ def walk_folder(top: str, apart_from: str = "") -> Iterator[Entry]:
                     info, fault = _look_at(entry)
                     if stat.S_ISDIR(info.st_mode):
                         above = above or _identities(*_steps(top, below))
-                        if (info.st_dev, info.st_ino) not in above:
-                            if (info.st_dev, info.st_ino) in holding:
+                        if _identity(info) not in above:
+                            if _identity(info) in holding:
                                 raise UserError(_LINKED.format(out=apart_from, folder=Path(top, path)))
-                            pending.append(f"{path}/")
+                            heapq.heappush(links, f"{path}/")
                             continue
                         fault = "a link to a folder that it lies in"
                     yield Entry(path, 0, "", fault) if fault else Entry(path, info.st_size, str(info.st_mtime_ns))
         except OSError as error:
             raise UserError(f"{error.filename or Path(top, below)}: cannot be read ({error.strerror})") from None
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
 
 
 def _look_at(entry: "os.DirEntry[str]") -> tuple[os.stat_result, str]:
@@ -76,4 +87,4 @@ def _steps(top: str, below: str) -> list[Path]:
 def _identities(*folders: Path) -> set[tuple[int, int]]:
     """Identifies folders and those that hold them, as far as they exist, by device and inode."""
     every = {path for folder in folders for path in (folder, *folder.parents)}
-    return {(info.st_dev, info.st_ino) for info in (path.stat() for path in every if path.exists())}
+    return {_identity(path.stat()) for path in every if path.exists()}
