@@ -133,7 +133,7 @@ def test_a_bug_is_not_taken_for_the_error_during_which_it_showed(tmp_path: Path)
         try:
             raise PermissionError(errno.EACCES, "denied")
         except PermissionError:
-            {}["missing"]  # noqa: B018
+            {}["missing"]
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ConnectionError("x"), RuntimeError("x"), FileNotFoundError(2, "x")])
