@@ -10,7 +10,7 @@ from components.common.runs.work import WORK_VARIABLE
 from components.heads import HEADS
 from components.params import Params
 from components.retry import PAUSE_VARIABLE, RETRIES_VARIABLE
-from pipelines.settings import GATED, Affinity, Pool, Secret, Settings, StepResources, cpu_cores
+from pipelines.settings import GATED, Affinity, Pool, Secret, Settings, StepResources
 
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"  # label of each pod that holds the id of the run
 SECRETS_FOLDER = "/var/run/secrets/cxr"  # folder with a file per variable, for components/pretrain/trainjob.py
@@ -40,11 +40,6 @@ def apply(task: dsl.PipelineTask, name: str, settings: Settings) -> dsl.Pipeline
     return task
 
 
-def threads(step: StepResources) -> str:
-    """Returns the number of threads for each process of a step, of which there is one per GPU: its share of the CPU limit."""
-    return str(max(1, int(cpu_cores(step.cpu[1])) // max(1, step.gpus)))
-
-
 def _set_sizes(task: dsl.PipelineTask, step: StepResources) -> None:
     task.set_cpu_request(step.cpu[0]).set_cpu_limit(step.cpu[1])
     task.set_memory_request(step.memory[0]).set_memory_limit(step.memory[1])
@@ -56,7 +51,7 @@ def _set_sizes(task: dsl.PipelineTask, step: StepResources) -> None:
 
 
 def _set_environment(task: dsl.PipelineTask, name: str, settings: Settings) -> None:
-    for variable, value in sorted({"OMP_NUM_THREADS": threads(settings.step(name)), **settings.environment}.items()):
+    for variable, value in sorted(settings.environment.items()):
         task.set_env_variable(variable, value)
     for secret in _secrets(name, settings):
         kubernetes.use_secret_as_env(task, secret.name, dict(secret.keys))
@@ -153,7 +148,6 @@ def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
         "annotations": {TOPOLOGY: settings.queue.topology} if settings.queue and settings.queue.topology else {},
         "deadline_seconds": _timeout_seconds(step),
         "environment": {
-            "OMP_NUM_THREADS": threads(step),
             GPUS_VARIABLE: str(step.gpus),
             **settings.environment,
             WORK_VARIABLE: settings.work.path if settings.work else SCRATCH,

@@ -65,7 +65,6 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
             )
     (folder / CARD).write_text(card, encoding="utf-8")
     _try_out(folder, content)
-    shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # left by the trial
 
 
 def export_onnx(network: torch.nn.Module, size: int, path: Path, outputs: tuple[str, ...]) -> None:
@@ -103,6 +102,9 @@ def _archive(files: list[Path], path: Path) -> Path:
 
 def _try_out(folder: Path, content: dict[str, Any]) -> None:
     task = content["task"]
-    answer = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        # A copy, since MLflow decodes escapes in a path, and work folders of outputs on S3 have some in their names.
+        copy = shutil.copytree(folder, Path(scratch, "model"))
+        answer = mlflow.pyfunc.load_model(str(copy)).predict(example(content["size"], content["bits"]))
     if not HEADS[task].registration.is_plausible(answer):
         raise UserError(f"{WEIGHTS}: gives implausible numbers; run {task} again")

@@ -13,6 +13,7 @@ from torch import Tensor
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels
 from components.common.runs.cores import GPUS_VARIABLE, threads
+from components.common.runs.provenance import KFP_VARIABLE
 from components.common.training.reader import Batch, prefetch
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -27,7 +28,8 @@ def set_up(device: str, seed: int) -> torch.device:
         UserError: torch sees no GPU, although the parameter is cuda, or it is auto and the step of a pipeline asked for GPUs.
     """
     found = device != "cpu" and torch.cuda.is_available()
-    asked = device == "cuda" or (device == "auto" and os.environ.get(GPUS_VARIABLE, "0") != "0")
+    in_pod = os.environ.get(KFP_VARIABLE) and os.environ.get(GPUS_VARIABLE, "0") != "0"
+    asked = device == "cuda" or (device == "auto" and in_pod)
     if asked and not found:
         raise UserError(
             f"device: a GPU is asked for, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees none with {_driver()}; "

@@ -232,6 +232,7 @@ def test_a_step_that_asked_for_gpus_does_not_train_on_the_cpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(devices, "DRIVER", tmp_path / "version")
     monkeypatch.setenv("CXR_GPUS", gpus)
+    monkeypatch.setenv("KFP_RUN_ID", "run")
     with pytest.raises(UserError, match=r"device: a GPU is asked for, but torch .* sees none with no NVIDIA driver; "):
         devices.set_up(device, 0)
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n")
