@@ -116,14 +116,18 @@ def _add(registry: Registry, candidate: Candidate, job: StageRun) -> Version:
         folder = Path(scratch)
         task = HEADS[candidate.head].registration
         text = card.render(candidate, registry.name, job.params["licence"], registry.history(task.METRIC))
-        pack(copy_weights(candidate, folder), candidate.description, text, job.folder / EXPORT)
+        pack(copy_weights(candidate, folder), candidate.description, text, folder / EXPORT)
         pq.write_table(candidate.test_predictions, folder / TEST_PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
         job.tracker.attach(folder / TEST_PREDICTIONS)
         job.tracker.attach(folder / REPORT)
         job.tracker.flush()
         tags = lineage(job) | registry_tags(candidate, task.METRIC)
-        return registry.add(job.folder / EXPORT, job.tracker.run_id, tags, _summary(candidate), task.KIND)
+        # Not in the work folder: MLflow decodes escapes in a path, and that of an output on S3 has some in its name.
+        version = registry.add(folder / EXPORT, job.tracker.run_id, tags, _summary(candidate), task.KIND)
+        shutil.rmtree(job.folder / EXPORT, ignore_errors=True)
+        shutil.move(folder / EXPORT, job.folder / EXPORT)
+        return version
 
 
 def _summary(candidate: Candidate) -> str:
