@@ -241,10 +241,13 @@ def _today() -> str:
 
 
 def _sign(packed: Path, model: LoggedModel) -> None:
-    """Writes the id of the logged model into a packed model, and replaces the path of its source."""
+    """Writes the id of the logged model into a packed model, and replaces the paths of its sources, which only this machine has."""
     card = packed / CARD
     card.write_text(card.read_text(encoding="utf-8").replace(MODEL_URI, f"models:/{model.model_id}"), encoding="utf-8")
     description = Model.load(packed)
     description.run_id, description.model_id, description.artifact_path = model.source_run_id, model.model_id, model.artifact_location
-    description.flavors["python_function"]["model_code_path"] = ENTRY.name
+    flavor = description.flavors["python_function"]
+    flavor["model_code_path"] = ENTRY.name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
     description.save(str(packed / MLMODEL_FILE_NAME))
