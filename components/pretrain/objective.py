@@ -8,7 +8,7 @@ The presets, with the stages that they compare and the similarity that each is p
 - `ifa-layer4`: layer4 to 1.
 - `aligned`: as `ifa`, but between positions that show the same anatomy.
 - `mse`: the mean squared error of all four stages' pooled maps (Kaku et al. 2021, arXiv 2110.14805), the closest relative.
-- `scratch`: none, without any training.
+- `scratch` and `base`: none, without any training.
 """
 
 import math
@@ -36,6 +36,7 @@ class Preset(NamedTuple):
 
 PRESETS = {
     "scratch": Preset({}),
+    "base": Preset({}),
     "moco": Preset({}),
     "ifa": Preset({"layer1": Term(target=0.3), "layer4": Term(target=1)}),
     "ifa-cosine": Preset({"layer1": Term(target=1), "layer4": Term(target=1)}),

@@ -6,7 +6,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from components.common.runs.params import Arch, Device, Fraction, NonNegative, Positive, Section, Seed
 
-Arm = Literal["scratch", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse"]
+Arm = Literal["scratch", "base", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse"]
+CONTROLS = ("scratch", "base")
+"""Arms of a study without training."""
 Stage = Literal["layer1", "layer2", "layer3", "layer4"]
 Preset = Literal["authors", "frequent"]
 Interval = tuple[float, float]
@@ -99,7 +101,8 @@ class Pretrain(Section):
     preset: Arm = "ifa"
     """Which intermediate maps are pulled to which similarity. moco: none; ifa: as in the authors' code; ifa-cosine: as in the
     paper's abstract; ifa-layer4: layer4 only; aligned: as ifa, but between positions of the same anatomy; mse: Kaku et al.'s mean
-    squared error (components/pretrain/objective.py); scratch: no training, the starting point itself, as a control in a study."""
+    squared error (components/pretrain/objective.py). The controls of a study are not trained: scratch has random weights whatever
+    --start names, base those of --start."""
     terms: dict[Stage, Term] | None = None
     """Terms by stage that replace those of the preset, such as {layer1: {target: 0.3, weight: 0.5}}; null: the preset's."""
     lambda_nce: NonNegative = 1.0
@@ -149,6 +152,11 @@ class Pretrain(Section):
     probe_epochs: Annotated[int, Field(ge=0)] = 10
     """Epochs between nearest-neighbour probes on the labelled validation split; 0: no probes."""
 
+    @property
+    def passes(self) -> int:
+        """Passes over the train split that the preset makes: none for a control."""
+        return 0 if self.preset in CONTROLS else self.epochs
+
     def rounding(self) -> tuple[str, ...]:
         """Names of parameters that change nothing in the result but its rounding, or only what is logged."""
         return ("probe_epochs",) if self.batch_norm == "sync" else ("accumulate", "probe_epochs")
@@ -169,7 +177,7 @@ class Pretrain(Section):
 
     @model_validator(mode="after")
     def _terms_fit_the_preset(self) -> "Pretrain":
-        if self.preset in ("moco", "scratch") and self.terms:
+        if self.preset in ("moco", *CONTROLS) and self.terms:
             raise ValueError(f"terms: the preset {self.preset} has none; choose ifa, aligned or mse")
         if self.preset == "mse" and any(term.target != Term().target for term in (self.terms or {}).values()):
             raise ValueError("terms: with the preset mse they have a weight and no target")

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 
+from components.common.errors import UserError
 from components.common.formats.history import HISTORY, metrics_of, write_history
 from components.common.formats.pages import FIGURES
 from components.common.runs.params import Runtime
@@ -19,15 +20,19 @@ def run(*, shards: list[str], out: str, params: Pretrain, runtime: Runtime, star
     """Pretrains a backbone on the train split, from `start` (components/pretrain/initial_weights.py) or from random weights."""
     with processes.process_group(params.device), ExitStack() as stack:
         with processes.shared_errors():
-            opened, weights = open_shards(shards), initial_weights.read(start, params.arch) if start else None
-            pretraining = Pretraining(params, runtime, opened, weights)
+            pretraining = Pretraining(params, runtime, open_shards(shards), _weights(params, start))
         # Only the main process writes; the others have neither a work folder nor an MLflow run.
         job = processes.on_main(lambda: _open(pretraining, out, stack))
         pretraining.start()
-        epochs = 0 if params.preset == "scratch" else params.epochs
-        trainer = loop.Trainer(pretraining, "pretrain", job.folder if job else None, epochs, runtime)
+        trainer = loop.Trainer(pretraining, "pretrain", job.folder if job else None, params.passes, runtime)
         history = trainer.run(job.log if job else None)
         processes.on_main(lambda: _finish(pretraining, job, history))
+
+
+def _weights(params: Pretrain, start: str | None) -> initial_weights.InitialWeights | None:
+    if params.preset == "base" and not start:
+        raise UserError("pretrain.preset: base has the weights of --start, which is missing; give it, or choose scratch")
+    return initial_weights.read(start, params.arch) if start and params.preset != "scratch" else None
 
 
 def _open(pretraining: Pretraining, out: str, stack: ExitStack) -> StageRun:

@@ -141,7 +141,7 @@ class Pretraining(loop.Trainable):
         description: Description = {
             "arch": self.params.arch,
             "method": self.params.preset,
-            "epochs": 0 if self.params.preset == "scratch" else self.params.epochs,
+            "epochs": self.params.passes,
             "images": len(self.reader),
             "size": self.reader.size,
             "normalisation": {"mean": self.mean, "std": self.std},

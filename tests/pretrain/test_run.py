@@ -195,10 +195,14 @@ def test_on_a_gpu(make_shards: MakeShards, tiny: Params, tmp_path: Path, changes
     assert len(history(tmp_path / "out")) == 2
 
 
-def test_scratch_exports_the_initial_weights(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    """The baseline arm of the study: the initial weights of a training with the same seed."""
-    params = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"preset": "scratch", "seed": 3})})
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **params.arguments("pretrain"))
+@pytest.mark.parametrize("started", [False, True])
+def test_scratch_exports_the_initial_weights(make_shards: MakeShards, tiny: Params, tmp_path: Path, started: bool) -> None:
+    """A control of the study: the initial weights of a training with the same seed, whatever it could start from."""
+    shards, start = make_shards(), str(tmp_path / "base") if started else None
+    if start:
+        pretrain.run(shards=[shards], out=start, **with_pretrain(tiny, epochs=1).arguments("pretrain"))
+    params = with_pretrain(tiny, preset="scratch", seed=3)
+    pretrain.run(shards=[shards], out=str(tmp_path / "out"), start=start, **params.arguments("pretrain"))
     weights = load_file(tmp_path / "out" / "backbone.safetensors")
     torch.manual_seed(3)
     expected = backbones.build("resnet18").state_dict()
@@ -206,3 +210,15 @@ def test_scratch_exports_the_initial_weights(make_shards: MakeShards, tiny: Para
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert json.loads((tmp_path / "out" / "backbone.json").read_text())["epochs"] == 0
     assert (tmp_path / "out" / "history.csv").read_text() == "epoch\n"
+    assert "start" not in json.loads((tmp_path / "out" / "run.json").read_text())["inputs"]
+
+
+def test_base_exports_its_start(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    """The other control: what the arms of a study continue."""
+    shards, base, out = make_shards(), tmp_path / "base", tmp_path / "out"
+    pretrain.run(shards=[shards], out=str(base), **with_pretrain(tiny, epochs=1).arguments("pretrain"))
+    control = with_pretrain(tiny, preset="base").arguments("pretrain")
+    pretrain.run(shards=[shards], out=str(out), start=str(base), **control)
+    assert (out / "backbone.safetensors").read_bytes() == (base / "backbone.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"^pretrain.preset: base has the weights of --start, which is missing"):
+        pretrain.run(shards=[shards], out=str(tmp_path / "none"), **control)
