@@ -75,10 +75,10 @@ def study(*, cells: str, out: str, params: Study, evaluate: Evaluate) -> None:
     with stage_run("study", out, params, inputs, depends={"evaluate": evaluate.values()}) as job:
         answers = answers_of(models, params, evaluate)
         storage.write(str(job.folder / STUDY), study_page.render(answers, params, evaluate).encode())
-        storage.write(str(job.folder / STUDY_TEXT), study_page.as_text(answers, params).encode())
+        storage.write(str(job.folder / STUDY_TEXT), study_page.as_text(answers, params, evaluate).encode())
         metrics = {name: value for found in answers for name, value in found.metrics().items()}
         job.attach(STUDY)
-        for sentence in study_page.summary(answers, params):
+        for sentence in study_page.summary(answers, params, evaluate):
             log.info("study: %s", sentence)
         job.publish(metrics)
 

@@ -3,11 +3,11 @@
 The claims are that pretraining with IFA helps a linear probe, with few labels, with rare positives, in detection, and as the
 perceptual loss of GAN inversion (Cho et al. 2024). A cell is the output folder of one model: an arm (how its backbone was
 pretrained), a condition (such as the fraction of labels) and a seed. Arms are compared within a condition and a seed, on the
-same test patients.
+same test patients; the interval of a difference has the chance of both, of the patients and of the seeds.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,13 +16,18 @@ import numpy as np
 from components.common.errors import UserError
 from components.common.formats.documents import RUN_RECORD
 from components.common.head import Evaluation
+from components.common.html.numbers import number
 from components.common.runs import storage
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import bootstrap_p, holm
 from components.common.statistics.intervals import Interval, percentile_interval
+from components.common.statistics.repeated import SeedChance, mixed_bootstrap, seed_chance, smallest_effect
 from components.evaluate.params import Study
 
 ALWAYS = "all"  # condition of a claim that varies nothing
+LEVEL = 0.05  # of significance, of all comparisons of a claim together
+ENOUGH_SEEDS = 3
+UNKNOWN = float("nan")
 
 
 class Claim(NamedTuple):
@@ -62,8 +67,10 @@ class Estimate:
     condition: str
     seeds: tuple[float, ...]  # one value per seed
     interval: Interval  # interval of the first seed's model
-    difference: Interval | None  # difference from the reference, averaged over seeds; None for the reference itself
-    p_adjusted: float  # after Holm's correction over the comparisons of the claim; NaN for the reference
+    difference: Interval | None = None  # difference from the reference, averaged over seeds; None for the reference itself
+    p: float = UNKNOWN  # NaN for the reference
+    p_adjusted: float = UNKNOWN  # after Holm's correction over the comparisons of the claim
+    smallest: float = UNKNOWN  # the smallest true difference that the study would have shown, with a chance of 80 %
 
     @property
     def mean(self) -> float:
@@ -82,6 +89,11 @@ class Answer:
     arms: tuple[str, ...]
     estimates: dict[tuple[str, str], Estimate]  # keyed by condition and arm
 
+    @property
+    def seeds(self) -> int:
+        """The smallest number of seeds of a condition."""
+        return min(len(one.seeds) for one in self.estimates.values())
+
     def metrics(self) -> dict[str, float]:
         """Entries of metrics.json: CLAIM_CONDITION_ARM, and the difference from the reference."""
         flat: dict[str, float] = {}
@@ -89,7 +101,8 @@ class Answer:
             name = f"{self.name}_{arm}" if condition == ALWAYS else f"{self.name}_{condition}_{arm}"
             flat |= one.interval._replace(estimate=one.mean).flat(name)
             if one.difference:
-                flat |= one.difference.flat(f"{name}_difference") | {f"{name}_p_holm": one.p_adjusted}
+                flat |= one.difference.flat(f"{name}_difference")
+                flat |= {f"{name}_p_holm": one.p_adjusted, f"{name}_smallest_effect": one.smallest}
         return flat
 
 
@@ -125,19 +138,19 @@ def _answer(claim: str, models: dict[Cell, Evaluation], study: Study, evaluate: 
     metric = CLAIMS[claim].metric.format(finding=_finding(models.values()))
     conditions = tuple(sorted({cell.condition for cell in models}, key=_order))
     arms = tuple(arm for arm in study.arms if any(cell.arm == arm for cell in models))
-    keys = [(condition, arm) for condition in conditions for arm in arms]
-    raw = [_estimate(metric, models, condition, arm, study.reference, evaluate) for condition, arm in keys]
-    adjusted = holm(np.array([p for _, p in raw]))
-    estimates = [replace(one, p_adjusted=float(p)) for (one, _), p in zip(raw, adjusted, strict=True)]
-    return Answer(claim, CLAIMS[claim], metric, conditions, arms, dict(zip(keys, estimates, strict=True)))
+    level = LEVEL / max((len(arms) - 1) * len(conditions), 1)
+    found = [one for condition in conditions for one in _estimates(metric, models, condition, arms, study.reference, evaluate, level)]
+    adjusted = holm(np.array([one.p for one in found]))
+    estimates = {(one.condition, one.arm): replace(one, p_adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)}
+    return Answer(claim, CLAIMS[claim], metric, conditions, arms, estimates)
 
 
-def verdict(found: Answer, arm: str, level: float = 0.05) -> str:
-    """Says whether the claim holds on this cohort for an arm other than the reference, at a level of significance."""
+def verdict(found: Answer, arm: str) -> str:
+    """Says whether the claim holds on this cohort for an arm other than the reference."""
     judged = [found.estimates[condition, arm] for condition in found.conditions]
     known = [(one.difference.estimate, one.p_adjusted) for one in judged if one.difference and math.isfinite(one.p_adjusted)]
-    better = sum(difference > 0 and p < level for difference, p in known)
-    worse = sum(difference < 0 and p < level for difference, p in known)
+    better = sum(difference > 0 and p < LEVEL for difference, p in known)
+    worse = sum(difference < 0 and p < LEVEL for difference, p in known)
     several = f" in {better or worse} of {len(known)} conditions" if len(found.conditions) > 1 else ""
     if not known:
         return "cannot be judged: too few positives in the test split"
@@ -147,27 +160,46 @@ def verdict(found: Answer, arm: str, level: float = 0.05) -> str:
         return f"holds on this cohort: better{several}"
     if worse:
         return f"does not hold on this cohort: worse{several}"
-    return "is not shown on this cohort: no difference beyond chance"
+    smallest = sorted(one.smallest for one in judged if math.isfinite(one.smallest))
+    shown = " to ".join(dict.fromkeys(map(number, (smallest[0], smallest[-1]))))
+    return f"is not shown on this cohort: no difference beyond chance; the smallest effect that could be shown is {shown}"
 
 
-def _estimate(
-    metric: str, models: dict[Cell, Evaluation], condition: str, arm: str, reference: str, evaluate: Evaluate
-) -> tuple[Estimate, float]:
-    """Estimate of an arm, and its p-value before correction."""
-    own = {cell.seed: model for cell, model in models.items() if (cell.condition, cell.arm) == (condition, arm)}
-    theirs = {cell.seed: model for cell, model in models.items() if (cell.condition, cell.arm) == (condition, reference)}
+def _estimates(
+    metric: str, models: dict[Cell, Evaluation], condition: str, arms: Sequence[str], reference: str, evaluate: Evaluate, level: float
+) -> list[Estimate]:
+    """Estimates of the arms under a condition, without Holm's correction; `level` is that of the first comparison that it allows."""
+    by_arm = {arm: _by_seed(models, condition, arm, reference) for arm in arms}
+    values = {arm: np.array([model.headline()[metric].estimate for model in own]) for arm, own in by_arm.items()}
+    chance = seed_chance(np.stack(list(values.values())))
+    estimates = []
+    for arm, own in by_arm.items():
+        found = Estimate(arm, condition, tuple(values[arm].tolist()), own[0].headline()[metric])
+        pairs = zip(own, by_arm[reference], strict=True)
+        estimates.append(found if arm == reference else _compared(found, metric, pairs, chance, evaluate, level))
+    return estimates
+
+
+def _by_seed(models: dict[Cell, Evaluation], condition: str, arm: str, reference: str) -> list[Evaluation]:
+    """Returns the models of an arm in the order of their seeds, which must be those of the reference."""
+    own, theirs = ({cell.seed: m for cell, m in models.items() if cell[1:3] == (condition, name)} for name in (arm, reference))
     if missing := sorted(set(own) ^ set(theirs)):
         raise UserError(f"study: condition {condition}, arm {arm}: seed {missing[0]} is missing for {arm} or {reference}; run its cell")
-    intervals = [model.headline()[metric] for _, model in sorted(own.items())]
-    values = tuple(interval.estimate for interval in intervals)
-    if arm == reference:
-        return Estimate(arm, condition, values, intervals[0], None, float("nan")), float("nan")
-    pairs = [next(d for d in own[seed].compare(theirs[seed]) if d.name == metric) for seed in sorted(own)]
+    return [model for _, model in sorted(own.items())]
+
+
+def _compared(
+    found: Estimate, metric: str, pairs: Iterable[tuple[Evaluation, Evaluation]], chance: SeedChance, evaluate: Evaluate, level: float
+) -> Estimate:
+    """Adds the difference from the reference, given pairs of an arm's model and the reference's by seed."""
+    differences = [each for own, theirs in pairs for each in own.compare(theirs) if each.name == metric]
+    if not differences:  # too few positives
+        return found
     # All models share the seed of the bootstrap, so the b-th resample of each has drawn the same patients.
-    samples = np.mean([pair.samples for pair in pairs], axis=0)
-    mean = float(np.mean([pair.interval.estimate for pair in pairs]))
-    difference = percentile_interval(mean, samples, evaluate.confidence)
-    return Estimate(arm, condition, values, intervals[0], difference, float("nan")), bootstrap_p(samples)
+    samples = np.stack([each.samples for each in differences])
+    mean = mixed_bootstrap(np.array([each.interval.estimate for each in differences]), samples, chance, evaluate.seed)
+    interval = percentile_interval(mean.estimate, mean.samples, evaluate.confidence)
+    return replace(found, difference=interval, p=bootstrap_p(mean.samples), smallest=smallest_effect(mean, level))
 
 
 def _finding(models: Iterable[Evaluation]) -> str:

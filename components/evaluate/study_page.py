@@ -7,11 +7,12 @@ from components.common.html import page
 from components.common.html.charts import Axis, Chart, Line, nice_axis
 from components.common.html.numbers import limits, number, probability, signed
 from components.common.runs.params import Evaluate
+from components.common.statistics.differences import smallest_p
 from components.evaluate.params import Study
-from components.evaluate.study import ALWAYS, Answer, verdict
+from components.evaluate.study import ALWAYS, ENOUGH_SEEDS, LEVEL, Answer, verdict
+from components.pretrain.params import CONTROLS
 
-STYLES = ("third", "first", "second", "fourth", "fifth", "sixth", "seventh")  # classes of page.css, one per arm
-SCRATCH = "scratch"
+STYLES = ("eighth", "sixth", "third", "first", "second", "fourth", "fifth", "seventh")  # classes of page.css, one per arm
 
 
 def render(answers: Sequence[Answer], study: Study, params: Evaluate) -> str:
@@ -19,6 +20,7 @@ def render(answers: Sequence[Answer], study: Study, params: Evaluate) -> str:
     return page.render(
         "evaluate/study.html",
         answers=[(one, _sentences(one, study), _difference_axis(one), _plot(one)) for one in answers],
+        caveats=caveats(answers, params),
         study=study,
         params=params,
         styles=STYLES,
@@ -26,33 +28,55 @@ def render(answers: Sequence[Answer], study: Study, params: Evaluate) -> str:
     )
 
 
-def summary(answers: Sequence[Answer], study: Study) -> list[str]:
-    """Returns one sentence per claim and arm, without markup."""
-    return [sentence for one in answers for sentence in _sentences(one, study)]
+def summary(answers: Sequence[Answer], study: Study, params: Evaluate) -> list[str]:
+    """Returns the caveats, and one sentence per claim and arm, without markup."""
+    return [*caveats(answers, params), *(sentence for one in answers for sentence in _sentences(one, study))]
 
 
-def as_text(answers: Sequence[Answer], study: Study) -> str:
+def caveats(answers: Sequence[Answer], params: Evaluate) -> list[str]:
+    """Returns sentences about what the study as a whole cannot show."""
+    seeds = min(one.seeds for one in answers)
+    comparisons = max(sum(math.isfinite(each.p) for each in one.estimates.values()) for one in answers)
+    found = []
+    if seeds == 1:
+        found.append("One seed: intervals and p-values have the chance of the test patients only, not that of the training.")
+    elif seeds < ENOUGH_SEEDS:
+        found.append(f"{seeds} seeds: fewer than {ENOUGH_SEEDS} say little about how much trainings vary, so that only large effects show.")
+    if comparisons * smallest_p(params.resamples) >= LEVEL:
+        needed = f"set evaluate.resamples above {2 * comparisons / LEVEL:.0f}"
+        found.append(f"After Holm's correction of {comparisons} comparisons no p-value can be below {LEVEL}: {needed}.")
+    return found
+
+
+def as_text(answers: Sequence[Answer], study: Study, params: Evaluate) -> str:
     """Returns the sentences and tables of the page as Markdown."""
-    return "\n".join(line for one in answers for line in _text(one, study))
+    return "\n".join([*(f"{line}\n" for line in caveats(answers, params)), *(line for one in answers for line in _text(one, study))])
 
 
 def _text(found: Answer, study: Study) -> list[str]:
-    condition = found.claim.condition
+    condition = found.claim.condition if found.conditions != (ALWAYS,) else ""
     several = any(len(one.seeds) > 1 for one in found.estimates.values())
     spread = "range over seeds" if several else "interval"
-    heads = [*([condition] if condition else []), "arm", f"{found.metric} ({spread})", f"minus {study.reference} (interval)", "p (Holm)"]
+    heads = [
+        *([condition] if condition else []),
+        "arm",
+        f"{found.metric} ({spread})",
+        f"minus {study.reference} (interval)",
+        "p (Holm)",
+        "smallest effect",
+    ]
     rows = []
     for one in (found.estimates[condition, arm] for condition in found.conditions for arm in found.arms):
         difference = f"{signed(one.difference.estimate)} ({limits(one.difference, signs=True)})" if one.difference else "–"
         around = f"{number(min(one.seeds))} to {number(max(one.seeds))}" if several else limits(one.interval)
-        cells = [one.arm, f"{number(one.mean)} ({around})", difference, probability(one.p_adjusted)]
+        cells = [one.arm, f"{number(one.mean)} ({around})", difference, probability(one.p_adjusted), number(one.smallest)]
         rows.append([*([one.condition] if condition else []), *cells])
     table = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
     return [f"### {found.claim.title}", "", *table, "", *(f"- {sentence}" for sentence in _sentences(found, study)), ""]
 
 
 def _sentences(found: Answer, study: Study) -> list[str]:
-    arms = [arm for arm in found.arms if arm not in (study.reference, SCRATCH)]
+    arms = [arm for arm in found.arms if arm not in (study.reference, *CONTROLS)]
     return [f"That {arm} pretraining {found.claim.statement}, compared with {study.reference}, {verdict(found, arm)}." for arm in arms]
 
 

@@ -55,6 +55,11 @@ def bootstrap_p(differences: Floats) -> float:
     return float(min(1.0, 2 * (tail + 1) / (len(defined) + 1)))
 
 
+def smallest_p(resamples: int) -> float:
+    """The smallest value of `bootstrap_p`."""
+    return 2 / (resamples + 1)
+
+
 def holm(p_values: Floats) -> Floats:
     """Adjusts (m,) p-values to control the chance of any false positive (Holm, Scand J Stat 1979); NaN stays NaN."""
     adjusted = np.full(len(p_values), np.nan)
