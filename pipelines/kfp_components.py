@@ -41,15 +41,16 @@ def end(status: dsl.PipelineTaskFinalStatus) -> None:
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
 def plan(
-    shards: str, root: str, heads: str, after: list[str], pretrain: str, classify: str, detect: str, invert: str, study: str
+    shards: str, root: str, heads: str, phase: int, after: list[str], pretrain: str, classify: str, detect: str, invert: str, study: str
 ) -> list[str]:
-    """Lists the models of a study: the prerequisites, or the cells that are compared.
+    """Lists the models of one phase of a study.
 
     Args:
         shards: folder of the shards.
         root: parent folder of all outputs.
         heads: heads that backbones are compared by, separated by commas.
-        after: folders of the prerequisites, for the list of the cells; empty for the list of the prerequisites.
+        phase: number of the phase, from 0.
+        after: folders of the models of the phase before.
         pretrain: JSON of the section `pretrain`.
         classify: JSON of the section `classify`.
         detect: JSON of the section `detect`.
@@ -68,7 +69,7 @@ def plan(
     with exit_codes("plan"):
         sections = {"pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert, "study": study}
         found = plan(shards, root, parse(sections), heads)
-    return [json.dumps(model) for model in (found.cells() if after else found.prerequisites())]
+    return [json.dumps(model) for model in found.phases()[phase]]
 
 
 @dsl.component(base_image="gpu", install_kfp_package=False)

@@ -20,17 +20,19 @@ def study(settings: Settings, params: Params) -> BaseComponent:
     @pipeline("study", "Does pretraining with IFA help where the paper says so?", settings, params)
     def define(steps: SharedSteps) -> None:
         shards = steps.shards(steps.begin())
-        prerequisites = _models(steps, "pretrain", _plan(steps, shards, []))
-        cells = _models(steps, "classify", _plan(steps, shards, prerequisites))
+        bases = _models(steps, "pretrain", _plan(steps, shards, 0, []))
+        backbones = _models(steps, "pretrain", _plan(steps, shards, 1, bases))
+        cells = _models(steps, "classify", _plan(steps, shards, 2, backbones))
         task = evaluation.compare(cells=cells, evaluate=steps.given["evaluate"], study=steps.given["study"])
         apply(task, "evaluate", settings)
 
     return define
 
 
-def _plan(steps: SharedSteps, shards: Any, after: Any) -> Any:
+def _plan(steps: SharedSteps, shards: Any, phase: int, after: Any) -> Any:
     sections = {name: steps.given[name] for name in (*COMPARED, "study")}
-    task = kfp_components.plan(shards=shards, root=steps.given["root"], heads=",".join(steps.settings.heads), after=after, **sections)
+    given = {"shards": shards, "root": steps.given["root"], "heads": ",".join(steps.settings.heads)}
+    task = kfp_components.plan(phase=phase, after=after, **given, **sections)
     return apply(task, "begin", steps.settings).set_display_name("plan").output
 
 

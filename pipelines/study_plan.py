@@ -1,4 +1,7 @@
-"""The models of a study: first backbones and generators, then the cells that the page compares. study/dvc.yaml makes the same.
+"""The models of a study: bases and generators, backbones, and the cells that the page compares. study/dvc.yaml makes the same.
+
+MoCo makes one base per seed. Each arm continues it, with a new head and queue and its own loss, for as many steps as the others, as
+the authors of IFA continued their MoCo weights. The controls are `scratch`, random weights, and `base`, the base itself.
 
 A model is a mapping of texts, since that is what a loop of a pipeline passes on: the stage, its inputs and its section as JSON, and
 its output folder. `evaluate study` looks for the cells in these folders.
@@ -16,31 +19,39 @@ from components.params import Params
 KEY_DIGITS = 16
 COMPARED = ("pretrain", "classify", "detect", "invert")  # stages that the claims of the paper are about
 
+Model = dict[str, str]
+
 
 class StudyPlan(NamedTuple):
-    """The models of a study on one set of shards."""
+    """The models of a study that is judged on one cohort."""
 
-    shards: str
-    folder: str  # parent folder of all models
+    shards: str  # of the cohort that the heads are trained and tested on
+    pretraining: tuple[str, ...]  # shards of all cohorts that bases and arms are pretrained on
+    folder: str  # parent folder of generators and cells
+    pretrained: str  # parent folder of bases and backbones; studies on several cohorts share it
     params: Params
     heads: tuple[str, ...]  # heads that backbones are compared by; `classify` always is
 
-    def prerequisites(self) -> list[dict[str, str]]:
-        """Lists the backbones, and the generators, one per seed for all arms."""
+    def phases(self) -> list[list[Model]]:
+        """Lists the models in three phases: each needs those of the phases before."""
         study = self.params.study
-        models = [
-            self._model("pretrain", self._backbone(arm, seed), {}, preset=arm, seed=seed) for arm, seed in product(study.arms, study.seeds)
-        ]
+        models = list(product(study.arms, study.seeds))
+        first = [self._base_model(seed) for seed in study.seeds]
         if "invert" in self.heads:
-            models += [self._model("invert", self._generator(seed), {}, perceptual="none", epochs=1, seed=seed) for seed in study.seeds]
-        return models
+            first += [self._model("invert", self._generator(seed), {}, perceptual="none", epochs=1, seed=seed) for seed in study.seeds]
+        backbones = [self._backbone_model(arm, seed) for arm, seed in models]
+        return [first, backbones, [cell for arm, seed in models for cell in self._cells(arm, seed)]]
 
-    def cells(self) -> list[dict[str, str]]:
-        """Lists what is compared: each claim under each condition, for each arm and seed."""
-        return [model for arm, seed in product(self.params.study.arms, self.params.study.seeds) for model in self._cells(arm, seed)]
+    def _base_model(self, seed: int) -> Model:
+        epochs = self.params.study.base_epochs
+        return self._pretraining(self._base(seed), {}, preset="moco", epochs=epochs, seed=seed)
 
-    def _cells(self, arm: str, seed: int) -> Iterator[dict[str, str]]:
+    def _backbone_model(self, arm: str, seed: int) -> Model:
+        return self._pretraining(self._backbone(arm, seed), {"start": self._base(seed)}, preset=arm, seed=seed)
+
+    def _cells(self, arm: str, seed: int) -> Iterator[Model]:
         study, backbone = self.params.study, self._backbone(arm, seed)
+        yield self._model("classify", self._path("probe", "all", arm, seed), {"backbone": backbone}, mode="linear", seed=seed)
         for fraction in study.fractions:
             folder = self._path("scarcity", fraction, arm, seed)
             yield self._model("classify", folder, {"backbone": backbone}, label_fraction=fraction, seed=seed)
@@ -53,7 +64,7 @@ class StudyPlan(NamedTuple):
             inputs = {"generator": self._generator(seed), "perceptual": backbone}
             yield self._model("invert", self._path("inversion", "all", arm, seed), inputs, seed=seed)
 
-    def _model(self, stage: str, folder: str, inputs: dict[str, str], **changes: Any) -> dict[str, str]:
+    def _model(self, stage: str, folder: str, inputs: dict[str, Any], **changes: Any) -> Model:
         section = self.params.section(stage).values() | changes
         return {
             "stage": stage,
@@ -62,8 +73,14 @@ class StudyPlan(NamedTuple):
             "folder": folder,
         }
 
+    def _pretraining(self, folder: str, inputs: dict[str, str], **changes: Any) -> Model:
+        return self._model("pretrain", folder, {"shards": list(self.pretraining), **inputs}, **changes)
+
+    def _base(self, seed: int) -> str:
+        return storage.join(self.pretrained, "bases", str(seed))
+
     def _backbone(self, arm: str, seed: int) -> str:
-        return self._path("backbones", arm, seed)
+        return storage.join(self.pretrained, "backbones", arm, str(seed))
 
     def _generator(self, seed: int) -> str:
         return self._path("generators", seed)
@@ -80,4 +97,5 @@ def plan(shards: str, root: str, params: Params, heads: str) -> StudyPlan:
         "params": {name: params.section(name).values() for name in (*COMPARED, "study")},
     }
     key = storage.digest(json.dumps(depends, sort_keys=True).encode())[:KEY_DIGITS]
-    return StudyPlan(shards, storage.join(root, "study", key), params, tuple(heads.split(",")))
+    folder = storage.join(root, "study", key)
+    return StudyPlan(shards, (shards,), folder, folder, params, tuple(heads.split(",")))

@@ -4,15 +4,17 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from components.common.runs.params import Section, Seed
+from components.common.runs.params import Positive, Section, Seed
 from components.pretrain.params import Arm
 
 
 class Study(Section):
     """The paper's claims: which arms are compared under which conditions (study/dvc.yaml, pipelines/study.py)."""
 
-    arms: tuple[Arm, ...] = ("scratch", "moco", "ifa", "ifa-cosine", "aligned")
-    """Values of pretrain.preset."""
+    arms: tuple[Arm, ...] = ("scratch", "base", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse")
+    """Values of pretrain.preset. Each arm but scratch continues the base of its seed for pretrain.epochs."""
+    base_epochs: Positive = 200
+    """Passes over the train split by which MoCo makes the base of each seed, from random weights."""
     reference: str = "moco"
     """The arm that the others are compared with."""
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 1.0)

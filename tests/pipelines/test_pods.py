@@ -21,7 +21,7 @@ from tests import ROOT, mlflow_server, seaweed
 from tests.mlflow_server import LOGIN
 from tests.pipelines.conftest import PARAMS
 
-STUDY = {"arms": ["moco"], "reference": "moco", "fractions": [1.0], "positive_rates": [], "seeds": [0]}
+STUDY = {"arms": ["moco"], "base_epochs": 1, "reference": "moco", "fractions": [1.0], "positive_rates": [], "seeds": [0]}
 EVERYWHERE = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "GIT_COMMIT": "c0ffee"}
 """Variables of the images. PYTHONPATH stands for their working directory."""
 
