@@ -17,6 +17,7 @@ from components.common.errors import UserError
 from components.common.formats.shards import decode, square
 from components.common.runs import signals
 from components.common.runs.shards import open_shards
+from components.common.runs.storage import digest_file
 from components.common.training import backbones, devices
 from components.common.training.reader import Reader
 from components.evaluate import run as evaluate
@@ -114,7 +115,7 @@ def test_a_stopped_run_continues_to_the_same_model(
 
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["resumed"]
     for name in ("model.safetensors", "predictions.parquet", "model.json"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert digest_file(tmp_path / "stopped" / name) == digest_file(tmp_path / "whole" / name)
 
 
 def test_early_stopping_waits_for_its_patience(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_test_labels_do_not_influence_training_or_selection(mode: str, make_shar
     a, b = (predicted(tmp_path / name) for name in "ab")
     assert a["target_Right"].tolist() != b["target_Right"].tolist()
     for name in ("model.safetensors", "metrics.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert digest_file(tmp_path / "a" / name) == digest_file(tmp_path / "b" / name)
     described = [json.loads((tmp_path / name / "model.json").read_text()) for name in "ab"]
     assert described[0].pop("inputs") != described[1].pop("inputs")  # the digests of the shards
     assert described[0] == described[1]

@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 from components.common.errors import UserError
 from components.common.formats.shards import decode, square
 from components.common.runs import signals
+from components.common.runs.storage import digest_file
 from components.common.training import backbones
 from components.detect import network
 from components.detect import run as detect
@@ -109,7 +110,7 @@ def test_a_stopped_run_continues_to_the_same_model(
     detect.run(shards=[shards], out=str(tmp_path / "stopped"), **params.arguments("detect"))
 
     for name in ("model.safetensors", "predictions.parquet"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert digest_file(tmp_path / "stopped" / name) == digest_file(tmp_path / "whole" / name)
 
 
 def test_test_boxes_do_not_influence_training_or_selection(make_boxed: Callable[..., str], small: Params, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_test_boxes_do_not_influence_training_or_selection(make_boxed: Callable[
     for name, shards in (("a", make_boxed("clean", images=30)), ("b", make_boxed("poisoned", poison, images=30))):
         detect.run(shards=[shards], out=str(tmp_path / name), **small.arguments("detect"))
     a, b = (pq.read_table(tmp_path / name / "predictions.parquet") for name in "ab")
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert digest_file(tmp_path / "a" / "model.safetensors") == digest_file(tmp_path / "b" / "model.safetensors")
     thresholds = [json.loads((tmp_path / name / "model.json").read_text())["threshold"] for name in "ab"]
     assert thresholds[0] == thresholds[1]
     assert a["boxes"].equals(b["boxes"])

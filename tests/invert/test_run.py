@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels, decode, square
 from components.common.runs import signals
+from components.common.runs.storage import digest_file
 from components.common.training import backbones
 from components.invert import encoder_training, gan_training, run
 from components.invert.encoder import Encoder
@@ -209,7 +210,7 @@ def test_a_stopped_run_continues_to_the_same_model(
 
     assert done == 8, "no step was done twice, and none left out"
     for name in ("model.safetensors", "predictions.parquet", "figures/samples.png"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (finished["out"] / name).read_bytes(), name
+        assert digest_file(tmp_path / "stopped" / name) == digest_file(finished["out"] / name), name
 
 
 def test_test_images_do_not_influence_training_or_selection(make_shards: MakeShards, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_test_images_do_not_influence_training_or_selection(make_shards: MakeSha
     for name, shards in (("a", clean), ("b", poisoned)):
         run.run(shards=[shards], out=str(tmp_path / name), **params(gan_epochs=1, epochs=1).arguments("invert"))
     a, b = (pq.read_table(tmp_path / name / "predictions.parquet").to_pandas() for name in "ab")
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert digest_file(tmp_path / "a" / "model.safetensors") == digest_file(tmp_path / "b" / "model.safetensors")
     assert a[a["split"] == "val"].equals(b[b["split"] == "val"])
     assert not a[a["split"] == "test"].equals(b[b["split"] == "test"])
 

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from components.classify.run import run as classify
 from components.common.runs import tracking
+from components.common.runs.storage import digest_file
 from components.detect.run import run as detect
 from components.evaluate.run import run as evaluate
 from components.invert.run import run as invert
@@ -82,9 +83,9 @@ def compare(workplace: Workplace, folder: Path, *heads: str) -> None:
     parts = sorted(path.name for path in folder.glob("shards/part-*.parquet"))
     assert len(parts) == 2
     for name in [*parts, "manifest.json"]:
-        assert (workplace.output("shards") / name).read_bytes() == (folder / "shards" / name).read_bytes()
+        assert digest_file(workplace.output("shards") / name) == digest_file(folder / "shards" / name)
     for stage, name in (("pretrain", "backbone.safetensors"), *((head, "model.safetensors") for head in heads)):
-        assert (workplace.output(stage) / name).read_bytes() == (folder / stage / name).read_bytes()
+        assert digest_file(workplace.output(stage) / name) == digest_file(folder / stage / name)
     for stage in ("pretrain", *heads, "evaluate"):
         ours, theirs = (json.loads((output / "metrics.json").read_text()) for output in (workplace.output(stage), folder / stage))
         assert ours == theirs

@@ -7,7 +7,7 @@ import pytest
 from components.__main__ import main
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from tests import disks
-from tests.preprocess.test_run import KEY, arguments, bytes_of, write_cohort
+from tests.preprocess.test_run import KEY, arguments, digests_of, write_cohort
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_a_full_disk_is_named_and_the_same_command_continues(workers: int, tmp_p
             assert [line for line in lines if str(disk) in line and "no space left on device; free some space" in line] == lines[-1:]
             assert not list(disk.rglob(".*"))
         assert room > 60
-        assert bytes_of(disk / "shards") == bytes_of(tmp_path / "expected")
+        assert digests_of(disk / "shards") == digests_of(tmp_path / "expected")
         assert [path.name for path in disk.iterdir()] == ["shards"]
 
 

@@ -13,7 +13,7 @@ from tests.common.dicom.phantoms import picture, write
 from tests.preprocess.layouts.miniature import write_dicom, write_picture
 from tests.preprocess.test_partitions import merge, partition
 from tests.preprocess.test_raw_folder import SMALLEST
-from tests.preprocess.test_run import KEY, arguments, bytes_of, error_of, manifest_of, rows_of
+from tests.preprocess.test_run import KEY, arguments, digests_of, error_of, manifest_of, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,7 @@ def test_partitions_match_as_a_single_run_does(tmp_path: Path, raw: Path) -> Non
     for number in range(3):
         assert partition(tmp_path, number, 3) == 0
     assert merge(tmp_path, 2, 1, 0) == 0
-    assert bytes_of(tmp_path / "merged") == bytes_of(tmp_path / "shards")
+    assert digests_of(tmp_path / "merged") == digests_of(tmp_path / "shards")
     assert manifest_of(tmp_path / "merged")["counts"]["unnamed"] == 0
 
 

@@ -20,7 +20,7 @@ from components.preprocess.layouts import table
 from components.preprocess.params import Preprocess
 from components.preprocess.parts import Part, Partition, parse_partition
 from tests.common.dicom.phantoms import dataset, picture, to_bytes, write
-from tests.preprocess.test_run import KEY, arguments, bytes_of, manifest_of, rows_of, write_cohort
+from tests.preprocess.test_run import KEY, arguments, digests_of, manifest_of, rows_of, write_cohort
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +58,11 @@ def test_merged_partitions_equal_a_single_run(tmp_path: Path, raw: Path, total: 
     assert main(arguments(tmp_path)) == 0
     for number in range(total):
         assert partition(tmp_path, number, total) == 0
-    before = {number: bytes_of(tmp_path / f"partition{number}") for number in range(total)}
+    before = {number: digests_of(tmp_path / f"partition{number}") for number in range(total)}
     assert merge(tmp_path, *reversed(range(total))) == 0
-    assert bytes_of(tmp_path / "merged") == bytes_of(tmp_path / "shards")
+    assert digests_of(tmp_path / "merged") == digests_of(tmp_path / "shards")
     assert manifest_of(tmp_path / "merged")["counts"]["duplicates"] == 6
-    assert {number: bytes_of(tmp_path / f"partition{number}") for number in range(total)} == before, "the inputs were changed"
+    assert {number: digests_of(tmp_path / f"partition{number}") for number in range(total)} == before, "the inputs were changed"
     assert sum(json.loads((tmp_path / f"partition{n}" / "metrics.json").read_text())["files"] for n in range(total)) == 35
 
 

@@ -19,7 +19,7 @@ from components.preprocess.params import LAYOUTS
 from tests.common.dicom.phantoms import picture, write
 from tests.preprocess.layouts import miniature
 from tests.preprocess.test_partitions import merge, partition
-from tests.preprocess.test_run import KEY, arguments, bytes_of, error_of, manifest_of, rows_of
+from tests.preprocess.test_run import KEY, arguments, digests_of, error_of, manifest_of, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_linked_folders_are_read_and_what_has_no_content_is_named(tmp_path: Path
         "up": ("not_a_file", folder),
     }
     assert merge(tmp_path, 1, 0) == 0
-    assert bytes_of(tmp_path / "merged") == bytes_of(tmp_path / "shards")
+    assert digests_of(tmp_path / "merged") == digests_of(tmp_path / "shards")
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -182,7 +182,7 @@ def test_different_images_under_one_uid_are_all_refused(tmp_path: Path, raw: Pat
     for number in range(3):
         assert partition(tmp_path, number, 3) == 0
     assert merge(tmp_path, 2, 0, 1) == 0
-    assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "merged")
+    assert digests_of(tmp_path / "two") == digests_of(tmp_path / "shards") == digests_of(tmp_path / "merged")
     assert "7 of 8 files are quarantined (conflicting_uid 6, wrong_modality 1)" in error_of(tmp_path, capsys, "max_quarantined=0.5")
 
 

@@ -21,6 +21,7 @@ from components.__main__ import main
 from components.common.formats import shards
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
+from components.common.runs.storage import digest_file
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
 from components.preprocess.ledger import Ledger
 from components.preprocess.manifest import input_digest
@@ -55,8 +56,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json"}
+def digests_of(folder: Path) -> dict[str, str]:
+    return {path.name: digest_file(path) for path in folder.iterdir() if path.name != "run.json"}
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def test_the_shards_do_not_depend_on_processes_partial_work_or_file_times(tmp_pa
     assert main(arguments(tmp_path, "workers=2", out="two")) == 0
     os.utime(raw / "z.dcm", (1, 1))
     assert main(arguments(tmp_path, "workers=1", out="one")) == 0
-    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    assert digests_of(tmp_path / "one") == digests_of(tmp_path / "two")
     assert manifest_of(tmp_path / "one")["counts"]["duplicates"] == 1
     assert not list(tmp_path.glob("*.partial"))
 
@@ -224,7 +225,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     monkeypatch.setattr("components.preprocess.run.read_ledger", _spy(done, touched))
     assert main(arguments(tmp_path, "parts=40")) == 0
     assert touched == done, "a finished part was done again"
-    assert bytes_of(tmp_path / "shards") == bytes_of(slow_cohort / "straight")
+    assert digests_of(tmp_path / "shards") == digests_of(slow_cohort / "straight")
     counts = manifest_of(tmp_path / "shards")["counts"]
     assert (counts["files"], counts["rows"], counts["duplicates"]) == (80, 71, 9)
 
@@ -239,14 +240,14 @@ def test_kills_at_random_moments(tmp_path: Path, slow_cohort: Path, kills: int) 
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             assert process.wait(draws.uniform(1, 7)) == 0
-            assert bytes_of(tmp_path / "shards") == bytes_of(slow_cohort / "straight")
+            assert digests_of(tmp_path / "shards") == digests_of(slow_cohort / "straight")
             shutil.rmtree(tmp_path / "shards")
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             hits += 1
     assert main(arguments(tmp_path, "parts=40")) == 0
-    assert bytes_of(tmp_path / "shards") == bytes_of(slow_cohort / "straight")
+    assert digests_of(tmp_path / "shards") == digests_of(slow_cohort / "straight")
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -18,9 +18,9 @@ from components.preprocess import prefetch
 from components.preprocess.index import File
 from tests import faults, seaweed
 from tests.common.dicom.phantoms import picture, write
-from tests.preprocess.test_run import KEY, arguments, bytes_of, write_cohort
+from tests.preprocess.test_run import KEY, arguments, digests_of, write_cohort
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("seaweed")]
+pytestmark = pytest.mark.services
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def on_s3(tmp_path: Path, prefix: str, *overrides: str, out: str = "out") -> lis
     return command
 
 
-def download(uri: str) -> dict[str, bytes]:
-    return {entry.path: storage.read(f"{uri}/{entry.path}") for entry in storage.walk(uri) if entry.path != "run.json"}
+def digests_at(uri: str) -> dict[str, str]:
+    return {entry.path: storage.digest(storage.read(f"{uri}/{entry.path}")) for entry in storage.walk(uri) if entry.path != "run.json"}
 
 
 def test_output_equals_a_local_run_despite_failures(
@@ -76,7 +76,7 @@ def test_output_equals_a_local_run_despite_failures(
     assert set(proxy.faults) == set(faults.KINDS), proxy.faults
     monkeypatch.setenv("AWS_ENDPOINT_URL", server["AWS_ENDPOINT_URL"])
     storage._client_of.cache_clear()
-    assert download(f"{prefix}/out") == bytes_of(tmp_path / "shards")
+    assert digests_at(f"{prefix}/out") == digests_of(tmp_path / "shards")
     opened = open_shards(f"{prefix}/out")
     assert opened.table(["image_id"]).num_rows == opened.manifests[0]["counts"]["rows"] == 24
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "shards", "params.yaml", ".partial"}
@@ -89,7 +89,7 @@ def test_partitions_in_a_pool(tmp_path: Path, prefix: str, raw: Path) -> None:
         assert main([*on_s3(tmp_path, prefix, "workers=2", out=f"p{number}"), "--partition", f"{number}/2"]) == 0
     merge = ["preprocess", "merge", "--shards", f"{prefix}/p1", f"{prefix}/p0", "--out", f"{prefix}/out"]
     assert main([*merge, "--params", str(tmp_path / "params.yaml")]) == 0
-    assert download(f"{prefix}/out") == bytes_of(tmp_path / "shards")
+    assert digests_at(f"{prefix}/out") == digests_of(tmp_path / "shards")
 
 
 def test_a_smaller_output_replaces_all_files_of_a_larger_one(tmp_path: Path, prefix: str, raw: Path) -> None:
@@ -115,12 +115,12 @@ def test_a_foreign_prefix_is_refused(tmp_path: Path, prefix: str, raw: Path, cap
 
 def test_an_upload_that_another_machine_began_is_replaced(tmp_path: Path, prefix: str, raw: Path) -> None:
     assert main(on_s3(tmp_path, prefix)) == 0
-    whole = download(f"{prefix}/out")
+    whole = digests_at(f"{prefix}/out")
     storage.delete(f"{prefix}/out/run.json")  # as if the run had been killed while uploading, and its disk lost
     storage.write(f"{prefix}/out/run.json.uploading", b'{"stage": "preprocess", "files": ["part-99999.parquet"]}')
     storage.write(f"{prefix}/out/part-99999.parquet", b"")
     assert main(on_s3(tmp_path, prefix)) == 0
-    assert download(f"{prefix}/out") == whole and storage.exists(f"{prefix}/out/run.json")
+    assert digests_at(f"{prefix}/out") == whole and storage.exists(f"{prefix}/out/run.json")
 
 
 def test_objects_are_read_ahead_within_bounds(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,4 +157,4 @@ def test_twenty_kills(tmp_path: Path, prefix: str) -> None:
             os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert main(on_s3(tmp_path, prefix, "parts=16")) == 0
-    assert download(f"{prefix}/out") == bytes_of(tmp_path / "shards")
+    assert digests_at(f"{prefix}/out") == digests_of(tmp_path / "shards")
