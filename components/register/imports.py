@@ -2,7 +2,8 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -27,9 +28,15 @@ def modules(*names: str, everywhere: bool = False) -> list[Path]:
 
 def distributions(files: list[Path]) -> list[str]:
     """Returns the names of the installed packages that files import."""
-    known = metadata.packages_distributions()
+    known = _installed()
     names = {name.partition(".")[0] for path in files for name in imported(path)} - sys.stdlib_module_names - {PACKAGE}
     return sorted({_provider(name, known[name]) for name in names})
+
+
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    """Lists the installed packages by the modules that they provide, which means reading the metadata of all of them."""
+    return metadata.packages_distributions()
 
 
 def imported(path: Path, everywhere: bool = False) -> set[str]:

@@ -18,6 +18,7 @@ from components.__main__ import main
 from components.common.errors import UserError
 from components.common.runs import tracking
 from components.common.runs.signals import Interrupted
+from components.common.runs.storage import digest_file
 from components.params import Params
 from components.register import packing
 from components.register import run as register
@@ -35,9 +36,14 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def registered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Returns a function that registers the network with a seed and returns registration.json. ONNX is tested in test_model."""
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips the export to ONNX, which takes seconds and is tested in test_model."""
     monkeypatch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
+
+
+@pytest.fixture
+def registered(tmp_path: Path, name: str, without_onnx: None) -> Register:
+    """Returns a function that registers the network with a seed and returns registration.json."""
 
     def run(seed: int, targets: folders.Scores, min_auroc: float = 0.5, first_image: int = 0) -> dict[str, Any]:
         model, evaluation = tmp_path / f"model{seed}-{first_image}", tmp_path / f"evaluation{seed}-{first_image}"
@@ -76,7 +82,7 @@ def test_a_registered_model_is_ten_files(registered: Register, tmp_path: Path) -
     export = tmp_path / "out" / "model"
     made = {"MLmodel", "README.md", "conda.yaml", "python_env.yaml", "requirements.txt", "model.py", "code/components.zip"}
     made |= {f"artifacts/model.{kind}" for kind in ("json", "onnx", "safetensors")}
-    assert set(_files(export)) == made
+    assert set(_digests(export)) == made
 
 
 def test_the_champion_can_be_loaded(registered: Register, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +112,7 @@ def test_below_the_floor_is_a_challenger(registered: Register, name: str) -> Non
     assert versions(name) == {"1": ["challenger"]}
 
 
-def test_a_model_that_could_not_be_evaluated_is_a_challenger(tmp_path: Path, name: str) -> None:
+def test_a_model_that_could_not_be_evaluated_is_a_challenger(tmp_path: Path, name: str, without_onnx: None) -> None:
     model = folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
     evaluation = folders.write_evaluation(tmp_path / "evaluation", model, classify_test_auroc_macro=None)
     params = Params.model_validate({"register": {"name": name, "min_auroc": 0}})
@@ -273,13 +279,13 @@ def test_registration_can_be_repeated_after_any_interruption(
     assert run.info.status == "FINISHED"
     assert len(client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")) == 1
     logged = Path(mlflow.artifacts.download_artifacts(client.get_model_version(name, "1").source, dst_path=str(tmp_path / "logged")))
-    assert _files(tmp_path / "out" / "model") == _files(logged)
+    assert _digests(tmp_path / "out" / "model") == _digests(logged)
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    """Returns the files of a packed model, but the one that MLflow's client writes on download."""
+def _digests(folder: Path) -> dict[str, str]:
+    """Returns the digests of the files of a packed model, but the one that MLflow's client writes on download."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "registered_model_meta"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in paths}
 
 
 def test_mismatched_inputs_are_refused(tmp_path: Path) -> None:
