@@ -40,7 +40,7 @@ study: .venv  ## test the paper's claims on artifacts/shards; writes artifacts/s
 	dvc repro study/dvc.yaml
 
 test: .venv  ## run the default tests; tests/README.md describes all tiers
-	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadfile
 
 test-slow: .venv  ## run the tests that take minutes
 	OMP_NUM_THREADS=1 python -m pytest -q -m slow

@@ -9,7 +9,7 @@ import pytest
 
 from tests.containers.conftest import ROOT, Images, podman
 
-pytestmark = [pytest.mark.containers, pytest.mark.xdist_group("containers")]
+pytestmark = pytest.mark.containers
 
 SMALL = [
     "--params", "/opt/cxr/params.yaml", "--set", "simulate.patients=40", "--set", "simulate.size=64", "--set", "preprocess.size=32",

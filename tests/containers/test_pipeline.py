@@ -11,7 +11,7 @@ from tests.containers.conftest import Images, podman
 from tests.pipelines.conftest import Workplace, isolate
 from tests.pipelines.test_local import by_hand, compare, pipeline_status, registered, run
 
-pytestmark = [pytest.mark.containers, pytest.mark.xdist_group("containers")]
+pytestmark = pytest.mark.containers
 
 HEADS = ("classify", "detect", "invert")
 

@@ -10,9 +10,9 @@ import yaml
 
 from components.params import Params, load
 from components.simulate.run import run as simulate
-from pipelines import follow, server
+from pipelines import follow, packages, server
 from pipelines.__main__ import main
-from pipelines.settings import STEPS
+from pipelines.settings import STEPS, Settings
 from tests import ROOT
 from tests.pipelines import double
 
@@ -45,12 +45,11 @@ PARAMS: dict[str, Any] = {
 
 
 class Workplace:
-    """A folder with a cohort, a params file and a settings file."""
+    """A cohort, and a folder with a params file and a settings file."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.raw, self.out = folder, folder / "raw", folder / "out"
+    def __init__(self, folder: Path, raw: Path):
+        self.folder, self.raw, self.out = folder, raw, folder / "out"
         (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-        simulate(out=str(self.raw), **self.params.arguments("simulate"))
 
     @property
     def params(self) -> Params:
@@ -77,10 +76,36 @@ def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms that tests read and do not change."""
+    folder = tmp_path_factory.mktemp("cohort") / "raw"
+    simulate(out=str(folder), **Params.model_validate(PARAMS).arguments("simulate"))
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+def workplace(tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     isolate(tmp_path, monkeypatch)
-    return Workplace(tmp_path)
+    return Workplace(tmp_path, cohort)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    """Compiles each pipeline once for the same settings and parameters, since that takes seconds."""
+    made: dict[str, bytes] = {}
+    compile_to = packages.compile_to
+
+    def reuse(path: Path, name: str, settings: Settings, params: Params) -> None:
+        key = f"{name} {settings.model_dump_json()} {params.model_dump_json(by_alias=True)}"
+        if key not in made:
+            compile_to(path, name, settings, params)
+            made[key] = path.read_bytes()
+        path.write_bytes(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "compile_to", reuse)
+        yield
 
 
 @pytest.fixture

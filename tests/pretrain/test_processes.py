@@ -21,6 +21,7 @@ def assert_alike(one: Path, other: Path, tolerance: float, but: tuple[str, ...] 
             assert ours[name] == pytest.approx(theirs[name], rel=tolerance, abs=tolerance, nan_ok=True), name
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
     frozen = tiny.model_copy(update={"pretrain": tiny.pretrain.model_copy(update={"batch_norm": "frozen"})})

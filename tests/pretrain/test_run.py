@@ -10,6 +10,7 @@ from components.common.errors import UserError
 from components.common.runs import signals
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
+from components.common.runs.storage import digest_file
 from components.common.training import backbones
 from components.params import Params
 from components.pretrain import run as pretrain
@@ -18,10 +19,25 @@ from tests.conftest import MakeShards
 from tests.pretrain.commands import history
 
 
-def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "backbone"), **tiny.arguments("pretrain"))
+@pytest.fixture(scope="module")
+def made() -> dict[str, Path]:
+    """Folders of one run, filled by the first test that needs them."""
+    return {}
 
-    weights = load_file(tmp_path / "backbone" / "backbone.safetensors")
+
+@pytest.fixture
+def finished(made: dict[str, Path], make_shards: MakeShards, tiny: Params, tmp_path: Path) -> dict[str, Path]:
+    """Folders of shards and of a run with the parameters `tiny`."""
+    if not made:
+        shards = make_shards()
+        pretrain.run(shards=[shards], out=str(tmp_path / "out"), **tiny.arguments("pretrain"))
+        made |= {"shards": Path(shards), "out": tmp_path / "out"}
+    return made
+
+
+def test_writes_a_backbone_that_torchvision_takes(finished: dict[str, Path]) -> None:
+    out = finished["out"]
+    weights = load_file(out / "backbone.safetensors")
     from torchvision.models import resnet18
 
     expected = resnet18()
@@ -29,12 +45,12 @@ def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny:
     missing, unexpected = expected.load_state_dict(weights, strict=False)
     assert sorted(missing) == ["fc.bias", "fc.weight"]
     assert unexpected == []
-    described = json.loads((tmp_path / "backbone" / "backbone.json").read_text())
+    described = json.loads((out / "backbone.json").read_text())
     assert described["arch"] == "resnet18"
     assert described["images"] == 36  # three in five of 60 images, two per patient
     assert described["normalisation"] == {"mean": pytest.approx(0.4), "std": pytest.approx(0.2)}
-    assert not (tmp_path / "backbone.partial").exists()
-    assert sorted(path.name for path in (tmp_path / "backbone").iterdir()) == [
+    assert not out.with_name("out.partial").exists()
+    assert sorted(path.name for path in out.iterdir()) == [
         "backbone.json",
         "backbone.safetensors",
         "figures",
@@ -44,28 +60,23 @@ def test_writes_a_backbone_that_torchvision_takes(make_shards: MakeShards, tiny:
     ]
 
 
-def test_history_has_one_row_per_epoch(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    pretrain.run(shards=[make_shards()], out=str(tmp_path / "out"), **tiny.arguments("pretrain"))
-
-    rows = history(tmp_path / "out")
+def test_history_has_one_row_per_epoch(finished: dict[str, Path]) -> None:
+    rows = history(finished["out"])
     assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:
         parts = row["loss_nce"] + row["loss_ifa_layer1"] + row["loss_ifa_layer4"]
         assert row["loss"] == pytest.approx(parts, rel=1e-5)
         assert 0 < row["feature_std"] <= 1.1
         assert row["alignment"] == pytest.approx(2 - 2 * row["positive_similarity"], abs=1e-5)
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((finished["out"] / "metrics.json").read_text())
     assert metrics["loss"] == pytest.approx(rows[-1]["loss"])
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 6])
 def test_a_stopped_run_continues_to_the_same_weights(
-    make_shards: MakeShards, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    finished: dict[str, Path], tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
-    shards = make_shards()
-    pretrain.run(shards=[shards], out=str(tmp_path / "whole"), **tiny.arguments("pretrain"))
-
-    steps = 0
+    shards, whole, steps = str(finished["shards"]), finished["out"], 0
     train_step = Pretraining.train_step
 
     def counted(self: Pretraining, *arguments: object) -> dict[str, float]:
@@ -84,9 +95,8 @@ def test_a_stopped_run_continues_to_the_same_weights(
     pretrain.run(shards=[shards], out=str(tmp_path / "stopped"), **tiny.arguments("pretrain"))
 
     assert steps == 8  # four steps per epoch, none repeated
-    whole = (tmp_path / "whole" / "backbone.safetensors").read_bytes()
-    assert (tmp_path / "stopped" / "backbone.safetensors").read_bytes() == whole
-    np.testing.assert_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
+    assert digest_file(tmp_path / "stopped" / "backbone.safetensors") == digest_file(whole / "backbone.safetensors")
+    np.testing.assert_equal(history(tmp_path / "stopped"), history(whole))
 
 
 def test_the_moco_preset_has_no_ifa(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -120,7 +130,7 @@ def test_accumulated_parts_equal_the_whole_batch(make_shards: MakeShards, tiny: 
 
     whole, parts = (history(tmp_path / name)[0] for name in ("whole", "parts"))
     assert parts == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in whole.items()}
-    assert (tmp_path / "whole" / "backbone.safetensors").read_bytes() != (tmp_path / "parts" / "backbone.safetensors").read_bytes()
+    assert digest_file(tmp_path / "whole" / "backbone.safetensors") != digest_file(tmp_path / "parts" / "backbone.safetensors")
 
 
 def test_frozen_statistics_stay(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -153,13 +163,13 @@ def test_a_probe_every_few_epochs_and_at_the_end(make_shards: MakeShards, tiny: 
 
 def test_a_collapse_stops_the_run_and_keeps_the_last_good_checkpoint(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
-    params = with_pretrain(tiny, epochs=9, collapse_std=2.0, collapse_epochs=3)  # no features can reach it
-    with pytest.raises(UserError, match=r"collapsed to a point: feature_std is .* below runtime\.collapse_std for 3 epochs"):
+    params = with_pretrain(tiny, epochs=3, collapse_std=2.0, collapse_epochs=2)  # no features can reach it
+    with pytest.raises(UserError, match=r"collapsed to a point: feature_std is .* below runtime\.collapse_std for 2 epochs"):
         pretrain.run(shards=[shards], out=str(tmp_path / "out"), **params.arguments("pretrain"))
     assert not (tmp_path / "out").exists()
     # The threshold is not part of the fingerprint: the run resumes without it.
     pretrain.run(shards=[shards], out=str(tmp_path / "out"), **with_pretrain(params, collapse_std=0).arguments("pretrain"))
-    assert len(history(tmp_path / "out")) == 9
+    assert len(history(tmp_path / "out")) == 3
 
 
 def test_synchronised_statistics_train_on_a_cpu_too(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.common.runs.storage import digest_file
 from components.params import Params
 from components.pretrain import run as pretrain
 from tests.conftest import MakeShards
 from tests.pretrain.commands import call, command, environment, history
+
+pytestmark = pytest.mark.slow
 
 
 def stop(arguments: list[str], out: Path, step: int, pause: float, number: signal.Signals) -> int:
@@ -30,7 +33,7 @@ def steps(out: Path) -> list[int]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    assert (one / "backbone.safetensors").read_bytes() == (other / "backbone.safetensors").read_bytes()
+    assert digest_file(one / "backbone.safetensors") == digest_file(other / "backbone.safetensors")
     np.testing.assert_equal(history(one), history(other))
 
 
@@ -56,7 +59,6 @@ def test_a_run_stopped_and_killed_ends_with_the_same_weights(make_shards: MakeSh
     assert_same(out, tmp_path / "whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), ("pretrain.precision=bf16", "pretrain.accumulate=2"), ("pretrain.batch_norm=frozen",)])
 def test_stopped_again_and_again(make_shards: MakeShards, params: Params, tmp_path: Path, settings: tuple[str, ...]) -> None:
     shards = make_shards(images=120)
@@ -73,7 +75,6 @@ def test_stopped_again_and_again(make_shards: MakeShards, params: Params, tmp_pa
     assert_same(out, tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_two_processes_stop_together(make_shards: MakeShards, params: Params, tmp_path: Path) -> None:
     shards = make_shards(images=120)
     call(command(shards, tmp_path / "whole", params, 2))
@@ -86,7 +87,6 @@ def test_two_processes_stop_together(make_shards: MakeShards, params: Params, tm
     assert_same(out, tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others(make_shards: MakeShards, params: Params, tmp_path: Path) -> None:
     shards, out = make_shards(images=120), tmp_path / "out"
     arguments = command(shards, out, params, 2)
@@ -106,7 +106,6 @@ def children(process: int) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
-@pytest.mark.slow
 def test_a_stopped_run_continues_on_another_number_of_processes_and_threads(
     make_shards: MakeShards, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
