@@ -1,6 +1,5 @@
 """Frozen backbones that measure similarity: the perceptual loss, feature distances, and the feature space of KID."""
 
-import copy
 from itertools import islice
 
 import torch
@@ -27,12 +26,7 @@ class FeatureSpace:
     def maps(self, image_B1HW: Tensor) -> list[Tensor]:
         """Computes the post-ReLU map after each stage, (B, C, H', W'), normalised to unit length over the channels."""
         _, maps = backbones.forward_stages(self.resnet, self._normalise(image_B1HW))
-        wide = (stage if stage.dtype == torch.float64 else stage.float() for stage in maps.values())
-        return [F.normalize(stage, dim=1, eps=EPSILON) for stage in wide]
-
-    def double(self) -> "FeatureSpace":
-        """Returns a copy in float64."""
-        return FeatureSpace(self.name, copy.deepcopy(self.resnet).double(), self.mean_std, next(self.resnet.parameters()).device)
+        return [F.normalize(stage.float(), dim=1, eps=EPSILON) for stage in maps.values()]
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Computes LPIPS with all weights 1 (Zhang et al. 2018, arXiv 1801.03924, equation 1), (B,)."""

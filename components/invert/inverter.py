@@ -4,9 +4,7 @@ Names in that file begin with `encoder.`, `generator.`, `judge.` (the backbone i
 if latents are refined, which needs the training loss, `perceptual.`; `mean_image` is that of the train split.
 """
 
-import copy
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +18,9 @@ from components.invert.generator import SHAPE, Generator, build_generator, to_un
 from components.invert.image_quality import ms_ssim, mse, psnr, ssim
 from components.invert.params import Invert
 
-REFINE_LR = 0.05  # learning rate of Adam when it refines latents
+REFINE_LR = 0.005
+"""Learning rate of Adam when it refines latents. Its steps must be small compared with the spread of latents: at ten times this rate the
+reconstructions become worse at first, and rounding errors, which differ between batches and devices, grow to tenths of a decibel."""
 GENERATOR, ENCODER, JUDGE, PERCEPTUAL, MEAN_IMAGE = "generator.", "encoder.", "judge.", "perceptual.", "mean_image"
 ERRORS = ("mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr")
 """Errors of a reconstruction; the last is that of the mean image in its place."""
@@ -90,25 +90,13 @@ class TrainedInverter:
         self.inverter, self.judge, self.mean_image = inverter, judge, mean_image
 
     def latents(self, image_B1SS: Tensor) -> Tensor:
-        """Computes (B, N, latent_dim), refined if the parameters say so; an image's latents do not depend on the rest of the batch.
-
-        Refining needs float64. Adam moves latents whose gradient is nearly 0 as far as others, so that within tens of steps it
-        amplifies rounding errors of float32, which differ between batches, numbers of threads and devices, to decibels.
-        """
-        if not self.inverter.params.refine_steps:
-            return self.inverter.latents(image_B1SS)
-        image = image_B1SS.double()
-        return self._double.refine(image, self._double.latents(image)).float()
+        """Computes (B, N, latent_dim), refined if the parameters say so; an image's latents do not depend on the rest of the batch."""
+        w = self.inverter.latents(image_B1SS)
+        return self.inverter.refine(image_B1SS, w) if self.inverter.params.refine_steps else w
 
     def reconstruct(self, image_B1SS: Tensor) -> Tensor:
         """Reconstructs images as (B, 1, S, S) in [0, 1]."""
         return self.inverter.image(self.latents(image_B1SS))
-
-    @cached_property
-    def _double(self) -> Inverter:
-        one = self.inverter
-        encoder, generator = copy.deepcopy(one.encoder).double(), copy.deepcopy(one.generator).double()
-        return Inverter(one.params, encoder, generator, one.normalisation, one.perceptual and one.perceptual.double())
 
     @torch.no_grad()
     def errors(self, image: Tensor, made: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Errors and features of the reconstructions of a split."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from components.common.training.progress import track
 from components.common.training.reader import Reader
 from components.invert.inverter import TrainedInverter
 from components.invert.pixels import to_images
@@ -24,13 +26,14 @@ class Measured:
     shown: list[Tensor]  # the first originals, their reconstructions, and the absolute differences: each (SHOWN, 1, S, S) in [0, 1]
 
 
-def measure(trained: TrainedInverter, reader: Reader, batch_size: int) -> Measured:
+def measure(trained: TrainedInverter, reader: Reader, batch_size: int, split: str) -> Measured:
     """Reconstructs all images of a split."""
     judge, size = trained.judge, trained.inverter.params.size
     errors: list[dict[str, Tensor]] = []
     features: list[tuple[Tensor, Tensor]] = []
     shown: list[Tensor] = []
-    for batch in reader.in_order(batch_size):
+    batches = track(reader.in_order(batch_size), "invert", f"reconstructs the {split} split, batch", math.ceil(len(reader) / batch_size))
+    for batch in batches:
         image = to_images(batch.images, size, trained.mean_image.device)
         made = trained.reconstruct(image)
         errors.append(trained.errors(image, made))

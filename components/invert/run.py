@@ -110,7 +110,7 @@ def finish(training: EncoderTraining, inputs: Inputs, job: StageRun) -> dict[str
     mean = mean_image(inputs.train, params.size, batch_size, training.device)
     trained = TrainedInverter(training.inverter, inputs.judge, mean)
     readers = {"val": inputs.val, "test": inputs.test}
-    measured = {split: measure(trained, reader, batch_size) for split, reader in readers.items()}
+    measured = {split: measure(trained, reader, batch_size, split) for split, reader in readers.items()}
     common = {split: common_columns(reader.table, split, "invert") for split, reader in readers.items()}
     write_predictions(job.folder, [pa.table({**common[split], **found.errors}) for split, found in measured.items()])
     distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)

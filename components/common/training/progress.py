@@ -1,17 +1,17 @@
-"""Progress of a training: a bar on a terminal, a line per minute elsewhere, and measurements of speed."""
+"""Progress of long work: a bar on a terminal, a line every 15 seconds elsewhere; and the speed of a training."""
 
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from components.common.formats.history import EPOCH
 
-LINE_SECONDS = 60.0
+LINE_SECONDS = 15.0
 
 T = TypeVar("T")
 
@@ -32,6 +32,15 @@ class Timer:
             return False
         self._since = now
         return True
+
+
+def track(items: Iterable[T], stage: str, work: str, total: int) -> Iterator[T]:
+    """Yields items, and shows how many of them are done."""
+    line = Timer(LINE_SECONDS)
+    for done, item in enumerate(tqdm(items, work, total, disable=None, leave=False)):
+        if not sys.stderr.isatty() and line.due():
+            log.info("%s: %s, %d of %d", stage, work, done, total)
+        yield item
 
 
 class Progress:

@@ -12,7 +12,7 @@ from components.common.formats.history import VOLATILE
 from components.common.runs import signals
 from components.common.runs.params import Runtime
 from components.common.training import devices, loop, optimization
-from components.common.training.progress import Progress
+from components.common.training.progress import Progress, track
 from components.common.training.reader import Batch
 
 RUNTIME = Runtime(checkpoint_minutes=60)
@@ -168,7 +168,9 @@ def test_without_a_terminal_progress_is_logged_in_lines(
     monkeypatch.setattr("components.common.training.progress.LINE_SECONDS", 0)
     with caplog.at_level("INFO"):
         loop.Trainer(Counting(), "pretrain", folder, 2, Runtime(checkpoint_minutes=60)).run()
+        assert list(track("abc", "invert", "reconstructs, batch", 3)) == ["a", "b", "c"]
     assert "pretrain: epoch 2/2, step 3/5, loss 12, ETA 0m" in caplog.text
+    assert "invert: reconstructs, batch, 2 of 3" in caplog.text
 
 
 def test_an_epoch_is_one_line_of_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
