@@ -10,6 +10,7 @@ import importlib.util  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple, NoReturn  # noqa: E402
 
@@ -88,6 +89,11 @@ COMMANDS = {
         "compare the arms of a study, claim by claim, on one page",
         (Input("cells", "folder with the cells of the study, CLAIM/CONDITION/ARM/SEED"),),
         function="study",
+    ),
+    "evaluate duplicates": Command(
+        "list images that are nearly the same picture, across splits and patients",
+        (SHARDS, replace(BACKBONE, help="output folder of pretrain, whose features must agree as well")),
+        function="duplicates",
     ),
     "register": Command(
         "register a model in MLflow and decide on its alias",

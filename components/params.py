@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, create_model
 
 from components.common.runs.params import Evaluate, Register, Runtime, Section, read_yaml, validate
-from components.evaluate.params import Study
+from components.evaluate.params import Duplicates, Study
 from components.heads import HEADS
 from components.preprocess.params import Preprocess
 from components.pretrain.params import Pretrain
@@ -22,6 +22,7 @@ class _Stages(Section):
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
     study: Study = Study()
+    duplicates: Duplicates = Duplicates()
     register_: Register = Field(default=Register(), alias="register")
     runtime: Runtime = Runtime()
 
@@ -47,6 +48,7 @@ _ARGUMENTS = {
     "preprocess merge": {"runtime": "runtime"},
     "evaluate": {"params": "evaluate"},
     "evaluate study": {"params": "study", "evaluate": "evaluate"},
+    "evaluate duplicates": {"params": "duplicates"},
     "register": {"params": "register"},
     "register --rollback": {"params": "register"},
     "register --demote": {"params": "register"},

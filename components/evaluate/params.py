@@ -1,4 +1,7 @@
-"""Parameters of `evaluate study`. Those of `evaluate` itself, which the heads read too, are in components/common/runs/params.py."""
+"""Parameters of `evaluate study` and `evaluate duplicates`.
+
+Those of `evaluate` itself, which the heads read too, are in components/common/runs/params.py.
+"""
 
 from typing import Annotated
 
@@ -31,3 +34,13 @@ class Study(Section):
         if self.reference not in self.arms:
             raise ValueError(f"reference: {self.reference} is none of the arms ({', '.join(self.arms)})")
         return self
+
+
+class Duplicates(Section):
+    """When two images count as nearly the same picture."""
+
+    min_correlation: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Least correlation of the fine structure of two images, once they are aligned. Copies that were compressed, resized, mirrored,
+    windowed or slightly cropped reach 0.75 to 1; images of two patients stay below 0.65."""
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.5
+    """Least cosine between their features in the backbone, from which the mean over the cohort is subtracted, where one is given."""

@@ -6,20 +6,22 @@ have plain names; those of a second model begin with NAME_2, and so on.
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.common.errors import UserError
-from components.common.formats.pages import REPORT, STUDY, STUDY_TEXT
+from components.common.formats.backbone import BACKBONE
+from components.common.formats.pages import DUPLICATES, REPORT, STUDY, STUDY_TEXT
 from components.common.formats.predictions import PREDICTIONS
 from components.common.head import CsvTable, Evaluation
 from components.common.runs import storage
-from components.common.runs.inputs import upstream_run_ids
+from components.common.runs.inputs import read_document, upstream_run_ids
 from components.common.runs.params import Evaluate
+from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import stage_run
-from components.evaluate import study_page
-from components.evaluate.params import Study
+from components.evaluate import duplicates_page, near_duplicates, study_page
+from components.evaluate.params import Duplicates, Study
 from components.evaluate.predictions import read_predictions
 from components.evaluate.report import Entry, render
 from components.evaluate.study import answers_of, find_cells
@@ -83,6 +85,38 @@ def study(*, cells: str, out: str, params: Study, evaluate: Evaluate) -> None:
         job.publish(metrics)
 
 
+def duplicates(*, shards: list[str], out: str, params: Duplicates, backbone: str | None = None) -> None:
+    """Lists images of different files that are nearly the same picture.
+
+    Args:
+        shards: output folders of preprocess, searched together.
+        out: output folder: duplicates.csv lists the pairs, duplicates.html shows the first ones and stays with the shards.
+        params: the section `duplicates`.
+        backbone: output folder of pretrain, whose features must agree as well.
+
+    Raises:
+        UserError: shards or backbone that cannot be read.
+    """
+    opened = open_shards(shards)
+    inputs = opened.inputs | ({"backbone": read_document(backbone, BACKBONE, "pretrain")[1]} if backbone else {})
+    upstream = opened.upstream | upstream_run_ids({"backbone": backbone} if backbone else {})
+    with stage_run("duplicates", out, params, inputs, upstream=upstream) as job:
+        found = near_duplicates.find(opened, params, job.folder, duplicates_page.SHOWN, _features(backbone, opened) if backbone else None)
+        write_csv(job.folder / near_duplicates.LIST, found.table())
+        storage.write(str(job.folder / DUPLICATES), duplicates_page.render(found, params, opened).encode())
+        metrics = found.metrics()
+        log.info("duplicates: %s", ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in metrics.items()))
+        if metrics["pairs_across_splits"]:
+            log.warning("duplicates: the splits share pictures; %s/%s lists them, see docs/duplicates.md", out, near_duplicates.LIST)
+        job.publish(metrics, drop=(near_duplicates.THUMBNAILS,))
+
+
+def _features(backbone: str, shards: Shards) -> near_duplicates.Features:
+    from components.common.training.features import extractor  # imports torch, which the rest of the stage does without
+
+    return extractor(backbone, shards.size, shards.bits)
+
+
 def write_curves(folder: Path, entries: Sequence[Entry]) -> list[str]:
     """Writes the CSV files and returns their names; the curves of a second model of a head are labelled `2: `."""
     files: dict[str, CsvTable] = {}
@@ -92,9 +126,14 @@ def write_curves(folder: Path, entries: Sequence[Entry]) -> list[str]:
             labelled = [(f"{label}{first}", *others) for first, *others in rows]
             files[name] = CsvTable(header, [*(files[name].rows if name in files else []), *labelled])
     for name, (header, rows) in files.items():
-        with (folder / name).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *(map(_cell, row) for row in rows)])
+        write_csv(folder / name, [header, *rows])
     return list(files)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows, the header first."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(map(_cell, row) for row in rows)
 
 
 def _cell(value: Any) -> Any:
