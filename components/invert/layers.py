@@ -6,13 +6,17 @@ arXiv 1710.10196, section 4.1), so that Adam moves all layers at the same pace.
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.common.training import processes
+
 EPSILON = 1e-8
 SLOPE = 0.2  # slope of leaky ReLU below 0
+TAPS = 4  # of the low-pass filter
 
 
 def activate(x: Tensor) -> Tensor:
@@ -71,19 +75,49 @@ def modulated_conv(x_BIHW: Tensor, weight_OIKK: Tensor, style_BI: Tensor, demodu
     return x * (variance_BO + EPSILON).rsqrt()[:, :, None, None]
 
 
+def normal(generator: torch.Generator, count: int, *shape: int) -> Tensor:
+    """Draws from N(0, 1) for the `count` images of this process, (count, *shape), what one process would draw for them."""
+    total = count * processes.world_size()
+    return torch.randn(total, *shape, generator=generator, device=generator.device)[processes.share(total)]
+
+
 def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
     """Low-pass filter [1, 3, 3, 1] in both directions: (B, C, H, W) -> (B, C, H + 2 padding - 3, W + 2 padding - 3)."""
-    return F.conv2d(x, _kernel(x, gain), padding=padding, groups=x.shape[1])
+    return _filtered(x, gain, 1, padding, False)
 
 
 def upsample(x: Tensor) -> Tensor:
     """Doubles the size, with the filter: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-    return F.conv_transpose2d(x, _kernel(x, gain=4.0), stride=2, padding=1, groups=x.shape[1])
+    return _filtered(x, 4.0, 2, 1, True)
 
 
 def downsample(x: Tensor) -> Tensor:
     """Halves the size, with the filter: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
-    return F.conv2d(x, _kernel(x, gain=1.0), stride=2, padding=1, groups=x.shape[1])
+    return _filtered(x, 1.0, 2, 1, False)
+
+
+def _filtered(x: Tensor, gain: float, stride: int, padding: int, transposed: bool) -> Tensor:
+    result: Tensor = _Filter.apply(x, gain, stride, padding, transposed)
+    return result
+
+
+class _Filter(torch.autograd.Function):
+    """Filters each channel, or with `transposed` spreads each value by the filter.
+
+    The penalties differentiate twice. Torch's second derivative of a convolution with a group per channel computes that of the kernel
+    as well, one channel at a time; here each derivative is one more filter.
+    """
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, gain: float, stride: int, padding: int, transposed: bool) -> Tensor:
+        # The filter is symmetric, so that without a stride its adjoint is the filter itself, which is faster than a transposed one.
+        context.adjoint = (gain, 1, TAPS - 1 - padding, False) if stride == 1 else (gain, stride, padding, not transposed)
+        convolve = F.conv_transpose2d if transposed else F.conv2d
+        return convolve(x, _kernel(x, gain), stride=stride, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _filtered(gradient, *context.adjoint), None, None, None, None
 
 
 def _kernel(x: Tensor, gain: float) -> Tensor:

@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.signal import convolve2d
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.invert.layers import EqualConv, EqualLinear, activate, blur, downsample, modulated_conv, upsample
 
@@ -47,6 +50,33 @@ def test_upsampling_convolution_filters_the_sparse_result() -> None:
     made = modulated_conv(x, weight, style, up=True)
     assert made.shape == (1, 1, 8, 8)
     np.testing.assert_allclose(made[0, 0].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("filtered", [lambda x: blur(x, 1), lambda x: blur(x, 2, 4.0), upsample, downsample])
+def test_derivatives_of_filters(filtered: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(filtered, x)
+    assert torch.autograd.gradgradcheck(filtered, x)
+
+
+def test_second_derivatives_do_not_compute_channels_one_by_one() -> None:
+    def convolutions(channels: int) -> int:
+        found = 0
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+                nonlocal found
+                found += "convolution" in str(function)
+                return function(*arguments, **(options or {}))
+
+        x = torch.randn(1, channels, 8, 8, requires_grad=True)
+        with Count():
+            (gradient,) = torch.autograd.grad(blur(downsample(x), 2).square().sum(), x, create_graph=True)
+            torch.autograd.backward(gradient.square().sum())
+        return found
+
+    assert convolutions(16) == convolutions(2)
 
 
 def test_demodulation_brings_outputs_to_unit_variance() -> None:
