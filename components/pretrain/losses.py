@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SLAB = {"cpu": 2**18, "cuda": 2**24}
+SLAB = {"cpu": 2**18, "cuda": 2**27}
 """Elements of a map to multiply at a time: few enough for a core's cache, or to be small compared with a GPU's maps."""
 TINY = 1e-30  # squared norm below which a position counts as all zero, since its inverse would overflow
 MSE_POOLED = {"layer1": 16, "layer2": 16, "layer3": 4, "layer4": 4}  # side to which `mse` pools the map after each stage
@@ -98,10 +98,11 @@ def _products(query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tenso
     batch, _, height, width = query_map.shape
     wide = torch.promote_types(query_map.dtype, torch.float32)
     products = query_map.new_empty((3, batch, height, width), dtype=wide)
+    zero = query_map.new_zeros(1, dtype=wide)  # makes the products wide, without a wide copy of a map
     for samples, rows in _slabs(query_map):
-        query, key = query_map[samples, :, rows].to(wide), key_map[samples, :, rows].to(wide)
+        query, key = query_map[samples, :, rows], key_map[samples, :, rows]
         for product, (one, other) in zip(products, ((query, key), (query, query), (key, key)), strict=True):
-            torch.sum(one * other, 1, out=product[samples, rows])
+            torch.sum(torch.addcmul(zero, one, other), 1, out=product[samples, rows])
     return products[0], products[1], products[2]
 
 
