@@ -73,12 +73,13 @@ def plan(
 
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
-def model(item: str, runtime: str) -> str:
+def model(item: str, runtime: str, processes: int) -> str:
     """Trains one model of a study.
 
     Args:
         item: JSON of a model from pipelines/study_plan.py.
         runtime: JSON of the section `runtime`.
+        processes: number of processes, one per GPU.
 
     Returns:
         The output folder.
@@ -86,12 +87,13 @@ def model(item: str, runtime: str) -> str:
     import json
     from importlib import import_module
 
-    from components.common.runs.step import exit_codes
+    from components.common.runs.step import Step, exit_codes
+    from components.common.training.launch import run_here
     from components.params import parse
 
     stage, inputs, section, folder = (json.loads(item)[name] for name in ("stage", "inputs", "section", "folder"))
     with exit_codes(stage):
         run = import_module(f"components.{stage}.run").run
         params = parse({stage: section, "runtime": runtime})
-        run(**json.loads(inputs), out=folder, **params.arguments(stage))
+        run_here(stage, run, json.loads(inputs), Step(**params.arguments(stage), out=folder), processes)
     return str(folder)

@@ -133,6 +133,11 @@ def gpus(name: str, settings: Settings, params: Params) -> dict[str, int]:
     }
 
 
+def processes(settings: Settings, name: str) -> int:
+    """Returns the number of processes of a training step: one per GPU."""
+    return max(settings.step(name).gpus, 1)
+
+
 def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
     """Describes the nodes of a TrainJob in the terms of Kubernetes, each with the resources of the step `pretrain`."""
     step = settings.step("pretrain")
@@ -142,7 +147,7 @@ def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
         "runtime": settings.trainer.runtime,
         "image": settings.image("gpu"),
         "nodes": count,
-        "processes": max(step.gpus, 1),
+        "processes": processes(settings, "pretrain"),
         "resources": {"requests": requests, "limits": limits},
         "labels": _queue_labels(settings),
         "annotations": {TOPOLOGY: settings.queue.topology} if settings.queue and settings.queue.topology else {},

@@ -17,7 +17,7 @@ from components.preprocess import component as preprocessing
 from components.pretrain import component as pretraining
 from components.register import component as registration
 from pipelines import kfp_components, parameters
-from pipelines.resources import apply, describe_nodes
+from pipelines.resources import apply, describe_nodes, processes
 from pipelines.settings import GATED, Settings
 
 
@@ -55,8 +55,7 @@ class SharedSteps:
             cluster = json.dumps(describe_nodes(self.settings, nodes), sort_keys=True)
             task = self.add(pretraining.launch, "launch", "pretrain", shards=shards, cluster=cluster)
         else:
-            processes = max(self.settings.step("pretrain").gpus, 1)
-            task = self.add(pretraining.pretrain, "pretrain", "pretrain", shards=shards, processes=processes)
+            task = self.add(pretraining.pretrain, "pretrain", "pretrain", shards=shards, processes=processes(self.settings, "pretrain"))
         return task.outputs["Output"]
 
     def models(self, shards: Any, backbone: Any) -> dict[str, Any]:
@@ -65,7 +64,8 @@ class SharedSteps:
         for head in HEADS:
             if head in self.settings.heads:
                 component = getattr(import_module(f"components.{head}.component"), head)
-                folders[head] = self.add(component, head, head, shards=shards, backbone=backbone).outputs["Output"]
+                given = {"shards": shards, "backbone": backbone, "processes": processes(self.settings, head)}
+                folders[head] = self.add(component, head, head, **given).outputs["Output"]
         return folders
 
     def evaluate_and_register(self, models: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from kfp.dsl.base_component import BaseComponent
 from components.evaluate import component as evaluation
 from components.params import Params
 from pipelines import kfp_components
-from pipelines.resources import apply
+from pipelines.resources import apply, processes
 from pipelines.settings import Settings
 from pipelines.shared_steps import SharedSteps, pipeline
 from pipelines.study_plan import COMPARED
@@ -39,5 +39,6 @@ def _plan(steps: SharedSteps, shards: Any, phase: int, after: Any) -> Any:
 def _models(steps: SharedSteps, step: str, items: Any) -> Any:
     """Trains models in parallel, each with the resources of a step; returns their folders."""
     with dsl.ParallelFor(items, parallelism=steps.settings.parallel_models) as item:
-        task = apply(kfp_components.model(item=item, runtime=steps.given["runtime"]), step, steps.settings)
+        count = processes(steps.settings, step)
+        task = apply(kfp_components.model(item=item, runtime=steps.given["runtime"], processes=count), step, steps.settings)
     return dsl.Collected(task.output)

@@ -5,7 +5,14 @@ from kfp import dsl
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
 def classify(
-    shards: str, backbone: str, root: str, params: str, runtime: str, metrics: dsl.Output[dsl.Metrics], model: dsl.Output[dsl.Model]
+    shards: str,
+    backbone: str,
+    root: str,
+    params: str,
+    runtime: str,
+    processes: int,
+    metrics: dsl.Output[dsl.Metrics],
+    model: dsl.Output[dsl.Model],
 ) -> str:
     """Fine-tunes a classifier of findings.
 
@@ -15,6 +22,7 @@ def classify(
         root: parent folder of all outputs.
         params: JSON of the section `classify`.
         runtime: JSON of the section `runtime`.
+        processes: number of processes, one per GPU.
         metrics: metrics on the validation split.
         model: model.json, which describes the weights.
 
@@ -25,8 +33,9 @@ def classify(
     from components.classify.run import run
     from components.common.formats.model import DESCRIPTION
     from components.common.runs.step import step
+    from components.common.training.launch import run_here
 
     with step("classify", root, Classify, params, {"shards": shards, "backbone": backbone}, runtime) as this:
-        run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params, runtime=this.runtime)
+        run_here("classify", run, {"shards": [shards], "backbone": backbone or None}, this, processes)
     this.show({DESCRIPTION: model.path}, metrics)
     return this.out

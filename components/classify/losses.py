@@ -1,7 +1,7 @@
 """Losses over the known labels: plain binary cross-entropy, and losses for findings with few positives.
 
 Logits and targets are (B, findings), targets 1, 0 or NaN for unknown. Every loss is the mean over the known labels of the batch,
-0 if there are none.
+0 if there are none; with several processes it is this process's share, and the shares add up to the mean over the whole batch.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.classify.params import Classify
+from components.common.training import processes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,4 +59,4 @@ def prior_logits(targets: Tensor) -> Tensor:
 
 def _masked_mean(losses: Tensor, targets: Tensor) -> Tensor:
     known = ~targets.isnan()
-    return (losses * known).sum() / known.sum().clamp_min(1)
+    return (losses * known).sum() / processes.sum_over_ranks(known.sum()).clamp_min(1)

@@ -20,11 +20,12 @@ from components.common.formats.pages import FIGURES
 from components.common.formats.predictions import META, common_columns, score_column, target_column, write_predictions
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
-from components.common.runs.stage_run import StageRun, stage_run
+from components.common.runs.stage_run import StageRun
 from components.common.statistics.calibration import fit_temperature, negative_log_likelihood
-from components.common.training import checkpoints, loop
+from components.common.training import checkpoints, processes
 from components.common.training.inference import write_model
 from components.common.training.reader import Reader, require_splits
+from components.common.training.stage import train, training_run
 
 Array = npt.NDArray[np.float32]
 
@@ -33,24 +34,24 @@ log = logging.getLogger(__name__)
 
 def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, backbone: str | None = None) -> None:
     """Trains a classifier of all findings of the shards, on a backbone of pretrain or from random weights."""
-    opened = open_shards(shards)
-    if not opened.findings:
-        raise UserError(f"{', '.join(shards)}: the shards have no findings; put a {LABELS} into the raw folder and run preprocess again")
-    require_splits(opened)
-    classification = MODES[params.mode](params, opened, backbone)
-    if classification.batch_size < params.batch_size:
-        log.warning("classify: batches of %d images, since there are no more training images", classification.batch_size)
-    with stage_run("classify", out, params, classification.inputs, runtime=runtime, upstream=classification.upstream) as job:
-        history = loop.Trainer(classification, "classify", job.folder, params.epochs, runtime).run(job.log)
-        calibration = finish(classification, job)
-        best = metrics_of(history[classification.best["epoch"] - 1])
-        metrics = {"best_epoch": classification.best["epoch"], "train_images": len(classification.rows), **best, **calibration}
-        job.attach(HISTORY)
-        job.publish(metrics, drop=(checkpoints.FOLDER,))
+
+    def prepare() -> Classification:
+        opened = open_shards(shards)
+        if not opened.findings:
+            found = f"{', '.join(shards)}: the shards have no findings"
+            raise UserError(f"{found}; put a {LABELS} into the raw folder and run preprocess again")
+        require_splits(opened)
+        return MODES[params.mode](params, opened, backbone)
+
+    with training_run("classify", out, params, runtime, prepare) as (classification, job):
+        if classification.batch_size < params.batch_size:
+            log.warning("classify: batches of %d images, since there are no more training images", classification.batch_size)
+        history = train(classification, "classify", job, params.epochs, runtime)
+        finish(classification, job, history)
 
 
-def finish(classification: Classification, job: StageRun) -> dict[str, float]:
-    """Writes the best epoch's model, calibrated on val, and predictions; returns the temperature and val's likelihoods before and after."""
+def finish(classification: Classification, job: StageRun | None, history: list[dict[str, float]]) -> None:
+    """Calibrates the best epoch's model on val and scores val and test, in all processes; the main one writes them."""
     network, shards = classification.best_network(), classification.shards
     val = Reader(shards, "val", META)
     logits, targets = classification.predict(network, val), val.labels().astype(np.float64)
@@ -67,14 +68,22 @@ def finish(classification: Classification, job: StageRun) -> dict[str, float]:
         "temperature": temperature,  # the weights of the head are divided by it already
         "best_epoch": classification.best["epoch"],
     }
-    write_model(job, checkpoints.copy_weights(network), shards, description)
-    (job.folder / FIGURES).mkdir(exist_ok=True)
     test = Reader(shards, "test", META)
     rows = [(val, "val", logits / np.float32(temperature)), (test, "test", classification.predict(network, test))]
-    write_predictions(job.folder, [table_of(*each, shards.findings) for each in rows])
     divisors = {"val_nll_uncalibrated": 1.0, "val_nll": temperature}
     likelihoods = {name: negative_log_likelihood(targets, logits.astype(np.float64) / value) for name, value in divisors.items()}
-    return {"temperature": temperature, **likelihoods}
+
+    def write() -> None:
+        assert job, "the main process writes"
+        write_model(job, checkpoints.copy_weights(network), shards, description)
+        (job.folder / FIGURES).mkdir(exist_ok=True)
+        write_predictions(job.folder, [table_of(*each, shards.findings) for each in rows])
+        best = metrics_of(history[classification.best["epoch"] - 1])
+        metrics = {"best_epoch": classification.best["epoch"], "train_images": len(classification.rows), **best}
+        job.attach(HISTORY)
+        job.publish({**metrics, "temperature": temperature, **likelihoods}, drop=(checkpoints.FOLDER,))
+
+    processes.on_main(write)
 
 
 def table_of(reader: Reader, split: str, logits: Array, findings: list[str]) -> pa.Table:

@@ -9,9 +9,8 @@ import numpy.typing as npt
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
-from components.classify import losses
+from components.classify import augment, losses
 from components.classify.imbalance import set_positive_rates
 from components.classify.network import attach_head, fold_standardisation, parameter_groups
 from components.classify.params import Classify
@@ -19,11 +18,13 @@ from components.common.errors import UserError
 from components.common.runs.shards import Shards
 from components.common.statistics.arrays import has_both
 from components.common.statistics.ranking import auroc
-from components.common.training import backbones, devices, loop, optimization
+from components.common.training import backbones, devices, loop, optimization, processes
+from components.common.training.batch_norm import synchronise
 from components.common.training.checkpoints import copy_weights
 from components.common.training.reader import Batch, Reader
-from components.common.training.seeds import generator_for, seed_for
+from components.common.training.seeds import generator_for
 from components.common.training.subsets import labelled_rows
+from components.common.training.warp import warp
 
 SMALLEST_STD = 1e-4  # lower bound on a feature's standard deviation, so that one that hardly varies is not amplified
 
@@ -47,6 +48,7 @@ class Classification(loop.Trainable):
         self.targets, self.rows = self._labels()
         self.train.keep(self.rows)
         self.batch_size = min(params.batch_size, len(self.rows))
+        processes.check_batch("classify.batch_size", self.batch_size)
         self.steps_per_epoch = len(self.rows) // self.batch_size
         self.loss, bias = losses.make(params, losses.prior_logits(torch.from_numpy(self.targets[self.rows])))
         with torch.no_grad():
@@ -88,11 +90,10 @@ class Classification(loop.Trainable):
     def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer."""
         optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
-        targets = torch.from_numpy(self.targets[batch.rows]).to(self.device)
+        targets = processes.on_device(torch.from_numpy(self.targets[batch.rows]), self.device)
         with devices.autocast(self.device):
             loss = self.loss(self._logits(batch, epoch), targets)
-        optimization.step(self.optimizer, loss)
-        return {"loss": loss.detach()}
+        return {**optimization.step_together(self.optimizer, loss)}
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Evaluates the validation split and keeps the weights if they are the best so far."""
@@ -117,19 +118,18 @@ class Classification(loop.Trainable):
             found: Tensor = network(image)
             return (found + network(image.flip(-1))) / 2 if self.params.tta_flip else found
 
-        return self._collect(reader, logits)
+        return self._collect(reader, logits, len(self.shards.findings))
 
-    def _collect(self, reader: Reader, function: Callable[[Tensor], Tensor]) -> Array:
-        """Applies a function to batches of normalised images; returns its rows in the order of the reader's table."""
-        parts: list[Array] = []
-        rows: list[Rows] = []
-        for batch in reader.in_order(self.params.batch_size):
-            with devices.autocast(self.device):
-                parts.append(function(self.normalise(devices.to_unit(batch.images, self.device))).float().cpu().numpy())
-            rows.append(batch.rows)
-        out = np.zeros((len(reader), parts[0].shape[1]), np.float32)
-        out[np.concatenate(rows)] = np.concatenate(parts)
-        return out
+    @devices.exact()
+    def _collect(self, reader: Reader, function: Callable[[Tensor], Tensor], width: int) -> Array:
+        """Applies a function to batches of normalised images; returns its rows (N, width) in the order of the reader's table."""
+        parts, rows = [torch.empty(0, width, device=self.device)], [np.empty(0, np.int64)]
+        with processes.shared_errors():
+            for batch in devices.on_device(reader.in_order(self.params.batch_size), self.device):
+                parts.append(function(self.normalise(devices.to_unit(batch.images, self.device))))
+                rows.append(batch.rows)
+        found: Array = processes.assemble(torch.cat(parts), np.concatenate(rows), len(reader)).cpu().numpy()
+        return found
 
     def normalise(self, image: Tensor) -> Tensor:
         """Normalises (B, 1, H, W) in [0, 1] as the backbone expects it."""
@@ -141,15 +141,21 @@ class FineTuning(Classification):
 
     def _prepare(self) -> list[dict[str, Any]]:
         self.trained = self.network
+        self.compiled = (self.network,)
+        synchronise(self.network)
         return parameter_groups(self.network, self.params.layer_decay)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields the batches of an epoch from number `start` on."""
         self.network.train()
-        return self.train.shuffled(self.batch_size, self.params.seed, epoch, start)
+        loaded = self.train.shuffled(self.batch_size, self.params.seed, epoch, start)
+        return devices.on_device((self._with_draws(batch, epoch) for batch in loaded), self.device)
+
+    def _with_draws(self, batch: Batch, epoch: int) -> Batch:
+        return batch._replace(draws=augment.draw(batch.rows, self.train.size, self.params.seed, epoch))
 
     def _logits(self, batch: Batch, epoch: int) -> Tensor:
-        image = augment(devices.to_unit(batch.images, self.device), batch.rows, self.params.seed, epoch)
+        image = warp(devices.to_unit(batch.images, self.device), torch.as_tensor(batch.draws, device=self.device))
         logits: Tensor = self.network(self.normalise(image))
         return logits
 
@@ -157,7 +163,7 @@ class FineTuning(Classification):
     def val_logits(self) -> Array:
         """Computes (N, findings) for the validation split."""
         self.network.eval()
-        return self._collect(self.val, self.network)
+        return self._collect(self.val, self.network, len(self.shards.findings))
 
     def best_network(self) -> torchvision.models.ResNet:
         """Returns the whole network with the best weights."""
@@ -178,7 +184,8 @@ class LinearProbe(Classification):
         self.network.fc = nn.Identity()
         self.network.eval().requires_grad_(False)
         with torch.no_grad():
-            self.train_features, self.val_features = (self._collect(reader, self.network) for reader in (self.train, self.val))
+            width = backbones.width(self.network)
+            self.train_features, self.val_features = (self._collect(reader, self.network, width) for reader in (self.train, self.val))
         labelled = self.train_features[self.rows].astype(np.float64)
         self.feature_mean = labelled.mean(axis=0)
         self.feature_std = np.maximum(labelled.std(axis=0), SMALLEST_STD)
@@ -188,7 +195,7 @@ class LinearProbe(Classification):
         """Yields only rows, since the features of the images are known."""
         order = generator_for(self.params.seed, epoch).permutation(self.rows)
         for first in range(start * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
-            yield Batch(np.empty((0, 0, 0), np.uint8), order[first : first + self.batch_size])
+            yield Batch(np.empty((0, 0, 0), np.uint8), order[first : first + self.batch_size][processes.share(self.batch_size)])
 
     def _logits(self, batch: Batch, epoch: int) -> Tensor:
         return self._head(self.train_features[batch.rows])
@@ -213,17 +220,6 @@ class LinearProbe(Classification):
 
 
 MODES: dict[str, type[Classification]] = {"finetune": FineTuning, "linear": LinearProbe}
-
-
-def augment(image_B1HW: Tensor, rows: Rows, seed: int, epoch: int) -> Tensor:
-    """Applies a small shift, rotation and scale to each image, the same whenever a step is repeated."""
-    transform = v2.RandomAffine(degrees=7, translate=(0.05, 0.05), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
-    moved = []
-    with torch.random.fork_rng(devices=[]):
-        for image, row in zip(image_B1HW, rows, strict=True):
-            torch.manual_seed(seed_for(seed, epoch, int(row)))
-            moved.append(transform(image))
-    return torch.stack(moved)
 
 
 def macro_auroc(targets: Array, scores: Array) -> float:

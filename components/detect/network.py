@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
@@ -20,7 +21,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from components.common.training import backbones
+from components.common.training import backbones, processes
 from components.detect.params import Detect
 
 LEVELS = 5
@@ -31,18 +32,49 @@ SETTINGS = ("arch", "detector", "channels", "batch_norm", "score_threshold", "ma
 """Parameters that determine a detector; model.json holds them."""
 
 
-class Detector(nn.Module):
-    """Either detector, with classes numbered from 0."""
+class Sampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
+    """Chooses the boxes that Faster R-CNN learns from; the choice for an image depends on its seed and not on the rest of the batch."""
 
-    def __init__(self, model: nn.Module, first_class: int):
+    seeds: list[int]  # of the images of the next call
+    chosen: Tensor  # number of boxes that the last call has chosen
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the masks of chosen positives and negatives of each image, as in torchvision."""
+        positive, negative = [], []
+        for seed, each in zip(self.seeds, matched_idxs, strict=True):
+            torch.manual_seed(seed)
+            (one,), (other,) = super().__call__([each])
+            positive.append(one)
+            negative.append(other)
+        self.chosen = torch.cat([*positive, *negative]).sum(dtype=torch.float32)
+        return positive, negative
+
+
+class Detector(nn.Module):
+    """Either detector, with classes numbered from 0.
+
+    `samplers` names those terms of the loss that are means over sampled boxes; others are means over images.
+    """
+
+    def __init__(self, model: nn.Module, first_class: int, samplers: Mapping[str, Sampler] | None = None):
         super().__init__()
         self.model = model
-        self._first_class = first_class
+        self._first_class, self._samplers = first_class, samplers or {}
 
-    def losses(self, image_B1SS: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
-        """Computes the terms of the loss, loss_*, for images in [0, 1], their boxes (G, 4), left, top, right, bottom, and labels (G,)."""
+    def losses(
+        self, image_B1SS: Tensor, boxes: list[Tensor], labels: list[Tensor], seeds: list[int], share: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Computes the terms of the loss, loss_*, or with several processes this one's share of them.
+
+        Images are in [0, 1], with boxes (G, 4), left, top, right, bottom, and labels (G,). Each has a seed; `share` is the fraction of the
+        images of the batch that this process has.
+        """
         targets = [{"boxes": box, "labels": label + self._first_class} for box, label in zip(boxes, labels, strict=True)]
-        return {f"loss_{name.removeprefix('loss_')}": term for name, term in self.model(list(image_B1SS), targets).items()}
+        for sampler in self._samplers.values():
+            sampler.seeds = seeds
+        terms = {f"loss_{name.removeprefix('loss_')}": term for name, term in self.model(list(image_B1SS), targets).items()}
+        shares = {name: each.chosen / processes.sum_over_ranks(each.chosen.clone()) for name, each in self._samplers.items()}
+        return {name: term * shares.get(name, share) for name, term in terms.items()}
 
     def forward(self, image_B1SS: Tensor) -> list[dict[str, Tensor]]:
         """Detects in each image, by descending score: boxes (D, 4), scores (D,) and labels (D,)."""
@@ -113,7 +145,11 @@ def _faster_rcnn(resnet: torchvision.models.ResNet, params: Detect, classes: int
         box_detections_per_img=params.max_detections,
         **common,
     )
-    return Detector(model, first_class=1)
+    rpn, roi = model.rpn, model.roi_heads
+    for part in (rpn, roi):
+        part.fg_bg_sampler = Sampler(part.fg_bg_sampler.batch_size_per_image, part.fg_bg_sampler.positive_fraction)
+    terms = {"loss_objectness": rpn, "loss_rpn_box_reg": rpn, "loss_classifier": roi, "loss_box_reg": roi}
+    return Detector(model, first_class=1, samplers={name: part.fg_bg_sampler for name, part in terms.items()})
 
 
 def _pyramid(resnet: torchvision.models.ResNet, stages: tuple[str, ...], channels: int, **options: Any) -> BackboneWithFPN:

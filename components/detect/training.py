@@ -4,17 +4,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.runs.shards import Shards
 from components.common.statistics.detection_matching import mean_average_precision
-from components.common.training import backbones, devices, loop, optimization
+from components.common.training import backbones, devices, loop, optimization, processes
+from components.common.training.batch_norm import synchronise
 from components.common.training.checkpoints import copy_weights
 from components.common.training.reader import Batch, Reader
 from components.common.training.seeds import seed_for
 from components.common.training.subsets import labelled_rows
+from components.common.training.warp import warp
 from components.detect import annotations, augment, network
 from components.detect.annotations import Annotations, annotate, choose_classes
 from components.detect.params import Detect
@@ -40,9 +43,12 @@ class Detection(loop.Trainable):
         resnet, self.mean, self.std, self.inputs, self.upstream = backbones.start(folder, params.arch, shards)
         detector = network.build(resnet, params, len(self.classes), shards.size, self.mean, self.std)
         self.network = detector.to(self.device).to(memory_format=torch.channels_last)
+        self.compiled = (detector.model.backbone,)  # type: ignore[assignment]
+        synchronise(self.network)
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, lr=params.lr, weight_decay=params.weight_decay)
         self.batch_size = min(params.batch_size, len(self.rows))
+        processes.check_batch("detect.batch_size", self.batch_size)
         self.steps_per_epoch = len(self.rows) // self.batch_size
         self.best: dict[str, Any] = {"map_50": -1.0, "epoch": 0, "weights": {}}
 
@@ -67,14 +73,13 @@ class Detection(loop.Trainable):
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer."""
-        torch.manual_seed(seed_for(self.params.seed, epoch, *batch.rows.tolist()))  # Faster R-CNN samples the boxes that it learns from
         optimization.set_learning_rate(self.optimizer, self.params.lr, progress)
         image, boxes, labels = self._examples(batch, epoch)
         with devices.autocast(self.device):
-            terms = self.network.losses(image, boxes, labels)
+            seeds = [seed_for(self.params.seed, epoch, int(row)) for row in batch.rows]
+            terms = self.network.losses(image, boxes, labels, seeds, len(batch.rows) / self.batch_size)
             loss = torch.stack(list(terms.values())).sum()
-        optimization.step(self.optimizer, loss)
-        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
+        return {**optimization.step_together(self.optimizer, loss, terms)}
 
     def _examples(self, batch: Batch, epoch: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Returns images, corners of the boxes and their classes, augmented, without boxes that are no longer visible."""
@@ -83,11 +88,17 @@ class Detection(loop.Trainable):
         labels = [self.known.labels[row] for row in batch.rows]
         if self.params.augment:
             drawn = augment.draw(batch.rows, self.params.seed, epoch)
-            image = augment.warp_images(image, drawn)
+            image = warp(image, processes.on_device(torch.from_numpy(drawn), self.device))
             corners = [augment.warp_boxes(each, one, self.shards.size) for each, one in zip(corners, drawn, strict=True)]
         visible = [((each[:, 2:] - each[:, :2]) >= 1).all(axis=1) for each in corners]
-        boxes = [torch.from_numpy(each[keep]).to(self.device, torch.float32) for each, keep in zip(corners, visible, strict=True)]
-        return image, boxes, [torch.from_numpy(each[keep]).to(self.device) for each, keep in zip(labels, visible, strict=True)]
+        counts = [int(keep.sum()) for keep in visible]
+
+        def copied(parts: list[npt.NDArray[Any]], dtype: torch.dtype) -> list[Tensor]:
+            """Copies all images' boxes or classes in one message."""
+            kept = np.concatenate([each[keep] for each, keep in zip(parts, visible, strict=True)])
+            return list(torch.split(processes.on_device(torch.from_numpy(kept).to(dtype), self.device), counts))
+
+        return image, copied(corners, torch.float32), copied(labels, torch.int64)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Evaluates the validation split and keeps the weights if they are the best so far."""
@@ -99,14 +110,17 @@ class Detection(loop.Trainable):
         return {"val_map_50": map_50, "val_map": map_all}
 
     @torch.no_grad()
+    @devices.exact()
     def predict(self, reader: Reader, known: Annotations) -> list[Found]:
         """Detects in each image, in the order of the reader's table, and clips boxes to the image."""
         self.network.eval()
-        found: list[Found] = []
-        for batch in devices.on_device(reader.in_order(self.params.batch_size), self.device):
-            for row, each in zip(batch.rows, self.network(devices.to_unit(batch.images, self.device)), strict=True):
-                found.append(to_numpy(each, known.origin[row], known.extent[row]))
-        return found
+        found: dict[int, Found] = {}
+        with processes.shared_errors():
+            for batch in devices.on_device(reader.in_order(self.params.batch_size), self.device):
+                for row, each in zip(batch.rows, self.network(devices.to_unit(batch.images, self.device)), strict=True):
+                    found[int(row)] = to_numpy(each, known.origin[row], known.extent[row])
+        every = {row: each for part in processes.gather_objects(found) for row, each in part.items()}
+        return [every[row] for row in range(len(reader))]
 
     def counts(self) -> dict[str, float]:
         """Counts the training images and boxes, and the images left out because a class is not known."""

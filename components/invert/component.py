@@ -5,7 +5,14 @@ from kfp import dsl
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
 def invert(
-    shards: str, backbone: str, root: str, params: str, runtime: str, metrics: dsl.Output[dsl.Metrics], model: dsl.Output[dsl.Model]
+    shards: str,
+    backbone: str,
+    root: str,
+    params: str,
+    runtime: str,
+    processes: int,
+    metrics: dsl.Output[dsl.Metrics],
+    model: dsl.Output[dsl.Model],
 ) -> str:
     """Trains a GAN and an encoder that inverts it.
 
@@ -15,6 +22,7 @@ def invert(
         root: parent folder of all outputs.
         params: JSON of the section `invert`.
         runtime: JSON of the section `runtime`.
+        processes: number of processes, one per GPU.
         metrics: metrics on the validation split.
         model: model.json, which describes the weights.
 
@@ -23,10 +31,11 @@ def invert(
     """
     from components.common.formats.model import DESCRIPTION
     from components.common.runs.step import step
+    from components.common.training.launch import run_here
     from components.invert.params import Invert
     from components.invert.run import run
 
     with step("invert", root, Invert, params, {"shards": shards, "backbone": backbone}, runtime) as this:
-        run(shards=[shards], backbone=backbone or None, out=this.out, params=this.params, runtime=this.runtime)
+        run_here("invert", run, {"shards": [shards], "backbone": backbone or None}, this, processes)
     this.show({DESCRIPTION: model.path}, metrics)
     return this.out

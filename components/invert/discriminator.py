@@ -51,11 +51,10 @@ class ResidualBlock(nn.Module):
 def append_batch_deviation(x_BCHW: Tensor) -> Tensor:
     """Appends a channel with the mean standard deviation over groups of images (Karras et al. 2018, arXiv 1710.10196, section 3).
 
-    Groups have GROUP images, or the largest divisor of GROUP that divides B.
+    Groups have GROUP consecutive images, or the largest divisor of GROUP that divides B.
     """
-    count = len(x_BCHW)
-    groups = count // math.gcd(count, GROUP)
-    x_GMCHW = x_BCHW.reshape(count // groups, groups, *x_BCHW.shape[1:])
-    deviation_M = (x_GMCHW.var(0, correction=0) + EPSILON).sqrt().mean((1, 2, 3))
-    channel = deviation_M.repeat(count // groups)[:, None, None, None].expand(-1, 1, *x_BCHW.shape[2:])
+    members = math.gcd(len(x_BCHW), GROUP)
+    x_GMCHW = x_BCHW.reshape(-1, members, *x_BCHW.shape[1:])
+    deviation_G = (x_GMCHW.var(1, correction=0) + EPSILON).sqrt().mean((1, 2, 3))
+    channel = deviation_G.repeat_interleave(members)[:, None, None, None].expand(-1, 1, *x_BCHW.shape[2:])
     return torch.cat([x_BCHW, channel], dim=1)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
-from components.common.training import devices, loop, optimization
+from components.common.training import devices, loop, optimization, processes
+from components.common.training.batch_norm import synchronise
 from components.common.training.reader import Batch
 from components.invert.encoder import Encoder
 from components.invert.generator import Generator
@@ -28,6 +30,9 @@ class EncoderTraining(loop.Trainable):
         self.device = encoder.mean_latent.device
         self.batch_size = params.batch_size
         self.steps_per_epoch = len(inputs.train) // params.batch_size
+        processes.check_batch("invert.batch_size", params.batch_size)
+        self.compiled = (encoder,)
+        synchronise(encoder)
         self.optimizer = torch.optim.Adam(encoder.parameters(), lr=params.lr, fused=True)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -41,15 +46,18 @@ class EncoderTraining(loop.Trainable):
         image = to_images(batch.images, self.params.size, self.device)
         with devices.autocast(self.device):
             w = self.inverter.encode(image)
-        terms = self.inverter.terms(image, self.inverter.perceptual_maps(image), w)
-        loss = torch.stack(list(terms.values())).sum()
-        optimization.step(self.optimizer, loss)
-        return {"loss": loss.detach(), **{f"loss_{name}": term.detach() for name, term in terms.items()}}
+        share = len(image) / self.batch_size
+        found = self.inverter.terms(image, self.inverter.perceptual_maps(image), w)
+        terms = {f"loss_{name}": term * share for name, term in found.items()}
+        return {**optimization.step_together(self.optimizer, torch.stack(list(terms.values())).sum(), terms)}
 
+    @devices.exact()
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Measures how well the validation split is reconstructed, without refining."""
-        values = []
-        for batch in self.val.in_order(self.batch_size):
-            image = to_images(batch.images, self.params.size, self.device)
-            values.append(psnr(image, self.inverter.image(self.inverter.latents(image))))
-        return {"val_psnr": float(torch.cat(values).mean())}
+        values, rows = [torch.empty(0, device=self.device)], [np.empty(0, np.int64)]
+        with processes.shared_errors():
+            for batch in devices.on_device(self.val.in_order(self.batch_size), self.device):
+                image = to_images(batch.images, self.params.size, self.device)
+                values.append(psnr(image, self.inverter.image(self.inverter.latents(image))))
+                rows.append(batch.rows)
+        return {"val_psnr": float(processes.assemble(torch.cat(values), np.concatenate(rows), len(self.val)).mean())}

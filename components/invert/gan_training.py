@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.common.training import devices, loop, optimization
+from components.common.errors import UserError
+from components.common.training import devices, loop, optimization, processes
 from components.common.training.reader import Batch, Reader
 from components.common.training.seeds import torch_generator_for
-from components.invert.discriminator import Discriminator
+from components.invert.discriminator import GROUP, Discriminator
 from components.invert.generator import Generator, build_generator
+from components.invert.layers import normal
 from components.invert.params import Invert
 from components.invert.pixels import to_images
 
@@ -38,6 +40,7 @@ class GanTraining(loop.Trainable):
         self.discriminator = Discriminator(params.size, params.channel_base, params.channel_max).to(self.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.batch_size = params.gan_batch_size
+        _check(self.batch_size)
         self.steps_per_epoch = len(train) // params.gan_batch_size
         self.optimizers = {
             "generator": _adam(self.generator, params.gan_lr, PATH_EVERY if params.path_weight else 0),
@@ -64,24 +67,26 @@ class GanTraining(loop.Trainable):
         self.discriminator.requires_grad_(True)
         with torch.no_grad():
             fake = self._sample(len(real), rng)[0]
-        loss = (F.softplus(self.discriminator(fake)) + F.softplus(-self.discriminator(real))).mean()
+        loss = (F.softplus(self.discriminator(fake)) + F.softplus(-self.discriminator(real))).mean() / processes.world_size()
         penalty = loss.new_zeros(())
         if self.steps % R1_EVERY == 0:
-            penalty = R1_EVERY * self.params.r1_gamma / 2 * gradient_penalty(self.discriminator, real)
-        optimization.step(self.optimizers["discriminator"], loss + penalty)
-        return {"loss_discriminator": loss.detach(), "loss_r1": penalty.detach()}
+            penalty = R1_EVERY * self.params.r1_gamma / 2 * gradient_penalty(self.discriminator, real) / processes.world_size()
+        terms = {"loss_discriminator": loss, "loss_r1": penalty}
+        numbers = optimization.step_together(self.optimizers["discriminator"], loss + penalty, terms)
+        return {name: numbers[name] for name in terms}
 
     def _step_generator(self, count: int, rng: torch.Generator) -> loop.Numbers:
         self.discriminator.requires_grad_(False)
-        loss = F.softplus(-self.discriminator(self._sample(count, rng)[0])).mean()
+        loss = F.softplus(-self.discriminator(self._sample(count, rng)[0])).mean() / processes.world_size()
         penalty = loss.new_zeros(())
         if self.params.path_weight and self.steps % PATH_EVERY == 0:
             fake, w = self._sample(max(1, count // 2), rng)
             lengths = path_lengths(fake, w, rng)
-            self.path_mean = self.path_mean.lerp(lengths.detach().mean(), PATH_DECAY)
-            penalty = PATH_EVERY * self.params.path_weight * (lengths - self.path_mean).square().mean()
-        optimization.step(self.optimizers["generator"], loss + penalty)
-        return {"loss": loss.detach(), "loss_path": penalty.detach()}
+            mean = lengths.detach().mean()
+            processes.average_over_ranks([mean])
+            self.path_mean = self.path_mean.lerp(mean, PATH_DECAY)
+            penalty = PATH_EVERY * self.params.path_weight * (lengths - self.path_mean).square().mean() / processes.world_size()
+        return {**optimization.step_together(self.optimizers["generator"], loss + penalty, {"loss": loss, "loss_path": penalty})}
 
     def _sample(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         w = mixed_latents(self.generator, count, rng)
@@ -100,6 +105,13 @@ class GanTraining(loop.Trainable):
         self.path_mean = state["path_mean"].to(self.device)
 
 
+def _check(batch_size: int) -> None:
+    """Raises UserError if the groups of the discriminator would not fall within the processes."""
+    if (ranks := processes.world_size()) > 1 and batch_size % (ranks * GROUP):
+        found = f"invert.gan_batch_size: {batch_size} is not a multiple of {GROUP} times {ranks} processes"
+        raise UserError(f"{found}; change it or the number of GPUs")
+
+
 def gradient_penalty(discriminator: nn.Module, real_B1HW: Tensor) -> Tensor:
     """R1 without its factor: the mean over images of |dD(x)/dx|^2 (Mescheder et al. 2018, arXiv 1801.04406, equation 9)."""
     images = real_B1HW.detach().requires_grad_()
@@ -109,17 +121,19 @@ def gradient_penalty(discriminator: nn.Module, real_B1HW: Tensor) -> Tensor:
 
 def path_lengths(image_B1HW: Tensor, w_BND: Tensor, rng: torch.Generator) -> Tensor:
     """(B,): |J_w^T y| for random images y ~ N(0, 1 / (H W)) (StyleGAN2, equation 4), as the root mean square over layers."""
-    y = torch.randn(image_B1HW.shape, generator=rng, device=rng.device) / math.sqrt(image_B1HW[0].numel())
+    y = normal(rng, *image_B1HW.shape) / math.sqrt(image_B1HW[0].numel())
     (gradient,) = torch.autograd.grad((image_B1HW * y).sum(), w_BND, create_graph=True)
     return gradient.square().sum(2).mean(1).sqrt()
 
 
 def mixed_latents(generator: Generator, count: int, rng: torch.Generator) -> Tensor:
     """(count, N, latent_dim): w of a random z for each image; most images switch to another w from a random layer on."""
-    z = torch.randn(2, count, generator.latent_dim, generator=rng, device=rng.device)
+    total = count * processes.world_size()
+    mine = processes.share(total)
+    z = torch.randn(2, total, generator.latent_dim, generator=rng, device=rng.device)[:, mine]
     first, second = (generator.mapping(part)[:, None] for part in z)
-    start = torch.randint(1, generator.latents, (count,), generator=rng, device=rng.device)
-    mixed = torch.rand(count, generator=rng, device=rng.device) < MIXING
+    start = torch.randint(1, generator.latents, (total,), generator=rng, device=rng.device)[mine]
+    mixed = torch.rand(total, generator=rng, device=rng.device)[mine] < MIXING
     layers = torch.arange(generator.latents, device=rng.device)
     return torch.where((mixed[:, None] & (layers >= start[:, None]))[:, :, None], second, first)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from components.invert.layers import EPSILON, EqualLinear, activate, modulated_conv, upsample
+from components.invert.layers import EPSILON, EqualLinear, activate, modulated_conv, normal, upsample
 from components.invert.params import Invert
 
 START = 4  # side of the learned constant input in pixels
@@ -106,8 +106,7 @@ class StyledConv(nn.Module):
         """(B, inputs, H, W) -> (B, outputs, H, W), or twice the size. Demodulation cancels any scale of the weights."""
         x = modulated_conv(x, self.weight, self.style(w_BD), up=self._up)
         if noise is not None:
-            drawn = torch.randn(len(x), 1, *x.shape[2:], generator=noise, device=x.device)
-            x = x + self.noise_strength * drawn
+            x = x + self.noise_strength * normal(noise, len(x), 1, *x.shape[2:])
         return activate(x + self.bias[:, None, None])
 
 

@@ -51,7 +51,7 @@ class Inputs:
     perceptual: FeatureSpace | None
     judge: FeatureSpace
     generator: dict[str, Tensor] | None  # weights; None: one is to be trained
-    digests: dict[str, str]  # SHA-256 by name of input
+    inputs: dict[str, str]  # SHA-256 by name of input
     upstream: dict[str, str]  # MLflow run id by name of input
 
 
@@ -70,7 +70,10 @@ def open_inputs(params: Invert, shards: Shards, folders: InputFolders) -> Inputs
     _add_lineage(used, digests, upstream)
 
     def space(folder: str | None, seed: int) -> FeatureSpace:
-        return pretrained_space(folder, params.arch, device) if folder else random_space(params, seed, train, shards.mean_std, device)
+        if folder:
+            return pretrained_space(folder, params.arch, device)
+        whole = Reader(shards, "train", rank=0, ranks=1)  # all processes make the same network
+        return random_space(params, seed, whole, shards.mean_std, device)
 
     perceptual = None if params.perceptual == "none" else space(used.perceptual, PERCEPTUAL_SEED)
     judge = space(used.judge, JUDGE_SEED)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from components.common.formats.shards import Pixels
-from components.common.training import devices
+from components.common.training import devices, processes
 from components.common.training.reader import Reader
 
 
-def to_images(stored: Pixels, size: int, device: torch.device) -> Tensor:
+def to_images(stored: Pixels | Tensor, size: int, device: torch.device) -> Tensor:
     """Converts stored pixels, (B, S, S), to images (B, 1, size, size), float32 in [0, 1]."""
     return shrink(devices.to_unit(stored, device), size)
 
@@ -33,6 +33,7 @@ def area_weights(source: int, target: int) -> Tensor:
 def mean_image(reader: Reader, size: int, batch_size: int, device: torch.device) -> Tensor:
     """Averages the reader's images to (1, 1, size, size): the best reconstruction that does not depend on the image."""
     total = torch.zeros(1, 1, size, size, dtype=torch.float64, device=device)
-    for batch in reader.in_order(batch_size):
-        total += to_images(batch.images, size, device).double().sum(0, keepdim=True)
-    return (total / len(reader)).float()
+    with processes.shared_errors():
+        for batch in devices.on_device(reader.in_order(batch_size), device):
+            total += to_images(batch.images, size, device).double().sum(0, keepdim=True)
+    return (processes.sum_over_ranks(total) / len(reader)).float()

@@ -8,9 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from components.common.training import backbones, devices, processes
 from components.common.training.progress import track
 from components.common.training.reader import Reader
-from components.invert.inverter import TrainedInverter
+from components.invert.inverter import ERRORS, TrainedInverter
 from components.invert.pixels import to_images
 
 SHOWN = 8  # images in the figure of reconstructions
@@ -26,24 +27,24 @@ class Measured:
     shown: list[Tensor]  # the first originals, their reconstructions, and the absolute differences: each (SHOWN, 1, S, S) in [0, 1]
 
 
+@devices.exact()
 def measure(trained: TrainedInverter, reader: Reader, batch_size: int, split: str) -> Measured:
-    """Reconstructs all images of a split."""
+    """Reconstructs all images of a split, each process its share."""
     judge, size = trained.judge, trained.inverter.params.size
-    errors: list[dict[str, Tensor]] = []
-    features: list[tuple[Tensor, Tensor]] = []
-    shown: list[Tensor] = []
-    batches = track(reader.in_order(batch_size), "invert", f"reconstructs the {split} split, batch", math.ceil(len(reader) / batch_size))
-    for batch in batches:
-        image = to_images(batch.images, size, trained.mean_image.device)
-        made = trained.reconstruct(image)
-        errors.append(trained.errors(image, made))
-        features.append((judge.pooled(image), judge.pooled(made)))
-        if sum(part.shape[1] for part in shown) < SHOWN:
-            shown.append(torch.stack([image, made, (image - made).abs()]))
-    originals, reconstructions = (torch.cat(each).double().cpu().numpy() for each in zip(*features, strict=True))
-    return Measured(
-        errors={name: torch.cat([row[name] for row in errors]).cpu().numpy() for name in errors[0]},
-        originals=originals,
-        reconstructions=reconstructions,
-        shown=list(torch.cat(shown, dim=1)[:, :SHOWN]),
-    )
+    device, width, count = trained.mean_image.device, backbones.width(judge.resnet), len(reader)
+    errors, shown = [torch.empty(0, len(ERRORS), device=device)], [torch.empty(0, 3, 1, size, size, device=device)]
+    features, rows = [torch.empty(0, 2, width, device=device)], [np.empty(0, np.int64)]
+    batches = devices.on_device(reader.in_order(batch_size), device)
+    with processes.shared_errors():
+        for batch in track(batches, "invert", f"reconstructs the {split} split, batch", math.ceil(count / batch_size)):
+            image = to_images(batch.images, size, device)
+            made = trained.reconstruct(image)
+            errors.append(torch.stack(list(trained.errors(image, made).values()), dim=1))
+            features.append(torch.stack([judge.pooled(image), judge.pooled(made)], dim=1))
+            shown.append(torch.stack([image, made, (image - made).abs()], dim=1)[: (batch.rows < SHOWN).sum()])
+            rows.append(batch.rows)
+    all_rows = np.concatenate(rows)
+    found = processes.assemble(torch.cat(errors), all_rows, count).cpu().numpy()
+    both = processes.assemble(torch.cat(features), all_rows, count).double().cpu().numpy()
+    pictures = processes.assemble(torch.cat(shown), all_rows[all_rows < SHOWN], min(SHOWN, count))
+    return Measured(dict(zip(ERRORS, found.T, strict=True)), both[:, 0], both[:, 1], list(pictures.unbind(1)))

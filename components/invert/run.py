@@ -19,10 +19,11 @@ from components.common.formats.predictions import common_columns, write_predicti
 from components.common.runs import storage
 from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
-from components.common.runs.stage_run import StageRun, stage_run
-from components.common.training import checkpoints, devices, loop
+from components.common.runs.stage_run import StageRun
+from components.common.training import checkpoints, devices, loop, processes
 from components.common.training.inference import write_model
 from components.common.training.reader import Reader
+from components.common.training.stage import train, training_run
 from components.invert import figures
 from components.invert.encoder import Encoder
 from components.invert.encoder_training import EncoderTraining
@@ -69,30 +70,37 @@ def run(
         judge: output folder of pretrain, for feature distances and KID; None: a network with random weights.
         generator: output folder of an earlier run of this stage, whose generator is used; None: one is trained.
     """
-    inputs = open_inputs(params, open_shards(shards), InputFolders(backbone, perceptual, judge, generator))
-    with stage_run("invert", out, params, inputs.digests, runtime=runtime, upstream=inputs.upstream) as job:
+    folders = InputFolders(backbone, perceptual, judge, generator)
+    with training_run("invert", out, params, runtime, lambda: open_inputs(params, open_shards(shards), folders)) as (inputs, job):
         weights = inputs.generator or train_generator(params, runtime, inputs.train, job)
         log.info("invert: trains the encoder for %d epochs", params.epochs)
         training = prepare_encoder(params, inputs, weights)
-        history = loop.Trainer(training, "invert", job.folder, params.epochs, runtime).run(job.log)
-        metrics = metrics_of(history[-1])
-        metrics = {"train_images": len(inputs.train), **metrics, **finish(training, inputs, job)}
-        job.attach(HISTORY)
-        job.attach(FIGURES)
-        job.publish(metrics, drop=(GAN, checkpoints.FOLDER))
+        history = train(training, "invert", job, params.epochs, runtime)
+        finish(training, inputs, job, history)
 
 
-def train_generator(params: Invert, runtime: Runtime, train: Reader, job: StageRun) -> dict[str, Tensor]:
+def train_generator(params: Invert, runtime: Runtime, reader: Reader, job: StageRun | None) -> dict[str, Tensor]:
     """Trains the generator, unless a stopped run has finished it; returns the averaged weights."""
-    work = job.folder / GAN
-    if not (work / GENERATOR).exists():
-        work.mkdir(exist_ok=True)
-        log.info("invert: trains the generator for %d epochs", params.gan_epochs)
-        training = GanTraining(params, train)
-        trainer = loop.Trainer(training, "invert", work, params.gan_epochs, runtime)
-        trainer.run(lambda numbers, epoch: job.log({f"gan_{name}": value for name, value in numbers.items()}, epoch))
-        storage.write(str(work / GENERATOR), save(checkpoints.copy_weights(training.average)))
-    return load_file(work / GENERATOR)
+    work = job.folder / GAN if job else None
+    weights = processes.broadcast_object(load_file(work / GENERATOR) if work and (work / GENERATOR).exists() else None)
+    if weights is not None:
+        return weights
+    log.info("invert: trains the generator for %d epochs", params.gan_epochs)
+    training = GanTraining(params, reader)
+    with processes.shared_errors():
+        if work:
+            work.mkdir(exist_ok=True)
+
+    def record(numbers: dict[str, float], epoch: int) -> None:
+        assert job, "the main process writes"
+        job.log({f"gan_{name}": value for name, value in numbers.items()}, epoch)
+
+    loop.Trainer(training, "invert", work, params.gan_epochs, runtime).run(record if job else None)
+    averaged = checkpoints.copy_weights(training.average)
+    with processes.shared_errors():
+        if work:
+            storage.write(str(work / GENERATOR), save(averaged))
+    return averaged
 
 
 def prepare_encoder(params: Invert, inputs: Inputs, weights: dict[str, Tensor]) -> EncoderTraining:
@@ -104,28 +112,37 @@ def prepare_encoder(params: Invert, inputs: Inputs, weights: dict[str, Tensor]) 
     return EncoderTraining(params, inputs, generator.to(device).eval(), encoder.to(device))
 
 
-def finish(training: EncoderTraining, inputs: Inputs, job: StageRun) -> dict[str, float]:
-    """Reconstructs val and test, writes all outputs, and returns the main metrics."""
+def finish(training: EncoderTraining, inputs: Inputs, job: StageRun | None, history: list[dict[str, float]]) -> None:
+    """Reconstructs val and test in all processes; the main one writes all outputs."""
     params, batch_size = training.params, training.batch_size
     mean = mean_image(inputs.train, params.size, batch_size, training.device)
     trained = TrainedInverter(training.inverter, inputs.judge, mean)
     readers = {"val": inputs.val, "test": inputs.test}
     measured = {split: measure(trained, reader, batch_size, split) for split, reader in readers.items()}
-    common = {split: common_columns(reader.table, split, "invert") for split, reader in readers.items()}
-    write_predictions(job.folder, [pa.table({**common[split], **found.errors}) for split, found in measured.items()])
-    distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)
-    figures.draw(job.folder / FIGURES, measured["test"].shown, training.generator, params.seed)
-    description = {
-        **trained.description(),
-        "ms_ssim_scales": scales(params.size),
-        **{name: None if math.isnan(value) else value for name, value in distances.items()},
-        "size": inputs.shards.size,
-        "bits": inputs.shards.bits,
-    }
-    write_model(job, trained.weights(), inputs.shards, description)
-    if (job.folder / GAN / HISTORY).exists():
-        shutil.copyfile(job.folder / GAN / HISTORY, job.folder / GAN_HISTORY)
-    return {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()} | distances
+
+    def write() -> None:
+        assert job, "the main process writes"
+        common = {split: common_columns(reader.table, split, "invert") for split, reader in readers.items()}
+        write_predictions(job.folder, [pa.table({**common[split], **found.errors}) for split, found in measured.items()])
+        distances = set_distances(training.generator, inputs.judge, measured["test"], batch_size, params.seed)
+        figures.draw(job.folder / FIGURES, measured["test"].shown, training.generator, params.seed)
+        description = {
+            **trained.description(),
+            "ms_ssim_scales": scales(params.size),
+            **{name: None if math.isnan(value) else value for name, value in distances.items()},
+            "size": inputs.shards.size,
+            "bits": inputs.shards.bits,
+        }
+        write_model(job, trained.weights(), inputs.shards, description)
+        if (job.folder / GAN / HISTORY).exists():
+            shutil.copyfile(job.folder / GAN / HISTORY, job.folder / GAN_HISTORY)
+        errors = {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()}
+        job.attach(HISTORY)
+        job.attach(FIGURES)
+        metrics = {"train_images": len(inputs.train), **metrics_of(history[-1]), **errors, **distances}
+        job.publish(metrics, drop=(GAN, checkpoints.FOLDER))
+
+    processes.on_main(write)
 
 
 def set_distances(generator: Generator, judge: FeatureSpace, test: Measured, batch_size: int, seed: int) -> dict[str, float]:

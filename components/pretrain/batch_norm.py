@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from components.common.training import processes
+from components.common.training.batch_norm import all_processes
 
 _native = torch.ops.aten.native_batch_norm
 _native_backward = torch.ops.aten.native_batch_norm_backward
@@ -33,15 +32,15 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x_BCHW)
         if self.sync:
-            out, *statistics, count = _AllProcesses.apply(x_BCHW, self.weight, self.bias, self.eps)
-            mean, variance = (each[None] for each in statistics)
+            out, mean, variance, total = all_processes(x_BCHW, self.weight, self.bias, self.eps)
+            spread = variance * (total / (total - 1))
         else:
-            out, mean, inverse = _by_group(x_BCHW, self.weight, self.bias, self.groups, self.eps)
-            variance, count = inverse**-2 - self.eps, x_BCHW.numel() // (self.num_features * self.groups)
+            out, means, inverse = _by_group(x_BCHW, self.weight, self.bias, self.groups, self.eps)
+            count = x_BCHW.numel() // (self.num_features * self.groups)
+            mean, spread = means.sum(0), (inverse**-2 - self.eps).sum(0) * (count / (count - 1))
         with torch.no_grad():
-            self.pending += torch.stack([mean.sum(0), variance.sum(0) * (count / (count - 1))])
-        result: Tensor = out
-        return result
+            self.pending += torch.stack([mean, spread])
+        return out
 
 
 @torch.no_grad()
@@ -95,35 +94,3 @@ class _Groups(torch.autograd.Function):
             into.copy_(dx)
             to_affine += torch.stack(sums)
         return to_x, to_affine[0], to_affine[1], None, None
-
-
-class _AllProcesses(torch.autograd.Function):
-    """Normalises by the statistics of all processes, which exchange two numbers per channel in each direction.
-
-    nn.SyncBatchNorm makes the host wait for the GPU in every layer, and needs GPUs.
-    """
-
-    @staticmethod
-    def forward(context: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
-        count = processes.world_size() * (x_BCHW.numel() // len(weight))
-        dims = (0, 2, 3)
-        norm = torch.linalg.vector_norm(x_BCHW, dim=dims, dtype=weight.dtype)
-        mean, square = (processes.sum_over_ranks(torch.stack([x_BCHW.sum(dims, dtype=weight.dtype), norm.square()])) / count).unbind()
-        variance = (square - mean.square()).clamp_min(0)
-        context.save_for_backward(x_BCHW, weight, mean, variance)
-        context.count, context.eps = count, eps
-        context.mark_non_differentiable(mean, variance)
-        return F.batch_norm(x_BCHW, mean, variance, weight, bias, eps=eps), mean, variance, count
-
-    @staticmethod
-    @once_differentiable
-    def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x_BCHW, weight, mean, variance = context.saved_tensors
-        inverse = (variance + context.eps).rsqrt()
-        # With given statistics, the gradients of weight and bias are sum(dy x_hat) and sum(dy) of this process.
-        _, *local = _native_backward(gradient, x_BCHW, weight, mean, variance, mean, inverse, False, context.eps, [False, True, True])
-        along, total = (processes.sum_over_ranks(torch.stack(local)) / context.count).unbind()
-        # dx = weight inverse (dy - mean(dy) - x_hat mean(dy x_hat)), with x_hat = (x - mean) inverse
-        slope = -along * inverse
-        to_x = torch.addcmul((-total - slope * mean)[:, None, None], x_BCHW, slope[:, None, None]).add_(gradient)
-        return (to_x * (weight * inverse)[:, None, None]).to(x_BCHW.dtype), *local, None

@@ -23,11 +23,12 @@ def pretrain(
     """
     from components.common.formats.backbone import BACKBONE
     from components.common.runs.step import step
-    from components.pretrain.launch import run_here
+    from components.common.training.launch import run_here
     from components.pretrain.params import Pretrain
+    from components.pretrain.run import run
 
     with step("pretrain", root, Pretrain, params, {"shards": shards}, runtime) as this:
-        run_here([shards], this.out, this.params, this.runtime, processes)
+        run_here("pretrain", run, {"shards": [shards]}, this, processes)
     this.show({BACKBONE: backbone.path}, metrics)
     return this.out
 

@@ -15,7 +15,7 @@ from components.common.errors import UserError
 from components.common.runs.shards import Shards
 from components.common.statistics.arrays import has_both
 from components.common.statistics.ranking import auroc
-from components.common.training import processes
+from components.common.training import devices, processes
 from components.common.training.reader import Batch, Reader
 
 NEIGHBOURS = 200
@@ -30,7 +30,7 @@ class Labelled:
     """The images of a split with a known label, evenly subsampled."""
 
     def __init__(self, shards: Shards, split: str):
-        self.reader = Reader(shards, split, rank=processes.rank(), ranks=processes.world_size())
+        self.reader = Reader(shards, split)
         labels = self.reader.labels().astype(np.float64)
         known = np.flatnonzero(~np.isnan(labels).all(axis=1))
         self.rows = known[np.linspace(0, len(known) - 1, min(len(known), MOST_IMAGES)).astype(int)]
@@ -41,17 +41,18 @@ class Labelled:
 class Probe:
     """Labelled images of the train and val splits, with `width` features each; raises UserError if no finding can be evaluated."""
 
-    def __init__(self, shards: Shards, width: int):
-        self._width = width
+    def __init__(self, shards: Shards, width: int, device: torch.device):
+        self._width, self._device = width, device
         self._bank, self._val = Labelled(shards, "train"), Labelled(shards, "val")
         self._findings = np.flatnonzero(has_both(self._bank.labels) & has_both(self._val.labels))
         if not len(self._findings):
             raise UserError("no finding has both classes in the train and in the val split")
 
     @torch.no_grad()
+    @devices.exact()
     def __call__(self, features: Features, batch_size: int) -> float:
         """Computes the macro AUROC on the val split, over the findings with both classes; `batch_size` is that of all processes."""
-        bank, val = (_all_features(images, features, self._width, batch_size) for images in (self._bank, self._val))
+        bank, val = (_all_features(images, features, self._width, batch_size, self._device) for images in (self._bank, self._val))
         scores = nearest_neighbours(val, bank, self._bank.labels)
         return float(np.mean([auroc(self._val.labels[:, i], scores[:, i]) for i in self._findings]))
 
@@ -60,25 +61,27 @@ def nearest_neighbours(features: Tensor, bank: Tensor, labels: Floats, neighbour
     """Scores each finding by a weighted vote of the nearest images with a known label (Wu et al. 2018, section 3.4).
 
     From features (N, C) and bank (M, C), L2-normalised, and labels (M, F) of the bank, 1, 0 or NaN, to (N, F) in [0, 1], NaN for a
-    finding without known labels.
+    finding without known labels. Computed on the device of the features, which the host waits for once.
     """
-    similarity = features @ bank.T
-    scores = np.full((len(features), labels.shape[1]), np.nan)
-    for finding, column in enumerate(labels.T):
-        known = torch.from_numpy(np.flatnonzero(~np.isnan(column)))
-        if not len(known):
+    similarity, votes = features @ bank.T, torch.from_numpy(labels).to(bank.device)
+    scores = features.new_full((len(features), labels.shape[1]), np.nan, dtype=votes.dtype)
+    known, same = np.unique(~np.isnan(labels), axis=1, return_inverse=True)
+    for number, mask in enumerate(known.T):
+        if not mask.any():
             continue
-        nearest = similarity[:, known].topk(min(neighbours, len(known)))
-        votes = torch.from_numpy(column)[known][nearest.indices]
-        weights = (nearest.values / TEMPERATURE).softmax(1)
-        scores[:, finding] = (weights * votes).sum(1).numpy()
-    return scores
+        rows = processes.on_device(torch.from_numpy(np.flatnonzero(mask)), bank.device)
+        nearest = similarity[:, rows].topk(min(neighbours, len(rows)))
+        weights, images = (nearest.values / TEMPERATURE).softmax(1), rows[nearest.indices]
+        for finding in np.flatnonzero(same == number).tolist():
+            scores[:, finding] = (weights * votes[:, finding][images]).sum(1)
+    return scores.cpu().numpy()
 
 
-def _all_features(images: Labelled, features: Features, width: int, batch_size: int) -> Tensor:
-    """Computes (N, C), L2-normalised, in the order of `images.rows`, on the CPU; each process computes its share."""
-    out = torch.zeros(len(images.rows), width)
+def _all_features(images: Labelled, features: Features, width: int, batch_size: int, device: torch.device) -> Tensor:
+    """Computes (N, C), L2-normalised, in the order of `images.rows`, on the device; each process computes its share."""
+    parts, rows = [torch.empty(0, width, device=device)], [np.empty(0, np.int64)]
     with processes.shared_errors():
-        for batch in images.reader.in_order(batch_size):
-            out[torch.from_numpy(np.searchsorted(images.rows, batch.rows))] = F.normalize(features(batch).float(), dim=1).cpu()
-    return processes.sum_over_ranks(out)
+        for batch in devices.on_device(images.reader.in_order(batch_size), device):
+            parts.append(F.normalize(features(batch).float(), dim=1))
+            rows.append(np.searchsorted(images.rows, batch.rows))
+    return processes.assemble(torch.cat(parts), np.concatenate(rows), len(images.rows))

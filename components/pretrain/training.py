@@ -41,7 +41,7 @@ class Pretraining(loop.Trainable):
         self.params, self.runtime, self.shards, self.distribution = params, runtime, shards, params.distribution
         self.inputs, self.upstream = shards.inputs, shards.upstream
         self.device = devices.set_up(params.device, params.seed)
-        self.reader = Reader(shards, "train", rank=processes.rank(), ranks=processes.world_size())
+        self.reader = Reader(shards, "train")
         _check(params, len(self.reader))
         self.mean, self.std = shards.mean_std
         self.objective = Objective(params)
@@ -52,20 +52,14 @@ class Pretraining(loop.Trainable):
             self.inputs, self.upstream = {**self.inputs, "start": start.sha256}, {**self.upstream, **start.upstream}
             initial_weights.load(self.model, start)
         self.model.to(self.device).to(memory_format=torch.channels_last)
+        self.compiled = (self.model.query, self.model.key)
         weights = list(self.model.query.parameters())
         self.optimizer = torch.optim.SGD(weights, params.lr, params.momentum, weight_decay=params.weight_decay, fused=True)
-        self.probe = _probe(shards, backbones.width(self.model.query.backbone)) if params.probe_epochs else None
+        self.probe = _probe(shards, backbones.width(self.model.query.backbone), self.device) if params.probe_epochs else None
         self.metric = "knn_auroc_macro" if self.probe else None
         self.batch_size, self.patience = params.batch_size, runtime.collapse_epochs
         self.steps_per_epoch = len(self.reader) // params.batch_size
         self.step = 0
-
-    def start(self) -> None:
-        """Gives all processes the same weights, even if their hardware derives others from the seed."""
-        processes.broadcast(list(self.model.state_dict().values()))
-        if self.runtime.compile:
-            self.model.query.compile()
-            self.model.key.compile()
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields this process's share of the batches of an epoch from number `start` on."""
@@ -186,8 +180,7 @@ class Pretraining(loop.Trainable):
 
     def _features(self, batch: Batch) -> Tensor:
         """Computes pooled features (B, C) of unaugmented images."""
-        with devices.autocast(self.device, self.params.precision):
-            features: Tensor = self.model.query.backbone(self._normalise(devices.to_unit(batch.images, self.device)))
+        features: Tensor = self.model.query.backbone(self._normalise(devices.to_unit(batch.images, self.device)))
         return features
 
 
@@ -203,9 +196,9 @@ def _check(params: Pretrain, images: int) -> None:
         raise UserError(f"{found}; change it or torchrun's --nproc-per-node")
 
 
-def _probe(shards: Shards, width: int) -> Probe | None:
+def _probe(shards: Shards, width: int, device: torch.device) -> Probe | None:
     try:
-        return Probe(shards, width)
+        return Probe(shards, width, device)
     except UserError as error:
         log.info("pretrain: no probe on the val split (%s)", error)
         return None

@@ -17,8 +17,8 @@ from kubernetes import client, config
 from components.common.errors import TemporaryError, UserError
 from components.common.runs.params import Runtime
 from components.common.runs.provenance import KFP_VARIABLE
+from components.common.training.launch import command
 from components.pretrain import nodes
-from components.pretrain.launch import command
 from components.pretrain.params import Pretrain
 
 GROUP, VERSION, TRAINJOBS = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -45,7 +45,8 @@ def run_on_nodes(shards: list[str], out: str, params: Pretrain, runtime: Runtime
     """Pretrains on several nodes, described by the JSON of pipelines.resources.describe_nodes; resumes after a preemption."""
     config.load_incluster_config()
     name = f"pretrain-{out.rpartition('/')[2]}"
-    TrainJob(name, NAMESPACE.read_text().strip()).run(["python3", *command(shards, out, params, runtime)], json.loads(cluster))
+    arguments = command("pretrain", {"shards": shards}, out, params, runtime)
+    TrainJob(name, NAMESPACE.read_text().strip()).run(["python3", *arguments], json.loads(cluster))
 
 
 class TrainJob:

@@ -11,18 +11,17 @@ ROWS, SIZE = np.arange(5), 64
 
 def test_images_are_moved_as_by_torchvision() -> None:
     transform = v2.RandomAffine(degrees=7, translate=(0.05, 0.05), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    torch.manual_seed(0)
     image = torch.rand(len(ROWS), 1, SIZE, SIZE)
-    found = warp(image, torch.from_numpy(augment.draw(ROWS, SIZE, seed=3, epoch=1)))
-    for ours, each, row in zip(found, image, ROWS, strict=True):
+    moves = torch.from_numpy(augment.draw(ROWS, SIZE, seed=3, epoch=1))
+    found, covered = warp(image, moves), warp(torch.ones_like(image), moves) > 1 - 1e-4
+    for ours, each, inside, row in zip(found, image, covered, ROWS, strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(3, 1, int(row)))
             theirs = transform(each)
-        inside = (theirs > 0) & (ours > 0)
-        differs = (ours - theirs).abs() > 1e-3
-        # torchvision counts the zeros around the image twice at its border.
-        border = torch.nn.functional.max_pool2d((~inside).float(), 5, stride=1, padding=2) > 0
-        assert not (differs & ~border).any()
-        assert (ours[~border] > 0).float().sum() > 0.7 * SIZE**2
+        # At the border of the image torchvision counts the zeros around it twice.
+        torch.testing.assert_close(ours[inside], theirs[inside], atol=1e-3, rtol=0)
+        assert inside.float().mean() > 0.7
         assert (ours - each).abs().mean() > 0.05
 
 

@@ -79,6 +79,18 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    shards, params = make_shards(), changed(tiny, epochs=1)
+    compiled = params.model_copy(update={"runtime": params.runtime.model_copy(update={"compile": True})})
+    for name, each in (("plain", params), ("compiled", compiled)):
+        classify.run(shards=[shards], out=str(tmp_path / name), **each.arguments("classify"))
+    plain, fused = (pd.read_csv(tmp_path / name / "history.csv") for name in ("plain", "compiled"))
+    assert fused["loss"][0] == pytest.approx(plain["loss"][0], rel=1e-2)
+    assert fused["val_auroc_macro"][0] == pytest.approx(plain["val_auroc_macro"][0], abs=0.05)
+    assert load_file(tmp_path / "compiled" / "model.safetensors").keys() == load_file(tmp_path / "plain" / "model.safetensors").keys()
+
+
 def predicted(out: Path) -> pd.DataFrame:
     table: pd.DataFrame = pq.read_table(out / "predictions.parquet").to_pandas()
     return table

@@ -8,6 +8,7 @@ from components.detect.params import Detect
 
 BOXES = [torch.tensor([[4.0, 4, 20, 30]]), torch.zeros(0, 4)]
 LABELS = [torch.tensor([1]), torch.zeros(0, dtype=torch.int64)]
+SEEDS = [1, 2]
 
 
 def detector(size: int = 64, **update: object) -> network.Detector:
@@ -59,7 +60,7 @@ def test_classes_count_from_0(name: str) -> None:
 )
 def test_all_terms_of_the_loss_reach_the_backbone(name: str, terms: list[str]) -> None:
     built = detector(detector=name)
-    losses = built.losses(torch.rand(2, 1, 64, 64), BOXES, LABELS)
+    losses = built.losses(torch.rand(2, 1, 64, 64), BOXES, LABELS, SEEDS)
     assert sorted(losses) == [f"loss_{term}" for term in terms]
     for loss in losses.values():
         built.zero_grad()
@@ -83,7 +84,7 @@ def test_frozen_batch_norm_stays_as_it_is() -> None:
     network.train_mode(built, params)
     before = {name: value.clone() for name, value in built.state_dict().items()}
     optimizer = torch.optim.AdamW([weight for weight in built.parameters() if weight.requires_grad], lr=0.01)
-    loss = torch.stack(list(built.losses(torch.rand(2, 1, 64, 64), BOXES, LABELS).values())).sum()
+    loss = torch.stack(list(built.losses(torch.rand(2, 1, 64, 64), BOXES, LABELS, SEEDS).values())).sum()
     torch.autograd.backward(loss)
     optimizer.step()
     changed = {name for name, value in built.state_dict().items() if not torch.equal(value, before[name])}

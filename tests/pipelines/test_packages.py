@@ -247,6 +247,20 @@ def test_steps_with_gpus_wait_in_the_queue(tmp_path: Path, example: Settings, pa
     assert not resources.describe_nodes(example, 2)["labels"]
 
 
+@pytest.mark.parametrize(("pipeline", "steps"), [("training", {"pretrain": 8, "classify": 2, "detect": 1}), ("study", {"classify": 2})])
+def test_each_gpu_of_a_step_has_a_process(pipeline: str, steps: dict[str, int], tmp_path: Path, example: Settings, params: Params) -> None:
+    changed = {name: example.step(name).model_copy(update={"gpus": count}) for name, count in steps.items()}
+    packages.compile_to(tmp_path / "package.yaml", pipeline, example.model_copy(update={"steps": {**example.steps, **changed}}), params)
+    package = Package(tmp_path / "package.yaml")
+    found = {}
+    for component in package.spec.components.values():
+        for name, task in component.dag.tasks.items():
+            if "processes" in task.inputs.parameters:
+                found[name] = task.inputs.parameters["processes"].runtime_value.constant.number_value
+    expected = {"training": {**steps, "invert": 1}, "study": {"model": 1, "model-2": 1, "model-3": 2}}
+    assert found == expected[pipeline]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [

@@ -17,9 +17,10 @@ from kubeflow_trainer_api import models
 from kubernetes import client
 
 from components.common.errors import TemporaryError, UserError
+from components.common.training import launch
+from components.common.training.launch import command
 from components.params import Params
-from components.pretrain import launch, trainjob
-from components.pretrain.launch import command
+from components.pretrain import trainjob
 from pipelines import cluster as users_cluster
 from pipelines import resources, settings
 from tests import ROOT
@@ -30,7 +31,10 @@ from tests.pipelines.kubernetes_double import condition, ended, log, pod
 
 NAME = "pretrain-0123456789abcdef"
 CLUSTER = resources.describe_nodes(settings.load(), 2)
-COMMAND = ["python3", *command(["s3://b/shards"], "s3://b/pretrain/0123456789abcdef", **Params().arguments("pretrain"))]
+COMMAND = [
+    "python3",
+    *command("pretrain", {"shards": ["s3://b/shards"]}, "s3://b/pretrain/0123456789abcdef", **Params().arguments("pretrain")),
+]
 DONE = (condition("Complete"), [pod("p-0", state=ended(0, "Completed"))])
 
 
@@ -310,7 +314,7 @@ def test_secrets_become_variables(tmp_path: Path) -> None:
 def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Runs the command of the request with the variables that Kubeflow Trainer sets for torchrun."""
     out = tmp_path / "backbone"
-    arguments = command([make_shards()], str(out), **tiny.arguments("pretrain"))
+    arguments = command("pretrain", {"shards": [make_shards()]}, str(out), **tiny.arguments("pretrain"))
     request = trainjob.request(NAME, [sys.executable, *arguments], CLUSTER, "TrainingRuntime")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

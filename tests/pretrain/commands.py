@@ -12,13 +12,13 @@ from components.common.formats.history import VOLATILE
 from components.params import Params
 
 
-def command(shards: str, out: Path, params: Params, ranks: int = 1, *settings: str) -> list[str]:
-    """Returns the command for pretraining; writes `params` next to `out`."""
+def command(shards: str, out: Path, params: Params, ranks: int = 1, *settings: str, stage: str = "pretrain") -> list[str]:
+    """Returns the command of a stage that trains; writes `params` next to `out`."""
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
     start = ["-m", "components.torchrun", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     sets = [word for setting in settings for word in ("--set", setting)]
-    return [sys.executable, *start, "-m", "components", "pretrain", "--shards", shards, "--out", str(out), "--params", str(file), *sets]
+    return [sys.executable, *start, "-m", "components", stage, "--shards", shards, "--out", str(out), "--params", str(file), *sets]
 
 
 def environment() -> dict[str, str]:

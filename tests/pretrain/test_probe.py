@@ -45,7 +45,7 @@ def side_brightness(batch: Batch) -> torch.Tensor:
 
 
 def test_features_that_show_the_findings_predict_them(make_shards: MakeShards) -> None:
-    found = probe.Probe(open_shards(make_shards(images=120)), width=2)
+    found = probe.Probe(open_shards(make_shards(images=120)), width=2, device=torch.device("cpu"))
     assert found(side_brightness, batch_size=7) > 0.8
     noise = torch.Generator().manual_seed(0)
     assert found(lambda batch: torch.randn(len(batch.rows), 2, generator=noise), batch_size=7) < 0.75
@@ -66,4 +66,4 @@ def test_without_labels_there_is_no_probe(make_shards: MakeShards) -> None:
         unknown = pa.array([[float("nan")] * 2] * len(table), table.schema.field("labels").type)
         replace_part(part, table.set_column(table.schema.get_field_index("labels"), table.schema.field("labels"), unknown))
     with pytest.raises(UserError, match="no finding has both classes"):
-        probe.Probe(open_shards(str(folder)), width=2)
+        probe.Probe(open_shards(str(folder)), width=2, device=torch.device("cpu"))

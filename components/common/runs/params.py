@@ -56,7 +56,7 @@ class Runtime(Section):
     collapse_epochs: Positive = 5
     """Number of consecutive epochs below collapse_std after which `pretrain` stops."""
     compile: bool = False
-    """Apply torch.compile to both encoders of `pretrain`; the first step then takes minutes."""
+    """Apply torch.compile to both encoders of `pretrain` and to the backbones of the heads; the first step then takes minutes."""
     nodes: Positive = 1
     """Nodes for `pretrain` on a cluster. Above 1, the Kubeflow pipeline creates a TrainJob; torchrun started by hand ignores it."""
 

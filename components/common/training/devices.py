@@ -68,6 +68,16 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and device.type == "cuda"))
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Keeps convolutions on a GPU in fp32, where cuDNN would use TF32: scores then agree between devices up to rounding."""
+    earlier, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = earlier
+
+
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """Copies images and draws of batches to a GPU from pinned memory, ahead of the computation; on a CPU it changes nothing."""
     return prefetch(_copied(batches, device)) if device.type == "cuda" else batches

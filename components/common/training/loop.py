@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.common.errors import UserError
 from components.common.formats.history import EPOCH, HISTORY, write_history
@@ -30,9 +30,15 @@ class Trainable(ABC):
     batch_size: int
     metric: str | None = None  # name of the main validation metric among the numbers of an epoch, for the log
     patience: int = 1  # consecutive epochs that must fail the health check before training stops
-    stateful: tuple[str, ...]  # names of the attributes that checkpoints hold: modules, optimizers and plain values
+    stateful: tuple[str, ...] = ()  # names of the attributes that checkpoints hold: modules, optimizers and plain values
     less_memory: str | None = None  # which parameters to change when a GPU's memory does not suffice; by default the batch size
+    compiled: tuple[nn.Module, ...] = ()  # modules to which runtime.compile applies torch.compile
     remedy: str | None = None  # which parameters to change when a loss or weight is not finite; by default the learning rate
+
+    def start(self) -> None:
+        """Gives all processes the same weights, even if their hardware derives others from the seed."""
+        modules = [value for name in self.stateful if isinstance(value := getattr(self, name), nn.Module)]
+        processes.broadcast([tensor for module in modules for tensor in module.state_dict().values()])
 
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -97,6 +103,9 @@ class Trainer:
         Raises Interrupted after a signal, when the checkpoint is written, and UserError if the loss or the weights are not
         finite, if training is unhealthy, or if a GPU's memory does not suffice.
         """
+        self._trainable.start()
+        for module in self._trainable.compiled if self._runtime.compile else ():
+            module.compile()
         self._restore()
         self._progress = Progress(self._stage, self._epochs, self._steps_per_epoch, silent=not processes.is_main())
         with signals.deferred(), devices.memory_errors(self._trainable.less_memory or f"lower {self._stage}.batch_size"):

@@ -1,9 +1,12 @@
 """Optimizer steps and the learning-rate schedule that the stages share."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from components.common.training import processes
 
 WARMUP = 0.1  # fraction of a fine-tuning's steps with a rising learning rate
 
@@ -26,3 +29,17 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimizer.step()
+
+
+def step_together(optimizer: torch.optim.Optimizer, share: Tensor, terms: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Takes one optimizer step down the gradient of a loss, of which each process has a share; the shares add up to the loss.
+
+    Returns the sums of the shares of the loss, `loss`, and of its terms, scalars without gradient.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(share)
+    numbers = {name: value.detach() for name, value in {"loss": share, **(terms or {})}.items()}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    processes.add_over_ranks([*(weight.grad for weight in weights if weight.grad is not None), *numbers.values()])
+    optimizer.step()
+    return numbers

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -180,8 +181,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replaces each tensor by its mean over the processes, in place and in one message.
+def add_over_ranks(tensors: Sequence[Tensor], divisor: int = 1) -> None:
+    """Replaces each tensor by its sum over the processes, divided by `divisor`, in place and in one message.
 
     The order of the summation depends only on an element's place in the message, so that a resumed run gives the same bits.
     DistributedDataParallel reorders its messages after the first step, and does not.
@@ -190,8 +191,40 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
         return
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    pieces = torch.split(flat.div_(world_size()), [tensor.numel() for tensor in tensors])
+    pieces = torch.split(flat.div_(divisor), [tensor.numel() for tensor in tensors])
     torch._foreach_copy_([tensor.detach() for tensor in tensors], [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)])
+
+
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replaces each tensor by its mean over the processes, as `add_over_ranks` does."""
+    add_over_ranks(tensors, world_size())
+
+
+def assemble(parts: Tensor, rows: npt.NDArray[np.int64], count: int) -> Tensor:
+    """Puts what each process has computed, (n, ...), at its rows of the whole, (count, ...), in all processes."""
+    whole = parts.new_zeros((count, *parts.shape[1:]))
+    whole[on_device(torch.from_numpy(rows), parts.device)] = parts
+    return sum_over_ranks(whole)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Returns the values of all processes, which can be pickled, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    found: list[T | None] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
+
+
+def check_batch(name: str, batch_size: int) -> None:
+    """Raises UserError if a batch, whose size is the parameter `name`, has no image for some process."""
+    if batch_size < world_size():
+        raise UserError(f"{name}: {batch_size} images on {world_size()} processes; raise it, add patients, or lower --nproc-per-node")
+
+
+def share(count: int) -> slice:
+    """Returns this process's part of `count` items in order."""
+    return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:

@@ -21,6 +21,7 @@ from components.common.errors import UserError
 from components.common.formats.shards import PACKED, SPLITS, Pixels, decode, square
 from components.common.runs.cores import cores
 from components.common.runs.shards import Part, Shards
+from components.common.training import processes
 from components.common.training.seeds import generator_for
 
 OWNER = ("split", "patient_id")
@@ -46,14 +47,15 @@ class _RowGroup:
 
 
 class Reader:
-    """The images of one split; of each global batch the slice `rank` of `ranks`.
+    """The images of one split; of each global batch the slice `rank` of `ranks`, by default that of this process.
 
     Small columns, image_id, patient_id, labels and `columns`, are read at once into `table`, pixels batch by batch. Raises
     UserError if the split is empty.
     """
 
-    def __init__(self, shards: Shards, split: str, columns: tuple[str, ...] = (), rank: int = 0, ranks: int = 1):
-        self._rank, self._ranks = rank, ranks
+    def __init__(self, shards: Shards, split: str, columns: tuple[str, ...] = (), rank: int | None = None, ranks: int | None = None):
+        self._rank = processes.rank() if rank is None else rank
+        self._ranks = processes.world_size() if ranks is None else ranks
         self.size = shards.size
         table = shards.table([*OWNER, "image_id", "labels", *columns])
         selected = pc.equal(table["split"], split).to_numpy()
