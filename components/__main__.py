@@ -21,6 +21,7 @@ if not all(map(importlib.util.find_spec, PACKAGES)):
 
 from components.common.errors import SharedError, UserError, disk_errors, temporary_folder  # noqa: E402
 from components.common.formats import backbone  # noqa: E402
+from components.common.formats.appearance import APPEARANCE  # noqa: E402
 from components.common.formats.documents import METRICS  # noqa: E402
 from components.common.formats.manifest import MANIFEST  # noqa: E402
 from components.common.formats.model import DESCRIPTION  # noqa: E402
@@ -49,6 +50,8 @@ BACKBONE = Input(
     marker=backbone.BACKBONE,
     made_by="pretrain",
 )
+
+COMPARED = replace(BACKBONE, help="output folder of pretrain, whose features monitor is to compare")
 
 COMMANDS = {
     "simulate": Command("make a cohort of phantom DICOM files"),
@@ -106,13 +109,30 @@ COMMANDS = {
     "register --demote": Command("remove the champion alias", function="demote", needs_out=False),
     "predict": Command(
         "score a cohort from elsewhere with a registered model",
-        (Input("model", "models:/NAME@champion or the like, or an output folder of a head or of register"), RAW),
+        (Input("model", "models:/NAME@champion or the like, or an output folder of a head or of register"), RAW, COMPARED),
+    ),
+    "monitor": Command(
+        "compare scored images with a reference; exit code 3 if they have drifted",
+        (
+            Input("reference", "models:/NAME@champion or the like, or an output folder of monitor reference"),
+            Input("predictions", "output folder of predict", marker=APPEARANCE, made_by="predict"),
+        ),
+    ),
+    "monitor reference": Command(
+        "record what a cohort and its scores are like",
+        (
+            Input("predictions", f"output folder of {ANY_HEAD}, or of predict", marker=DESCRIPTION, made_by=f"{ANY_HEAD} or predict"),
+            replace(SHARDS, help="output folders of preprocess with these images; not for an output of predict", required=False),
+            COMPARED,
+            Input("model", "models:/NAME@champion or the like: the version that the reference is attached to", required=False),
+        ),
+        function="reference",
     ),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0 done, 2 a mistake of the user, 75 stopped after saving."""
+    """Runs one command and returns the exit code: 0 done, 2 a mistake of the user, 3 an alarm of monitor, 75 stopped after saving."""
     options = vars(_parser().parse_args(_join_words(sys.argv[1:] if arguments is None else arguments)))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -132,12 +152,11 @@ def _run(command: str, params: str, set: list[str], **paths: str | list[str] | N
             for given in COMMANDS[command].inputs:
                 given.check(paths[given.name])
             module = importlib.import_module(f"components.{command.partition(' ')[0]}.run")
-            getattr(module, COMMANDS[command].function)(**paths, **sections)
+            return int(getattr(module, COMMANDS[command].function)(**paths, **sections) or 0)
     except UserError as error:
         if _is_first() or not isinstance(error, SharedError):
             print(f"{command}: {error}", file=sys.stderr)
         return exit_code(error)
-    return 0
 
 
 def _is_first() -> bool:

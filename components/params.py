@@ -9,6 +9,7 @@ from pydantic import Field, create_model
 from components.common.runs.params import Evaluate, Register, Runtime, Section, read_yaml, validate
 from components.evaluate.params import Duplicates, Study
 from components.heads import HEADS
+from components.monitor.params import Monitor
 from components.preprocess.params import Preprocess
 from components.pretrain.params import Pretrain
 from components.simulate.params import Simulate
@@ -24,6 +25,7 @@ class _Stages(Section):
     study: Study = Study()
     duplicates: Duplicates = Duplicates()
     register_: Register = Field(default=Register(), alias="register")
+    monitor: Monitor = Monitor()
     runtime: Runtime = Runtime()
 
     def section(self, name: str) -> Any:
@@ -52,6 +54,8 @@ _ARGUMENTS = {
     "register": {"params": "register"},
     "register --rollback": {"params": "register"},
     "register --demote": {"params": "register"},
+    "monitor": {"params": "monitor"},
+    "monitor reference": {"params": "monitor"},
     "predict": _of_a_stage("preprocess"),
 }
 """Section by keyword, of the commands that do not take their own section and `runtime`."""

@@ -26,6 +26,7 @@ FLOORS = (
     ),
     ("components.heads",),  # the table of heads
     ("components.evaluate", "components.register", "components.predict"),  # the frame around the heads
+    ("components.monitor",),  # describes images as predict does
     ("components.params", "components.torchrun", "components.retry"),
     ("components.__main__",),
     ("pipelines",),

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from components.common.formats.appearance import write_appearance
+from components.common.formats.backbone import BACKBONE
 from components.common.formats.documents import RUN_RECORD
 from components.common.formats.history import HISTORY, write_history
 from components.common.formats.manifest import MANIFEST
@@ -21,12 +23,14 @@ from components.common.formats.quarantine import QUARANTINE
 from components.common.formats.shards import PACKED
 from components.common.runs import storage
 from components.common.runs.cores import threads
+from components.common.runs.inputs import read_document
 from components.common.runs.params import Runtime
 from components.common.runs.registered_models import SCHEMES
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.predict import source
+from components.predict.appearance import describe
 from components.predict.source import Source
 from components.preprocess import run as preprocess
 from components.preprocess.deidentify import load_pseudonyms
@@ -40,7 +44,7 @@ ROWS = 256  # rows read at a time
 log = logging.getLogger(__name__)
 
 
-def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime) -> None:
+def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime, backbone: str | None = None) -> None:
     """Scores every image of a folder.
 
     Args:
@@ -49,6 +53,7 @@ def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime)
         out: output folder, which `evaluate --predictions` takes.
         params: the section `preprocess`, for the layout of the folder; size and the like are those of the model.
         runtime: the section `runtime`.
+        backbone: output folder of pretrain, whose features `monitor` is to compare.
 
     Raises:
         UserError: there is no such model, no usable file, or no pseudonym key.
@@ -57,11 +62,13 @@ def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime)
     loaded = source.read(model)
     params = Preprocess.model_validate({**params.model_dump(), **_of_training(loaded)})
     depends = {"raw": _listing_digest(raw), "pseudonym_key": load_pseudonyms().key_id}
-    with stage_run("predict", out, params, {"model": loaded.digest}, runtime=runtime, depends=depends) as job:
+    inputs = {"model": loaded.digest} | ({"backbone": read_document(backbone, BACKBONE, "pretrain")[1]} if backbone else {})
+    with stage_run("predict", out, params, inputs, runtime=runtime, depends=depends) as job:
         shards = _preprocess(raw, job, params, runtime)
         job.upstream |= shards.upstream
         table = predict(loaded, shards)
         write_predictions(job.folder, [table])
+        write_appearance(job.folder, describe(shards, backbone=backbone))
         write_json(job.folder / DESCRIPTION, _described(loaded))
         write_history(job.folder / HISTORY, [])  # nothing was trained here
         for name in (MANIFEST, QUARANTINE):

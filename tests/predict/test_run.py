@@ -95,7 +95,16 @@ def test_nothing_is_dropped_silently(model: str, raw: Path, params: Params, tmp_
     assert "1 files are not scored (not_dicom 1)" in caplog.text
     assert "no labels of Nodule" in caplog.text
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["history.csv", "manifest.json", "metrics.json", "model.json", "predictions.parquet", "quarantine.parquet", "run.json"]
+        [
+            "appearance.parquet",
+            "history.csv",
+            "manifest.json",
+            "metrics.json",
+            "model.json",
+            "predictions.parquet",
+            "quarantine.parquet",
+            "run.json",
+        ]
     )
 
 

@@ -1,5 +1,6 @@
-"""Download of registered models from MLflow."""
+"""Registered models in MLflow: their download, and files that are kept with a version."""
 
+import re
 from pathlib import Path
 
 import mlflow
@@ -27,3 +28,34 @@ def download(uri: str, folder: Path) -> None:
         server = tracking.server_name()
         why = refusal(server, error) or f"{server} cannot give this model ({reason(error)}); name another or start its store"
         raise UserError(f"{uri}: {why}") from None
+
+
+def keep(uri: str, path: Path) -> None:
+    """Attaches a file to the run of a version, models:/NAME/VERSION or models:/NAME@ALIAS; raises UserError."""
+    run_id = _run_id(uri)
+    with tracking.reachable():
+        tracking.client().log_artifact(run_id, str(path))
+
+
+def kept(uri: str, name: str, folder: Path, advice: str) -> Path:
+    """Downloads a file that was attached to the run of a version; raises UserError with the advice if there is none."""
+    run_id = _run_id(uri)
+    with tracking.reachable():
+        client = tracking.client()
+        if name in [item.path for item in client.list_artifacts(run_id)]:
+            return Path(client.download_artifacts(run_id, name, str(folder)))
+    raise UserError(f"{uri}: has no {name}; {advice}")
+
+
+def _run_id(uri: str) -> str:
+    found = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    if not found:
+        raise UserError(f"{uri}: is not the address of a version; give models:/NAME@ALIAS or models:/NAME/VERSION")
+    client, (name, alias, number) = tracking.client(), found.groups()
+    try:
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        raise UserError(f"{uri}: {refusal(tracking.server_name(), error) or reason(error)}; name a registered version") from None
+    if not version.run_id:
+        raise UserError(f"{uri}: was registered without a run, which files could be attached to; register it by register")
+    return str(version.run_id)

@@ -1,0 +1,1 @@
+"""Monitoring: whether scored images, their scores and their headers have drifted from a reference."""
