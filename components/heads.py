@@ -43,6 +43,8 @@ def check_description(description: dict[str, Any], path: str) -> str:
     head = description.get("task")
     if head not in HEADS:
         raise UserError(f"{path}: is of a {head} model; give --model the output folder of {ANY_HEAD}")
+    if "sha256" not in description:
+        raise UserError(f"{path}: has no weights, only predictions to evaluate (mode {description.get('mode')}); train another mode")
     if missing := [name for name in HEADS[head].serving.REQUIRED if name not in description]:
         raise UserError(f"{path}: lacks {missing[0]}, without which the network cannot be built; run {head} again")
     return str(head)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from components.classify.training import MODES
+from components.classify.training import FineTuning
 from components.common.runs.shards import Shards, open_shards
 from components.common.training import processes
 from components.common.training.loop import Trainable
@@ -30,7 +30,7 @@ def training(name: str, params: Params, shards: Shards) -> Trainable:
         inputs = open_inputs(params.invert, shards, InputFolders())
         gan = GanTraining(params.invert, inputs.train)
         return gan if name == "invert gan" else prepare_encoder(params.invert, inputs, gan.average.state_dict())
-    return Detection(params.detect, shards, None) if name == "detect" else MODES[params.classify.mode](params.classify, shards, None)
+    return Detection(params.detect, shards, None) if name == "detect" else FineTuning(params.classify, shards, None)
 
 
 def numbers(trainable: Trainable) -> tuple[list[dict[str, float]], list[torch.Tensor]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.common.errors import UserError
@@ -25,7 +26,6 @@ from tests.pretrain.test_stops import stop
 DETECT = {"arch": "resnet18", "channels": 64, "batch_size": 7}
 CASES: dict[str, dict[str, Any]] = {
     "classify": {"classify": {"arch": "resnet18", "batch_size": 7, "loss": "focal"}},
-    "classify linear": {"classify": {"arch": "resnet18", "batch_size": 7, "mode": "linear", "loss": "weighted_bce"}},
     "detect": {"detect": DETECT},
     "detect fasterrcnn": {"detect": {**DETECT, "detector": "fasterrcnn"}},
     "invert": {"invert": {**SMALL, "batch_size": 7, "perceptual": "scratch"}},
@@ -44,6 +44,17 @@ def test_two_processes_train_as_one(name: str, make_boxed: Callable[..., str]) -
     case = name if name == "invert gan" else name.split()[0]
     done = subprocess.run([*start, case], env={**os.environ, "OMP_NUM_THREADS": "1", **given}, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["linear", "knn"])
+def test_protocols_on_frozen_features_agree(mode: str, make_boxed: Callable[..., str], tmp_path: Path) -> None:  # noqa: F811
+    params, shards = Params.model_validate({"classify": {"arch": "resnet18", "batch_size": 7, "mode": mode}}), make_boxed(images=40)
+    for count in (1, 2):
+        call(command(shards, tmp_path / str(count), params, count, stage="classify"))
+    one, two = (pd.read_parquet(tmp_path / str(count) / "predictions.parquet") for count in (1, 2))
+    scores = [name for name in one if name.startswith("score_")]
+    np.testing.assert_allclose(two[scores], one[scores], atol=1e-3)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.common.runs.params import Arch, Device, NonNegative, Positive, Section, Seed
 
@@ -12,8 +12,10 @@ class Classify(Section):
 
     arch: Arch = "resnet50"
     """Backbone; with --backbone it must be the architecture of that backbone."""
-    mode: Literal["finetune", "linear"] = "finetune"
-    """finetune: all weights are trained; linear: only the head, on features of the frozen backbone and without augmentation."""
+    mode: Literal["finetune", "linear", "knn"] = "finetune"
+    """finetune: all weights are trained. linear: logistic regressions on features of the frozen backbone. knn: a vote of the nearest
+    training images, on the same features. The last two have no epochs; of the parameters below they read batch_size,
+    label_fraction, positive_rate, seed and device, linear also tta_flip."""
     epochs: Positive = 50
     """Passes over the train split."""
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -45,3 +47,11 @@ class Classify(Section):
     """Seed of the head, the order of the images and the augmentation."""
     device: Device = "auto"
     """auto: a GPU if there is one."""
+
+    @model_validator(mode="after")
+    def _mode_takes_the_others(self) -> "Classify":
+        if self.mode != "finetune" and self.loss != "bce":
+            raise ValueError(f"mode {self.mode} takes no loss; set mode: finetune, or loss: bce")
+        if self.mode == "knn" and self.tta_flip:
+            raise ValueError("mode knn takes no tta_flip; set it to false")
+        return self

@@ -16,10 +16,9 @@ from components.common.runs.shards import Shards
 from components.common.statistics.arrays import has_both
 from components.common.statistics.ranking import auroc
 from components.common.training import devices, processes
+from components.common.training.neighbours import nearest_neighbours
 from components.common.training.reader import Batch, Reader
 
-NEIGHBOURS = 200
-TEMPERATURE = 0.07  # both as in Wu et al. 2018, arXiv 1805.01978, section 3.4
 MOST_IMAGES = 10_000  # evenly spaced images of each split, so that a probe stays cheap compared with an epoch
 
 Floats = npt.NDArray[np.float64]
@@ -55,26 +54,6 @@ class Probe:
         bank, val = (_all_features(images, features, self._width, batch_size, self._device) for images in (self._bank, self._val))
         scores = nearest_neighbours(val, bank, self._bank.labels)
         return float(np.mean([auroc(self._val.labels[:, i], scores[:, i]) for i in self._findings]))
-
-
-def nearest_neighbours(features: Tensor, bank: Tensor, labels: Floats, neighbours: int = NEIGHBOURS) -> Floats:
-    """Scores each finding by a weighted vote of the nearest images with a known label (Wu et al. 2018, section 3.4).
-
-    From features (N, C) and bank (M, C), L2-normalised, and labels (M, F) of the bank, 1, 0 or NaN, to (N, F) in [0, 1], NaN for a
-    finding without known labels. Computed on the device of the features, which the host waits for once.
-    """
-    similarity, votes = features @ bank.T, torch.from_numpy(labels).to(bank.device)
-    scores = features.new_full((len(features), labels.shape[1]), np.nan, dtype=votes.dtype)
-    known, same = np.unique(~np.isnan(labels), axis=1, return_inverse=True)
-    for number, mask in enumerate(known.T):
-        if not mask.any():
-            continue
-        rows = processes.on_device(torch.from_numpy(np.flatnonzero(mask)), bank.device)
-        nearest = similarity[:, rows].topk(min(neighbours, len(rows)))
-        weights, images = (nearest.values / TEMPERATURE).softmax(1), rows[nearest.indices]
-        for finding in np.flatnonzero(same == number).tolist():
-            scores[:, finding] = (weights * votes[:, finding][images]).sum(1)
-    return scores.cpu().numpy()
 
 
 def _all_features(images: Labelled, features: Features, width: int, batch_size: int, device: torch.device) -> Tensor:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler, normalize
 
+from components.classify import frozen, training
 from components.classify import run as classify
-from components.classify import training
 from components.common.errors import UserError
 from components.common.formats.shards import decode, square
 from components.common.runs import signals
 from components.common.runs.shards import open_shards
 from components.common.runs.storage import digest_file
 from components.common.training import backbones, devices
+from components.common.training.neighbours import TEMPERATURE
 from components.common.training.reader import Reader
 from components.evaluate import run as evaluate
-from components.params import Params
+from components.params import Params, load
+from components.register import run as register
 from tests.conftest import FINDINGS, MakeShards, replace_part
 
 
@@ -73,9 +79,7 @@ def test_lineage_names_the_inputs(make_shards: MakeShards, tiny: Params, tmp_pat
 
 MODES: dict[str, dict[str, Any]] = {
     "finetune": {"layer_decay": 0.7, "loss": "weighted_bce", "tta_flip": True},
-    "finetune with patience": {"epochs": 6, "patience": 2, "loss": "focal", "label_fraction": 0.5},
-    "linear": {"mode": "linear", "epochs": 4, "lr": 0.05, "loss": "logit_adjustment"},
-    "linear with patience": {"mode": "linear", "epochs": 30, "patience": 2, "lr": 0.05, "positive_rate": {"Left": 0.3}},
+    "finetune with patience": {"epochs": 6, "patience": 2, "loss": "focal", "label_fraction": 0.5, "positive_rate": {"Left": 0.3}},
 }
 
 
@@ -89,6 +93,15 @@ def test_a_compiled_network_trains_alike(make_shards: MakeShards, tiny: Params, 
     assert fused["loss"][0] == pytest.approx(plain["loss"][0], rel=1e-2)
     assert fused["val_auroc_macro"][0] == pytest.approx(plain["val_auroc_macro"][0], abs=0.05)
     assert load_file(tmp_path / "compiled" / "model.safetensors").keys() == load_file(tmp_path / "plain" / "model.safetensors").keys()
+
+
+def relabel(shards: str, labels: Callable[[dict[str, Any]], list[float]]) -> None:
+    """Replaces the labels of every row."""
+    for path in Path(shards).glob("part-*.parquet"):
+        table = pq.read_table(path)
+        index = table.schema.get_field_index("labels")
+        replaced = pa.array([labels(row) for row in table.to_pylist()], pa.list_(pa.float32()))
+        replace_part(path, table.set_column(index, table.schema.field(index), replaced))
 
 
 def predicted(out: Path) -> pd.DataFrame:
@@ -107,16 +120,16 @@ def test_a_stopped_run_continues_to_the_same_model(
     epochs = len((tmp_path / "whole" / "history.csv").read_text().splitlines()) - 1
     assert (epochs < params.classify.epochs) is ("patience" in mode)
     steps, stops = 0, {2, 6, 8}  # within epochs and after the last step of an epoch
-    train_step = training.Classification.train_step
+    train_step = training.FineTuning.train_step
 
-    def counted(self: training.Classification, *arguments: object) -> dict[str, float]:
+    def counted(self: training.FineTuning, *arguments: object) -> dict[str, float]:
         nonlocal steps
         steps += 1
         if steps in stops:
             signals._stop.set()
         return train_step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training.Classification, "train_step", counted)
+    monkeypatch.setattr(training.FineTuning, "train_step", counted)
     for _ in stops:
         try:
             classify.run(shards=[shards], out=str(tmp_path / "stopped"), **params.arguments("classify"), backbone=pretrained)
@@ -130,21 +143,19 @@ def test_a_stopped_run_continues_to_the_same_model(
         assert digest_file(tmp_path / "stopped" / name) == digest_file(tmp_path / "whole" / name)
 
 
-def test_early_stopping_waits_for_its_patience(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    classify.run(
-        shards=[make_shards()],
-        out=str(tmp_path / "out"),
-        **changed(tiny, mode="linear", epochs=40, patience=3, lr=0.05).arguments("classify"),
-    )
-    aurocs = pd.read_csv(tmp_path / "out" / "history.csv")["val_auroc_macro"].to_numpy()
-    best = json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"]
-    assert best == 1 + aurocs.argmax()  # the first one wins ties
-    assert len(aurocs) == best + 3 < 40
+def test_early_stopping_waits_for_its_patience(
+    make_shards: MakeShards, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aurocs = iter([0.6, 0.7, 0.5, 0.7, 0.6, 0.9])
+    monkeypatch.setattr(training, "macro_auroc", lambda targets, scores: next(aurocs))
+    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), **changed(tiny, epochs=40, patience=3).arguments("classify"))
+    assert len(pd.read_csv(tmp_path / "out" / "history.csv")) == 5
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"] == 2  # the first one wins ties
 
 
 def test_linear_probe_does_not_change_the_backbone(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
     """Its weights and batch norm statistics are unchanged bit by bit."""
-    params = changed(tiny, mode="linear", epochs=20, lr=0.02)
+    params = changed(tiny, mode="linear")
     classify.run(shards=[make_shards(images=200)], out=str(tmp_path / "out"), **params.arguments("classify"), backbone=pretrained)
     before, after = load_file(Path(pretrained, "backbone.safetensors")), load_file(tmp_path / "out" / "model.safetensors")
     assert set(after) - set(before) == {"fc.weight", "fc.bias"}
@@ -154,15 +165,100 @@ def test_linear_probe_does_not_change_the_backbone(make_shards: MakeShards, tiny
 
 
 def test_linear_probe_agrees_with_the_saved_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
-    """The head trained on cached, standardised features and the exported network give the same logits."""
-    params = changed(tiny, mode="linear", epochs=5, lr=0.05)
-    task = training.LinearProbe(params.classify, open_shards([make_shards()]), pretrained)
-    for batch in task.batches(0, 0):
-        task.train_step(batch, 0, 0.5)
-    task.end_epoch(0)
-    cached = task.val_logits()
-    np.testing.assert_allclose(task.predict(task.best_network(), task.val), cached, atol=1e-4)
-    assert np.ptp(cached) > 0.1
+    """The regression on standardised features and the exported network give the same logits."""
+    shards = open_shards([make_shards()])
+    classify.run(
+        shards=list(shards.folders), out=str(tmp_path / "out"), **changed(tiny, mode="linear").arguments("classify"), backbone=pretrained
+    )
+    metrics, saved = json.loads((tmp_path / "out" / "metrics.json").read_text()), load_file(tmp_path / "out" / "model.safetensors")
+    task = frozen.LinearProbe(tiny.classify, shards, pretrained)
+    (train, targets), val = task.labelled(), task.features(task.val).numpy()
+    scaler = StandardScaler().fit(train.numpy())
+    for index, finding in enumerate(FINDINGS):
+        known = ~targets[:, index].isnan().numpy()
+        expected = LogisticRegression(C=1 / metrics["strength"] / known.sum(), tol=1e-8, max_iter=5000)
+        expected.fit(scaler.transform(train[known].numpy()), targets[known, index])
+        logits = expected.decision_function(scaler.transform(val))
+        head = val @ saved["fc.weight"][index].numpy() + saved["fc.bias"][index].numpy()
+        np.testing.assert_allclose(head * metrics["temperature"], logits, rtol=1e-3, atol=1e-3)
+        scores = predicted(tmp_path / "out").query("split == 'val'")[f"score_{finding}"]
+        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-head)), atol=1e-4)
+
+
+def test_the_strength_of_the_penalty_is_the_best_on_val(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
+    folder, rng = make_shards(), np.random.default_rng(0)
+    relabel(folder, lambda row: [1 - value if rng.random() < 0.2 else value for value in row["labels"]])
+    params = changed(tiny, mode="linear")
+    classify.run(shards=[folder], out=str(tmp_path / "out"), **params.arguments("classify"), backbone=pretrained)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    task = frozen.LinearProbe(params.classify, open_shards(folder), pretrained)
+    (train, targets), val = task.labelled(), task.features(task.val).numpy()
+    scaler = StandardScaler().fit(train.numpy())
+    aurocs = []
+    for strength in frozen.STRENGTHS:
+        each = []
+        for index in range(2):
+            known, judged = ~targets[:, index].isnan().numpy(), ~np.isnan(task.val.labels()[:, index])
+            fitted = LogisticRegression(C=1 / strength / known.sum(), tol=1e-8, max_iter=5000)
+            fitted.fit(scaler.transform(train[known].numpy()), targets[known, index])
+            each.append(roc_auc_score(task.val.labels()[judged, index], fitted.decision_function(scaler.transform(val[judged]))))
+        aurocs.append(np.mean(each))
+    assert metrics["strength"] == frozen.STRENGTHS[int(np.argmax(aurocs))]
+    assert metrics["val_auroc_macro"] == pytest.approx(max(aurocs), abs=1e-6)
+    assert aurocs[0] < max(aurocs)
+
+
+def test_neighbours_vote_and_leave_no_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
+    shards = open_shards([make_shards()])
+    params = changed(tiny, mode="knn")
+    classify.run(shards=list(shards.folders), out=str(tmp_path / "out"), **params.arguments("classify"), backbone=pretrained)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["neighbours"] in (10, 20, 35)  # 36 training images
+    task = frozen.NearestNeighbours(params.classify, shards, pretrained)
+    (train, targets), test = task.labelled(), task.features(Reader(shards, "test"))
+    rows = predicted(tmp_path / "out").query("split == 'test'")
+    for index, finding in enumerate(FINDINGS):
+        known = ~targets[:, index].isnan().numpy()
+        voters = KNeighborsClassifier(min(metrics["neighbours"], known.sum()), weights=lambda d: np.exp((1 - d**2 / 2) / TEMPERATURE))
+        voters.fit(normalize(train[known].numpy().astype(float)), targets[known, index])
+        expected = voters.predict_proba(normalize(test.numpy().astype(float)))[:, 1]
+        np.testing.assert_allclose(rows[f"score_{finding}"], expected, atol=1e-4)
+    evaluate.run(predictions=2 * [str(tmp_path / "out")], out=str(tmp_path / "evaluation"), **params.arguments("evaluate"))
+    assert "nearest neighbours" in (tmp_path / "evaluation" / "report.html").read_text()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(UserError, match=r"model\.json: has no weights, only predictions to evaluate \(mode knn\)"):
+        register.run(
+            model=str(tmp_path / "out"), evaluation=str(tmp_path / "evaluation"), out=str(tmp_path / "r"), **params.arguments("register")
+        )
+
+
+@pytest.mark.parametrize("mode", ["finetune", "linear", "knn"])
+def test_a_finding_with_one_class_gets_its_prior(
+    mode: str, make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = make_shards()
+    relabel(shards, lambda row: [row["labels"][0], 0.0 if row["split"] == "train" else row["labels"][1]])
+    classify.run(shards=[shards], out=str(tmp_path / "out"), **changed(tiny, mode=mode).arguments("classify"), backbone=pretrained)
+    assert "36 training images have only one class of Right" in caplog.text
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["findings_trained"] == 1
+    scores = predicted(tmp_path / "out")
+    assert scores["score_Left"].nunique() > 3
+    if mode != "finetune":
+        np.testing.assert_allclose(scores["score_Right"], scores["score_Right"][0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"mode": "linear", "loss": "focal"}, "mode linear takes no loss; set mode: finetune, or loss: bce"),
+        ({"mode": "knn", "tta_flip": True}, "mode knn takes no tta_flip"),
+    ],
+)
+def test_parameters_of_other_modes_are_refused(section: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps({"classify": section}))
+    with pytest.raises(UserError, match=message):
+        load(path)
 
 
 def test_mirror_images_count_half(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
@@ -191,22 +287,12 @@ def test_scores_are_calibrated_on_val(make_shards: MakeShards, tiny: Params, tmp
     assert likelihood(1) <= min(likelihood(0.97), likelihood(1.03), likelihood(1 / temperature))
 
 
-def poison(shards: str) -> None:
-    """Inverts every label of the test split."""
-    for path in Path(shards).glob("part-*.parquet"):
-        table = pq.read_table(path)
-        labels = [[1 - v for v in row["labels"]] if row["split"] == "test" else row["labels"] for row in table.to_pylist()]
-        index = table.schema.get_field_index("labels")
-        turned = pa.array(labels, pa.list_(pa.float32()))
-        replace_part(path, table.set_column(index, table.schema.field(index), turned))
-
-
-@pytest.mark.parametrize("mode", ["finetune", "linear"])
+@pytest.mark.parametrize("mode", ["finetune", "linear", "knn"])
 def test_test_labels_do_not_influence_training_or_selection(mode: str, make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Weights, best epoch, temperature, scores and thresholds are identical; only the metrics on the test split change."""
     clean, poisoned = make_shards("clean"), make_shards("poisoned")
-    poison(poisoned)
-    params = changed(tiny, mode=mode, epochs=3, patience=2, label_fraction=0.5, positive_rate={"Left": 0.4}, loss="weighted_bce")
+    relabel(poisoned, lambda row: [1 - v for v in row["labels"]] if row["split"] == "test" else row["labels"])
+    params = changed(tiny, mode=mode, epochs=3, patience=2, label_fraction=0.5, positive_rate={"Left": 0.4})
     measured = []
     for name, shards in (("a", clean), ("b", poisoned)):
         classify.run(shards=[shards], out=str(tmp_path / name), **params.arguments("classify"))
@@ -214,7 +300,7 @@ def test_test_labels_do_not_influence_training_or_selection(mode: str, make_shar
         measured.append(json.loads((tmp_path / f"evaluation-{name}" / "metrics.json").read_text()))
     a, b = (predicted(tmp_path / name) for name in "ab")
     assert a["target_Right"].tolist() != b["target_Right"].tolist()
-    for name in ("model.safetensors", "metrics.json"):
+    for name in ("metrics.json",) if mode == "knn" else ("model.safetensors", "metrics.json"):
         assert digest_file(tmp_path / "a" / name) == digest_file(tmp_path / "b" / name)
     described = [json.loads((tmp_path / name / "model.json").read_text()) for name in "ab"]
     assert described[0].pop("inputs") != described[1].pop("inputs")  # the digests of the shards
@@ -265,4 +351,4 @@ def test_a_split_without_patients_is_refused(
 def test_without_a_known_label_there_is_nothing_to_train_on(make_shards: MakeShards, tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reader, "labels", lambda self: np.full((len(self), len(FINDINGS)), np.nan, np.float32))
     with pytest.raises(UserError, match="fewer than two labelled training images"):
-        training.LinearProbe(tiny.classify, open_shards(make_shards()), None)
+        frozen.LinearProbe(tiny.classify, open_shards(make_shards()), None)

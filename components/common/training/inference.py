@@ -32,12 +32,17 @@ class InputImage(NamedTuple):
     width: int  # width of the source image in pixels
 
 
-def write_model(job: StageRun, weights: dict[str, Tensor], shards: Shards, description: dict[str, Any]) -> None:
-    """Writes model.safetensors, and model.json: the description between what the files of all heads begin and end with."""
-    with replaced(job.folder / WEIGHTS) as scratch:
-        save_file(weights, scratch)
+def write_model(job: StageRun, weights: dict[str, Tensor] | None, shards: Shards, description: dict[str, Any]) -> None:
+    """Writes model.safetensors, and model.json: the description between what the files of all heads begin and end with.
+
+    Without weights there is no model.safetensors, and model.json has no digest of it: the model is evaluated, but not used again.
+    """
     begin = {"schema_version": SCHEMA_VERSION, "task": job.stage}
-    end = {"preprocessing": shards.preprocessing, "inputs": job.inputs, "sha256": storage.digest_file(job.folder / WEIGHTS)}
+    end: dict[str, Any] = {"preprocessing": shards.preprocessing, "inputs": job.inputs}
+    if weights is not None:
+        with replaced(job.folder / WEIGHTS) as scratch:
+            save_file(weights, scratch)
+        end["sha256"] = storage.digest_file(job.folder / WEIGHTS)
     storage.write_json(job.folder / DESCRIPTION, {**begin, **description, **end})
 
 

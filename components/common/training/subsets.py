@@ -9,6 +9,7 @@ selection of whoever brings all findings closest to their share would select pat
 import numpy as np
 import numpy.typing as npt
 
+from components.common.statistics.arrays import has_both
 from components.common.training.seeds import generator_for
 
 Rows = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: flo
     Args:
         patients: (N,) patient id of each image.
         targets: (N, F), 1, 0 or NaN for unknown. Where labels are boxes: whether an image has a box of each class.
-        fraction: fraction of the patients with a known label, in (0, 1]; at least one patient, if any has one.
+        fraction: fraction of the patients with a known label, in (0, 1]; more of them, if that few have both classes of no finding.
         seed: selects the patients; the order of the images does not matter.
 
     Returns:
@@ -30,8 +31,12 @@ def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: flo
     ids, labels = np.asarray(patients), np.asarray(targets, np.float64)
     known = ~np.isnan(labels).all(axis=1)
     names, who = np.unique(ids[known], return_inverse=True)
-    chosen = stratified(_traits(labels[known], who, len(names)), max(1, round(fraction * len(names))), seed)
-    return np.flatnonzero(known & np.isin(ids, names[chosen]))
+    traits, possible = _traits(labels[known], who, len(names)), has_both(labels).any()
+    for count in range(max(1, round(fraction * len(names))), len(names) + 1):
+        rows = np.flatnonzero(known & np.isin(ids, names[stratified(traits, count, seed)]))
+        if not possible or has_both(labels[rows]).any():
+            return rows
+    return np.flatnonzero(known)
 
 
 def stratified(traits: Traits, count: int, seed: int) -> Rows:

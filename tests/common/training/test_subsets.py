@@ -35,6 +35,19 @@ def test_fractions_are_nested_whole_patients_of_the_right_number() -> None:
         before = set(rows)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_small_fraction_of_a_small_cohort_has_both_classes_of_a_finding(seed: int) -> None:
+    """One of 60 patients would have one class; whole patients are added, and larger fractions still contain them."""
+    ids = np.repeat([f"patient{index:02d}" for index in range(60)], 2)
+    targets = np.full((120, 2), np.nan)
+    targets[:, 0] = np.arange(120) // 2 < 9
+    rows = labelled_rows(ids, targets, 0.01, seed)
+    assert set(targets[rows, 0]) == {0, 1}
+    assert set(rows) <= set(labelled_rows(ids, targets, 0.2, seed))
+    targets[:, 0] = 0
+    assert len(labelled_rows(ids, targets, 0.01, seed)) == 2  # no fraction has both
+
+
 @pytest.mark.parametrize("fraction", FRACTIONS[:-1])
 def test_every_finding_keeps_its_prevalence(fraction: float) -> None:
     """Counts may differ by 3 patients; for 200 patients drawn at random, the most frequent finding would have a deviation of about 7."""
@@ -71,7 +84,7 @@ def test_the_order_of_the_images_does_not_matter() -> None:
 
 
 def test_subsets_have_at_least_one_patient() -> None:
-    assert labelled_rows(["a", "b"], [[1.0], [0.0]], 0.01, seed=0).size == 1
+    assert labelled_rows(["a", "b"], [[1.0], [1.0]], 0.01, seed=0).size == 1
 
 
 def test_a_subset_of_nobody_is_empty() -> None:
