@@ -50,6 +50,12 @@ BACKBONE = Input(
     marker=backbone.BACKBONE,
     made_by="pretrain",
 )
+COHORT = (
+    Input("model", "models:/NAME@champion or the like, or an output folder of a head or of register"),
+    replace(RAW, required=False),
+    replace(SHARDS, required=False, help="output folders of preprocess, instead of --raw"),
+)
+"""A model, and a cohort from elsewhere."""
 
 COMPARED = replace(BACKBONE, help="output folder of pretrain, whose features monitor is to compare")
 
@@ -107,10 +113,8 @@ COMMANDS = {
     ),
     "register --rollback": Command("make the previous champion the champion again", function="rollback", needs_out=False),
     "register --demote": Command("remove the champion alias", function="demote", needs_out=False),
-    "predict": Command(
-        "score a cohort from elsewhere with a registered model",
-        (Input("model", "models:/NAME@champion or the like, or an output folder of a head or of register"), RAW, COMPARED),
-    ),
+    "predict": Command("score a cohort from elsewhere with a registered model", (*COHORT, COMPARED)),
+    "validate": Command("score and evaluate a labelled cohort from elsewhere: external validation", COHORT),
     "monitor": Command(
         "compare scored images with a reference; exit code 3 if they have drifted",
         (

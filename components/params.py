@@ -57,6 +57,7 @@ _ARGUMENTS = {
     "monitor": {"params": "monitor"},
     "monitor reference": {"params": "monitor"},
     "predict": _of_a_stage("preprocess"),
+    "validate": {**_of_a_stage("preprocess"), "evaluate": "evaluate"},
 }
 """Section by keyword, of the commands that do not take their own section and `runtime`."""
 

@@ -26,7 +26,7 @@ FLOORS = (
     ),
     ("components.heads",),  # the table of heads
     ("components.evaluate", "components.register", "components.predict"),  # the frame around the heads
-    ("components.monitor",),  # describes images as predict does
+    ("components.monitor", "components.validate"),  # what use predict: drift of scored images; scores evaluated in one command
     ("components.params", "components.torchrun", "components.retry"),
     ("components.__main__",),
     ("pipelines",),

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from components.classify import report, subgroups
-from components.classify.metrics import METRICS, PAIRED, ClassificationSplit, Findings, evaluate
+from components.classify import external, report, subgroups
+from components.classify.metrics import CALIBRATION, METRICS, PAIRED, ClassificationSplit, Findings, evaluate
 from components.classify.subgroups import Subgroup
 from components.common.errors import UserError
 from components.common.formats.documents import mlflow_key
 from components.common.formats.labels import LABELS
-from components.common.formats.model import DESCRIPTION
+from components.common.formats.model import DESCRIPTION, External
 from components.common.formats.predictions import PREDICTIONS, matrix, rows_of, score_column, target_column
 from components.common.head import CsvTable, HeadOutput
 from components.common.runs.params import Evaluate
@@ -38,7 +38,8 @@ def read(table: pa.Table, model: HeadOutput, params: Evaluate) -> "Classificatio
     names = _names(table, model)
     table = table.sort_by("image_id")  # so that models tested on the same images have them in the same order
     val, test = (_split(rows_of(table, split), split, names, model.path(PREDICTIONS)) for split in ("val", "test"))
-    found = evaluate(names, val, test, params)
+    elsewhere: External | None = model.description.get("external")
+    found = evaluate(names, val, test, params, external.thresholds(names, elsewhere) if elsewhere else None)
     return Classification(model, params, found, subgroups.evaluate(rows_of(table, "test"), found, params))
 
 
@@ -62,7 +63,7 @@ class Classification:
             flat |= found.macro[metric].flat(f"{prefix}_test_{metric}_macro")
         for finding in found.each:
             key = mlflow_key(finding.name)
-            for metric in METRICS:
+            for metric in (*METRICS, *CALIBRATION):
                 flat |= finding.intervals[metric].flat(f"{prefix}_test_{metric}_{key}")
             positives, negatives, _ = finding.counts["test"]
             flat |= {f"{prefix}_test_positives_{key}": positives, f"{prefix}_test_negatives_{key}": negatives}
@@ -95,13 +96,15 @@ class Classification:
 
     def sections(self) -> list[Markup]:
         """Renders the sections of the report on this model."""
-        return report.sections(self.findings, self.subgroups, self.params)
+        return report.sections(self.findings, self.subgroups, self.params, self.model.description.get("external"))
 
     def warnings(self) -> list[str]:
         """Returns warnings about findings and groups that are too small to judge."""
         few = self.params.min_positives
         lacking = f"no finding has {few} positives and as many negatives in the test split: no macro average"
-        return ([] if self.findings.counted else [lacking]) + subgroups.warnings(self.subgroups, few)
+        seen = (self.model.description.get("external") or {}).get("seen")
+        repeated = [f"{seen} images are in the model's training cohort, so that it looks better than on others"] if seen else []
+        return repeated + ([] if self.findings.counted else [lacking]) + subgroups.warnings(self.subgroups, few)
 
     def compare(self, baseline: "Classification") -> list[Difference]:
         """Compares AUROC and average precision: the macro average alone, the findings with Holm's correction."""

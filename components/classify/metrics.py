@@ -9,12 +9,13 @@ import numpy.typing as npt
 from components.common.runs.params import Evaluate
 from components.common.statistics.arrays import Flags, Floats, Integers, divide, has_both
 from components.common.statistics.bootstrap import bootstrap_mean
-from components.common.statistics.calibration import Reliability, reliability
+from components.common.statistics.calibration import Reliability, recalibration, reliability
 from components.common.statistics.curves import Curve, precision_recall_curve, roc_curve, sensitivity_threshold, youden_threshold
 from components.common.statistics.intervals import UNDEFINED, Interval, percentile_interval
 from components.common.statistics.ranking import auroc, average_precision, bootstrap_ranking
 
 METRICS = ("auroc", "ap", "accuracy", "sensitivity", "specificity", "brier")
+CALIBRATION = ("calibration_intercept", "calibration_slope")  # of each finding; their averages would hide errors in both directions
 PAIRED = ("auroc", "ap")  # metrics that models are compared by; their samples are kept
 
 
@@ -48,9 +49,9 @@ class Finding:
 
     name: str
     counted: bool  # whether it is part of the macro averages
-    intervals: dict[str, Interval]  # by metric, on the test split
+    intervals: dict[str, Interval]  # by metric, of METRICS and CALIBRATION, on the test split
     val_auroc: float
-    threshold: float  # chosen on the validation split; NaN if that has one class only
+    threshold: float  # chosen on the validation split, of the model's own cohort; NaN if that has one class only
     counts: dict[str, tuple[int, int, int]]  # positives, negatives and unknown by split
     roc: Curve | None
     pr: Curve | None  # on the test split, like roc; None if that has one class only
@@ -80,9 +81,12 @@ class Findings:
         return float(np.mean(errors)) if errors else float("nan")
 
 
-def evaluate(names: list[str], val: ClassificationSplit, test: ClassificationSplit, params: Evaluate) -> Findings:
-    """Evaluates the scores of F findings: thresholds are chosen on val, everything else is measured on test."""
-    thresholds = val.each(lambda target, score: _threshold(target, score, params))
+def evaluate(
+    names: list[str], val: ClassificationSplit, test: ClassificationSplit, params: Evaluate, thresholds: Floats | None = None
+) -> Findings:
+    """Evaluates the scores of F findings: thresholds (F,) are chosen on val unless given, everything else is measured on test."""
+    if thresholds is None:
+        thresholds = val.each(lambda target, score: _threshold(target, score, params))
     estimates, samples = _measure(test, thresholds, params)
     counted = has_both(test.targets, params.min_positives)
     val_auroc = val.each(auroc)
@@ -95,7 +99,7 @@ def evaluate(names: list[str], val: ClassificationSplit, test: ClassificationSpl
             counted=bool(counted[index]),
             intervals={
                 metric: percentile_interval(float(estimates[metric][index]), samples[metric][:, index], params.confidence)
-                for metric in METRICS
+                for metric in (*METRICS, *CALIBRATION)
             },
             val_auroc=float(val_auroc[index]),
             threshold=float(thresholds[index]),
@@ -143,9 +147,13 @@ def _measure(test: ClassificationSplit, thresholds: Floats, params: Evaluate) ->
         "specificity": np.where(test.targets == 0, right, np.nan),
         "brier": (test.scores - test.targets) ** 2,
     }
-    resampled = bootstrap_mean(np.concatenate(list(means.values()), axis=1), test.patients, params.resamples, params.seed)
+    line = recalibration(test.targets, test.scores)
+    columns = means | line.terms
+    resampled = bootstrap_mean(np.concatenate(list(columns.values()), axis=1), test.patients, params.resamples, params.seed)
     ranking = bootstrap_ranking(test.targets, test.scores, test.patients, params.resamples, params.seed)
-    samples = dict(zip(means, np.split(resampled, len(means), axis=1), strict=True))
+    samples = dict(zip(columns, np.split(resampled, len(columns), axis=1), strict=True))
     samples |= {"auroc": ranking.auroc, "ap": ranking.average_precision}
+    samples |= dict(zip(CALIBRATION, line.resampled(samples), strict=True))
     estimates = {name: divide(np.nansum(values, axis=0), (~np.isnan(values)).sum(axis=0)) for name, values in means.items()}
+    estimates |= dict(zip(CALIBRATION, line[:2], strict=True))
     return estimates | {"auroc": test.each(auroc), "ap": test.each(average_precision)}, samples

@@ -6,8 +6,10 @@ from itertools import groupby
 
 from markupsafe import Markup
 
+from components.classify import external
 from components.classify.metrics import Finding, Findings
 from components.classify.subgroups import Subgroup
+from components.common.formats.model import External
 from components.common.html.charts import UNIT, Axis, Chart, Line, unit_axis
 from components.common.html.numbers import plural
 from components.common.html.page import render_blocks
@@ -15,12 +17,14 @@ from components.common.runs.params import Evaluate
 from components.common.statistics.curves import thin
 
 
-def sections(found: Findings, groups: Sequence[Subgroup], params: Evaluate) -> list[Markup]:
+def sections(found: Findings, groups: Sequence[Subgroup], params: Evaluate, elsewhere: External | None = None) -> list[Markup]:
     """Renders report.html: the headline, then the other sections."""
     missing = {finding.name: params.resamples - finding.intervals["auroc"].used for finding in found.each if finding.roc}
     return render_blocks(
         "classify/report.html",
         found=found,
+        external=elsewhere,
+        cohorts=list(external.rows(found, elsewhere)) if elsewhere else [],
         params=params,
         macro_name=f"Macro average of {len(found.counted)}",
         headline_axis=unit_axis([found.macro["auroc"]]),

@@ -1,34 +1,35 @@
-"""Scoring of raw files with a trained model: `python -m components predict --model URI --raw DIR --out DIR`.
+"""Scoring of another cohort with a trained model: `python -m components predict --model URI --raw DIR --out DIR`.
 
-The files are preprocessed with the parameters of the model's training and end as rows, duplicates or quarantine entries. All rows
-are in the `test` split, since the model was trained and calibrated elsewhere.
+Raw files are preprocessed with the parameters of the model's training and end as rows, duplicates or quarantine entries. All rows are
+in the `test` split, since the model was trained and calibrated elsewhere.
 """
 
 import logging
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from components.common.errors import UserError
 from components.common.formats.appearance import write_appearance
 from components.common.formats.backbone import BACKBONE
 from components.common.formats.documents import RUN_RECORD
 from components.common.formats.history import HISTORY, write_history
+from components.common.formats.labels import LABELS
 from components.common.formats.manifest import MANIFEST
 from components.common.formats.model import DESCRIPTION
 from components.common.formats.predictions import META, common_columns, write_predictions
 from components.common.formats.quarantine import QUARANTINE
-from components.common.formats.shards import PACKED
 from components.common.runs import storage
 from components.common.runs.cores import threads
 from components.common.runs.inputs import read_document
-from components.common.runs.params import Runtime
+from components.common.runs.params import Evaluate, Runtime
 from components.common.runs.registered_models import SCHEMES
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
+from components.common.training.inference import decoded, digests, scan
 from components.predict import source
 from components.predict.appearance import describe
 from components.predict.source import Source
@@ -39,60 +40,92 @@ from components.preprocess.params import Preprocess
 from components.preprocess.parts import Partition
 
 SHARDS = "shards"  # folder in the work folder with the output of preprocess, of which only the manifest and the quarantine are kept
-ROWS = 256  # rows read at a time
 
 log = logging.getLogger(__name__)
 
 
-def run(*, model: str, raw: str, out: str, params: Preprocess, runtime: Runtime, backbone: str | None = None) -> None:
-    """Scores every image of a folder.
+def run(
+    *,
+    model: str,
+    out: str,
+    params: Preprocess,
+    runtime: Runtime,
+    raw: str | None = None,
+    shards: list[str] | None = None,
+    backbone: str | None = None,
+    evaluate: Evaluate | None = None,
+) -> None:
+    """Scores every image of a folder, or of shards.
 
     Args:
         model: `models:/NAME@ALIAS`, or the output folder of a head or of register.
-        raw: folder of DICOM, PNG or JPEG files and the tables of its layout, whose labels become targets.
         out: output folder, which `evaluate --predictions` takes.
-        params: the section `preprocess`, for the layout of the folder; size and the like are those of the model.
+        params: the section `preprocess`, for the layout of the raw folder; size and the like are those of the model.
         runtime: the section `runtime`.
+        raw: folder of DICOM, PNG or JPEG files and the tables of its layout, whose labels become targets.
+        shards: output folders of preprocess instead of `raw`; all of their splits are scored.
         backbone: output folder of pretrain, whose features `monitor` is to compare.
+        evaluate: the section `evaluate`, if the predictions are to be evaluated; labels are then required.
 
     Raises:
-        UserError: there is no such model, no usable file, or no pseudonym key.
+        UserError: there is no such model, no usable file, or no pseudonym key; the shards are of another size, or of the training;
+            labels are required, and there are none of the model's findings.
     """
+    if (raw is None) == (shards is None):
+        raise UserError("give either --raw or --shards")
     torch.set_num_threads(threads())
-    loaded = source.read(model)
+    loaded = source.read(model, evaluate)
     params = Preprocess.model_validate({**params.model_dump(), **_of_training(loaded)})
-    depends = {"raw": _listing_digest(raw), "pseudonym_key": load_pseudonyms().key_id}
-    inputs = {"model": loaded.digest} | ({"backbone": read_document(backbone, BACKBONE, "pretrain")[1]} if backbone else {})
+    given = open_shards(shards) if shards else None
+    inputs = {"model": loaded.digest, **(given.inputs if given else {})}
+    if backbone:
+        inputs["backbone"] = read_document(backbone, BACKBONE, "pretrain")[1]
+    depends: dict[str, Any] = {"training": loaded.external["training"]}
+    if raw:
+        depends |= {"raw": _listing_digest(raw), "pseudonym_key": load_pseudonyms().key_id}
     with stage_run("predict", out, params, inputs, runtime=runtime, depends=depends) as job:
-        shards = _preprocess(raw, job, params, runtime)
-        job.upstream |= shards.upstream
-        table = predict(loaded, shards)
+        opened = given or _preprocess(str(raw), job, params, runtime)
+        job.upstream |= opened.upstream
+        _check(loaded, opened, labelled=evaluate is not None)
+        table = predict(loaded, opened)
         write_predictions(job.folder, [table])
-        write_appearance(job.folder, describe(shards, backbone=backbone))
+        write_appearance(job.folder, describe(opened, backbone=backbone))
         write_json(job.folder / DESCRIPTION, _described(loaded))
         write_history(job.folder / HISTORY, [])  # nothing was trained here
-        for name in (MANIFEST, QUARANTINE):
-            shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
-        metrics = _metrics(shards.manifests[0]["counts"], table, loaded)
-        _warn(metrics, shards, loaded)
+        if raw:
+            for name in (MANIFEST, QUARANTINE):
+                shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
+        metrics = _metrics(opened, table, loaded)
+        _warn(metrics, opened, loaded)
         if model.startswith(SCHEMES) and "://" not in model:  # a folder or a server could name a hospital
             job.tracker.tag({"model": model})
         job.publish(metrics, drop=(SHARDS, f"{SHARDS}.partial"))
 
 
+def _check(loaded: Source, shards: Shards, labelled: bool) -> None:
+    """Refuses shards that the model cannot take and, to evaluate it, those of its training and those without labels of its findings."""
+    where, network = ", ".join(shards.folders), loaded.network
+    if (shards.size, shards.bits) != (network.size, network.bits):
+        expected = f"preprocess.size={network.size} and preprocess.bits={network.bits}"
+        raise UserError(f"{where}: images of {shards.size} pixels and {shards.bits} bits; run preprocess with {expected}, or give --raw")
+    if labelled and set(shards.digests) & set(loaded.description.get("inputs", {}).values()):
+        raise UserError(f"the model was trained on these images ({where}); give a cohort from elsewhere")
+    missing = network.unlabelled(shards.findings)
+    if labelled and missing and len(missing) == len(network.labels):
+        have = f"labels of {', '.join(shards.findings)}" if shards.findings else "no labels"
+        raise UserError(
+            f"the cohort has {have}, the model predicts {', '.join(network.labels)}; rename the columns of {LABELS} to the model's findings"
+        )
+
+
 def predict(loaded: Source, shards: Shards) -> pa.Table:
-    """Scores all rows of the shards; returns the rows of predictions.parquet."""
+    """Scores all rows of the shards and counts those of the training; returns the rows of predictions.parquet."""
     tables = []
-    for batch in _batches(shards):
+    for batch in scan(shards, ["patient_id", "labels", "boxes", *META]):
+        if loaded.images is not None:
+            loaded.external["seen"] = (loaded.external["seen"] or 0) + sum(each in loaded.images for each in digests(decoded(batch)))
         tables.append(pa.table({**common_columns(batch, "test", loaded.head), **loaded.network.columns(batch, shards.findings)}))
     return pa.concat_tables(tables)
-
-
-def _batches(shards: Shards) -> Iterator[pa.Table]:
-    columns = [*PACKED, "patient_id", "labels", "boxes", *META]
-    for part in shards.parts():
-        with part.open() as file:
-            yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(ROWS, columns=columns))
 
 
 def _of_training(loaded: Source) -> dict[str, Any]:
@@ -104,7 +137,8 @@ def _of_training(loaded: Source) -> dict[str, Any]:
 
 def _described(loaded: Source) -> dict[str, Any]:
     """Returns the model.json of the output, without the distances between image sets, which are of the training's test images."""
-    return {name: None if name.startswith("kid_") else value for name, value in loaded.description.items()}
+    known = {name: None if name.startswith("kid_") else value for name, value in loaded.description.items()}
+    return {**known, "external": loaded.external}
 
 
 def _listing_digest(raw: str) -> str:
@@ -122,9 +156,10 @@ def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime) -
     return open_shards(str(folder))
 
 
-def _metrics(counts: dict[str, Any], table: pa.Table, loaded: Source) -> dict[str, float]:
+def _metrics(shards: Shards, table: pa.Table, loaded: Source) -> dict[str, float]:
     """Counts files, and known targets."""
-    found: dict[str, float] = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")}
+    counts = [manifest.get("counts", {}) for manifest in shards.manifests]
+    found: dict[str, float] = {name: sum(each.get(name, 0) for each in counts) for name in ("files", "rows", "quarantined", "duplicates")}
     return found | loaded.network.counts(table)
 
 
@@ -133,6 +168,9 @@ def _warn(metrics: dict[str, float], shards: Shards, loaded: Source) -> None:
         reasons = ", ".join(f"{reason} {count}" for reason, count in shards.manifests[0]["counts"]["reasons"].items())
         log.warning("predict: %d files are not scored (%s); %s lists them", metrics["quarantined"], reasons, QUARANTINE)
     if missing := loaded.network.unlabelled(shards.findings):
-        log.warning("predict: the raw folder has no labels of %s: scored, but not to be evaluated", ", ".join(missing))
+        have = ", ".join(shards.findings) or "none"
+        log.warning("predict: no labels of %s: scored, but not to be evaluated (labels: %s)", ", ".join(missing), have)
+    if seen := loaded.external["seen"]:
+        log.warning("predict: %d images are in the model's training cohort, so that it looks better than on others", seen)
     if unknown := metrics.get("images_unknown"):
         log.warning("predict: %d images are scored, but not to be evaluated: which of the classes they show is not known", unknown)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from components.common.errors import UserError
 from components.common.formats.documents import LONGEST_KEY, METRICS, check_metrics, mlflow_key, parse_json
-from components.common.formats.model import DESCRIPTION, WEIGHTS
+from components.common.formats.model import DESCRIPTION, IMAGES, WEIGHTS
 from components.common.formats.predictions import PREDICTIONS, parse_predictions, rows_of
 from components.common.head import Candidate
 from components.common.runs import storage
@@ -60,7 +60,7 @@ def registry_tags(candidate: Candidate, metric: str) -> dict[str, str]:
 
 
 def copy_weights(candidate: Candidate, folder: Path) -> Path:
-    """Copies model.safetensors into a local folder and checks its digest.
+    """Copies model.safetensors, and images.txt if there is one, into a local folder and checks the digest of the weights.
 
     Raises:
         UserError: the weights are not those that model.json describes.
@@ -69,6 +69,8 @@ def copy_weights(candidate: Candidate, folder: Path) -> Path:
     if storage.digest(weights) != candidate.description["sha256"]:
         raise UserError(f"{storage.join(candidate.model, WEIGHTS)}: does not match {DESCRIPTION}; run {candidate.head} again")
     (folder / WEIGHTS).write_bytes(weights)
+    if storage.exists(images := storage.join(candidate.model, IMAGES)):  # models of early versions have none
+        (folder / IMAGES).write_bytes(storage.read(images))
     return folder / WEIGHTS
 
 

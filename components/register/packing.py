@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from components.common.errors import UserError
-from components.common.formats.model import DESCRIPTION, WEIGHTS
+from components.common.formats.model import DESCRIPTION, IMAGES, WEIGHTS
 from components.common.formats.shards import Pixels
 from components.common.runs.storage import write_json
 from components.heads import HEADS
@@ -35,7 +35,7 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
     """Makes an MLflow model folder that loads without a pickle and without this repository, and tests it.
 
     Args:
-        weights: model.safetensors.
+        weights: model.safetensors; images.txt may lie beside it.
         content: content of model.json.
         card: the model card in Markdown.
         folder: target folder; must not exist.
@@ -48,6 +48,8 @@ def pack(weights: Path, content: dict[str, Any], card: str, folder: Path) -> Non
         description, onnx = Path(scratch, DESCRIPTION), Path(scratch, ONNX)
         write_json(description, content)
         artifacts = {"weights": str(weights), "description": str(description)}
+        if (images := weights.with_name(IMAGES)).is_file():
+            artifacts["images"] = str(images)
         if head.serving.ONNX_OUTPUTS:
             network = head.serving.exportable(head.serving.load(content, weights))
             export_onnx(network.cpu(), content["size"], onnx, head.serving.ONNX_OUTPUTS)

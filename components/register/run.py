@@ -116,7 +116,9 @@ def _add(registry: Registry, candidate: Candidate, job: StageRun) -> Version:
         folder = Path(scratch)
         task = HEADS[candidate.head].registration
         text = card.render(candidate, registry.name, job.params["licence"], registry.history(task.METRIC))
-        pack(copy_weights(candidate, folder), candidate.description, text, folder / EXPORT)
+        # The thresholds and figures of its own cohort, for a validation elsewhere; no row of a patient.
+        content = candidate.description | {"evaluation": candidate.metrics}
+        pack(copy_weights(candidate, folder), content, text, folder / EXPORT)
         pq.write_table(candidate.test_predictions, folder / TEST_PREDICTIONS)
         (folder / REPORT).write_bytes(storage.read(storage.join(candidate.evaluation, REPORT)))
         job.tracker.attach(folder / TEST_PREDICTIONS)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,9 @@ def test_scores_agree_with_the_saved_model(make_shards: MakeShards, tiny: Params
     network.fc = torch.nn.Linear(512, 2)
     network.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
     network.eval()
+    images = [decode(row) for path in Path(shards).glob("part-*.parquet") for row in pq.read_table(path).to_pylist()]
+    digests = [hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()[:16] for image in images]
+    assert (tmp_path / "out" / "images.txt").read_text().split() == sorted(digests)
     table = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pandas().set_index("image_id")
     rows = pq.read_table(f"{shards}/part-00000.parquet").to_pylist()
     row = next(row for row in rows if row["split"] == "test")
@@ -148,7 +152,9 @@ def test_early_stopping_waits_for_its_patience(
 ) -> None:
     aurocs = iter([0.6, 0.7, 0.5, 0.7, 0.6, 0.9])
     monkeypatch.setattr(training, "macro_auroc", lambda targets, scores: next(aurocs))
-    classify.run(shards=[make_shards()], out=str(tmp_path / "out"), **changed(tiny, epochs=40, patience=3).arguments("classify"))
+    classify.run(
+        shards=[make_shards()], out=str(tmp_path / "out"), **changed(tiny, epochs=40, patience=3, batch_size=36).arguments("classify")
+    )
     assert len(pd.read_csv(tmp_path / "out" / "history.csv")) == 5
     assert json.loads((tmp_path / "out" / "model.json").read_text())["best_epoch"] == 2  # the first one wins ties
 

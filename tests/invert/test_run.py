@@ -132,7 +132,7 @@ def test_the_output_says_what_it_is(finished: dict[str, Path]) -> None:
     assert {"val_psnr", "val_mean_image_psnr", "kid_reconstructions", "loss_perceptual"} <= metrics.keys()
     assert json.loads((out / "run.json").read_text())["upstream_mlflow_run_ids"]["perceptual"] == "run-of-backbone"
     assert sorted(path.name for path in out.iterdir()) == [
-        *("figures", "gan_history.csv", "history.csv", "metrics.json", "model.json", "model.safetensors"),
+        *("figures", "gan_history.csv", "history.csv", "images.txt", "metrics.json", "model.json", "model.safetensors"),
         *("predictions.parquet", "run.json"),
     ]
     assert len((out / "gan_history.csv").read_text().splitlines()) == len((out / "history.csv").read_text().splitlines()) == 3

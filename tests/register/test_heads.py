@@ -155,7 +155,7 @@ def test_a_packed_model_has_what_its_task_needs(packed: Path) -> None:
         assert f"components/{task}/serving.py" in code
         assert not any(name.startswith(f"components/{other}/") or "tracking" in name or name.endswith("gate.py") for name in code)
         names = [path.name for path in (packed / task / "artifacts").iterdir()]
-        assert sorted(names) == ["model.json", *(["model.onnx"] if task == "invert" else []), "model.safetensors"]
+        assert sorted(names) == ["images.txt", "model.json", *(["model.onnx"] if task == "invert" else []), "model.safetensors"]
         assert not [path for path in (packed / task).rglob("*") if path.suffix in (".pkl", ".pt", ".pth")]
 
 

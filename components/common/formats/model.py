@@ -25,8 +25,18 @@ class Common(TypedDict):
     sha256: str
 
 
+class External(TypedDict):
+    """The entry `external` of a model.json that `predict` writes: the predictions are of another cohort than the training's."""
+
+    model: str | None  # name and version in the registry, if it is from there
+    training: dict[str, float | None]  # metrics.json of the model's evaluation, as a registered model carries it in `evaluation`
+    seen: int | None  # number of images that are in the model's images.txt; None if there is none
+
+
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
+IMAGES = "images.txt"
+"""One line per image of the training cohort, whatever its split, sorted: the first 16 hexadecimal digits of the SHA-256 of its pixels."""
 SCHEMA_VERSION = 2
 
 

@@ -11,6 +11,8 @@ from components.common.runs import tracking
 from components.common.runs.delivery import reason
 from components.common.runs.mlflow_errors import refusal
 
+NOTE = "registered_model_meta"
+"""YAML file with `model_name` and `model_version` that MLflow writes beside the files of a registered model when it downloads them."""
 SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 

@@ -1,6 +1,6 @@
 """Estimates with percentile intervals, and the names under which they are written to metrics.json."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,13 @@ class Interval(NamedTuple):
     def flat(self, name: str) -> dict[str, float]:
         """Entries of metrics.json: `name`, `name_low` and `name_high`."""
         return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def read_interval(metrics: Mapping[str, float | None], name: str) -> Interval:
+    """Reads an interval that `flat` wrote; what is missing or null is NaN."""
+    values = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    estimate, low, high = (float("nan") if value is None else value for value in values)
+    return Interval(estimate, low, high, 0)
 
 
 UNDEFINED = Interval(float("nan"), float("nan"), float("nan"), 0)

@@ -1,5 +1,6 @@
 """The models of all heads: how they are written, and inference with them (batches, devices, loading of weights)."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from components.common.errors import UserError
 from components.common.formats.atomic import replaced
-from components.common.formats.model import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
+from components.common.formats.model import DESCRIPTION, IMAGES, SCHEMA_VERSION, WEIGHTS
 from components.common.formats.shards import PACKED, Pixels, decode, square
 from components.common.runs import storage
 from components.common.runs.shards import Shards
@@ -22,6 +23,7 @@ from components.common.runs.stage_run import StageRun
 T = TypeVar("T")
 
 BATCH = 32
+ROWS = 256  # rows read at a time
 
 
 class InputImage(NamedTuple):
@@ -33,17 +35,32 @@ class InputImage(NamedTuple):
 
 
 def write_model(job: StageRun, weights: dict[str, Tensor] | None, shards: Shards, description: dict[str, Any]) -> None:
-    """Writes model.safetensors, and model.json: the description between what the files of all heads begin and end with.
+    """Writes model.safetensors, images.txt, and model.json: the description between what the files of all heads begin and end with.
 
-    Without weights there is no model.safetensors, and model.json has no digest of it: the model is evaluated, but not used again.
+    Without weights there are no model.safetensors and images.txt, and model.json has no digest of the former: the model is evaluated,
+    but not used again.
     """
     begin = {"schema_version": SCHEMA_VERSION, "task": job.stage}
     end: dict[str, Any] = {"preprocessing": shards.preprocessing, "inputs": job.inputs}
     if weights is not None:
         with replaced(job.folder / WEIGHTS) as scratch:
             save_file(weights, scratch)
+        lines = sorted(f"{digest}\n" for rows in scan(shards, []) for digest in digests(decoded(rows)))
+        storage.write(str(job.folder / IMAGES), "".join(lines).encode())
         end["sha256"] = storage.digest_file(job.folder / WEIGHTS)
     storage.write_json(job.folder / DESCRIPTION, {**begin, **description, **end})
+
+
+def scan(shards: Shards, columns: list[str]) -> Iterator[pa.Table]:
+    """Yields the rows of all splits, with what `decoded` takes and further columns."""
+    for part in shards.parts():
+        with part.open() as file:
+            yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(ROWS, columns=[*PACKED, *columns]))
+
+
+def digests(images: Sequence[Pixels]) -> list[str]:
+    """Computes the line of images.txt for each image (H, W)."""
+    return [hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()[:16] for image in images]
 
 
 def decoded(rows: pa.Table) -> list[Pixels]:

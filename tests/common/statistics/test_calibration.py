@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from components.common.statistics.calibration import BINS, fit_temperature, negative_log_likelihood, reliability
+from components.common.statistics.bootstrap import bootstrap_mean, patient_indices, resampled_weights
+from components.common.statistics.calibration import BINS, fit_temperature, negative_log_likelihood, recalibration, reliability
 
 
 def overconfident(scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -70,3 +72,48 @@ def test_expected_calibration_error_written_out() -> None:
     assert found.images.tolist() == [2, 3, 1]
     assert found.error == pytest.approx((2 * 0.03 + 3 * abs(0.72 - 2 / 3) + 1 * 0) / 6)
     assert np.isnan(reliability(np.array([np.nan]), np.array([0.5])).error)
+
+
+def by_scikit_learn(targets: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Returns calibration intercept and slope of (n,) targets and scores; the intercept is where the mean score is the prevalence."""
+    odds = np.log(scores / (1 - scores))
+    slope = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(odds[:, None], targets).coef_[0, 0]
+    return brentq(lambda shift: (1 / (1 + np.exp(-odds - shift)) - targets).sum(), -20, 20), slope
+
+
+def test_intercept_and_slope_agree_with_scikit_learn() -> None:
+    targets, logits = overconfident()
+    scores = 1 / (1 + np.exp(-logits + 0.5))
+    found = recalibration(targets, scores)
+    for index in range(3):
+        known = ~np.isnan(targets[:, index])
+        intercept, slope = by_scikit_learn(targets[known, index], scores[known, index])
+        assert found.intercept[index] == pytest.approx(intercept, abs=1e-6)
+        assert found.slope[index] == pytest.approx(slope, abs=1e-4)
+    assert found.slope == pytest.approx(1 / 3, rel=0.1)
+
+
+def test_intervals_of_intercept_and_slope_are_those_of_complete_fits() -> None:
+    targets, logits = overconfident()
+    targets, scores = targets[:300, :1], 1 / (1 + np.exp(-logits[:300, :1]))
+    patients = patient_indices(np.arange(300) // 2)
+    found = recalibration(targets, scores)
+    names = list(found.terms)
+    means = bootstrap_mean(np.concatenate(list(found.terms.values()), axis=1), patients, 200, 0)
+    samples = found.resampled(dict(zip(names, np.split(means, len(names), axis=1), strict=True)))
+    weights = np.concatenate(list(resampled_weights(150, 200, 0)), axis=1)[patients]
+    known = ~np.isnan(targets[:, 0])
+    drawn = [np.repeat(np.flatnonzero(known), column[known]) for column in weights.T]
+    complete = np.array([by_scikit_learn(targets[rows, 0], scores[rows, 0]) for rows in drawn]).T
+    for fast, slow in zip(samples, complete, strict=True):
+        assert np.corrcoef(fast[:, 0], slow)[0, 1] > 0.98
+        np.testing.assert_allclose(np.quantile(fast, [0.025, 0.975]), np.quantile(slow, [0.025, 0.975]), atol=0.15 * np.ptp(slow))
+
+
+def test_intercept_and_slope_may_be_undefined() -> None:
+    targets = np.array([[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1], [0, 1, 1, 0]], float)
+    scores = np.array([[0.1, 0.1, 0.5, 0.0], [0.2, 0.2, 0.5, 1.0], [0.3, 0.8, 0.5, 1.0], [0.4, 0.9, 0.5, 0.0]])
+    found = recalibration(targets, scores)  # one class; separated; constant; scores of 0 and 1
+    assert np.isnan(found.slope).tolist() == [True, True, True, False]
+    assert np.isnan(found.intercept).tolist() == [True, False, False, False]
+    assert found.intercept[2] == pytest.approx(0) and found.slope[3] == pytest.approx(0)

@@ -1,0 +1,1 @@
+"""External validation: scores a cohort from elsewhere with a trained model and evaluates the scores."""
