@@ -15,6 +15,7 @@ from components.common.runs.delivery import reason
 from components.common.runs.provenance import KFP_VARIABLE, git_state
 
 STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}  # MLflow status by Kubeflow state
+GPU_HOURS = "gpu_hours"  # metric of the runs of trainings, and their sum in the run of the pipeline
 PROBE = ".probe"
 ARTIFACT_SECONDS = 60.0  # how long an upload and a download of one byte may take
 ARGO_TEMPLATE = Path("/var/run/argo/template")  # in each pod of Argo: how it runs the step, its own defaults included
@@ -46,12 +47,20 @@ def end(*, state: str) -> None:
     unfinished = any(status != "FINISHED" for _, name, status in runs if name != tracking.PIPELINE)
     final = STATUSES.get(state, "FAILED" if unfinished else "FINISHED")
     with tracking.reachable():
+        gpu_hours = sum(_gpu_hours(client, run_id) for run_id, name, _ in runs if name != tracking.PIPELINE)
         for run_id, name, status in runs:
             if name == tracking.PIPELINE:
+                client.log_metric(run_id, GPU_HOURS, gpu_hours)
                 client.set_terminated(run_id, final)
             elif status == "RUNNING":  # its process was killed
                 client.set_terminated(run_id, "KILLED" if final == "KILLED" else "FAILED")
-    log.info("pipeline: %s", final)
+    log.info("pipeline: %s, %.1f GPU-hours", final, gpu_hours)
+
+
+def _gpu_hours(client: Any, run_id: str) -> float:
+    """Sums the GPU-hours of the trainings in the run of a stage; `invert` has two."""
+    metrics: dict[str, float] = client.get_run(run_id).data.metrics
+    return sum(metrics.get(name, 0.0) for name in (GPU_HOURS, f"gan_{GPU_HOURS}"))
 
 
 def _open_run(client: Any, name: str, tags: dict[str, str]) -> str:

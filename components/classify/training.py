@@ -11,7 +11,7 @@ from components.classify import augment, losses
 from components.classify.network import parameter_groups
 from components.classify.params import Classify
 from components.classify.task import Task, macro_auroc
-from components.common.formats.history import HISTORY, metrics_of
+from components.common.formats.history import metrics_of
 from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards
 from components.common.runs.stage_run import StageRun
@@ -19,7 +19,7 @@ from components.common.training import devices, loop, optimization, processes
 from components.common.training.batch_norm import synchronise
 from components.common.training.checkpoints import copy_weights
 from components.common.training.reader import Batch
-from components.common.training.stage import train
+from components.common.training.stage import attach_results, train
 from components.common.training.warp import warp
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class FineTuning(Task, loop.Trainable):
         """Trains until the last epoch, or until `patience` is exhausted."""
         history = train(self, "classify", job, self.params.epochs, runtime)
         if job:
-            job.attach(HISTORY)
+            attach_results(job)
         return {"best_epoch": self.best["epoch"], **metrics_of(history[self.best["epoch"] - 1])}
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:

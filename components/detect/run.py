@@ -5,7 +5,7 @@ The best epoch is the one with the highest mAP@50 on the validation split; the t
 
 import pyarrow as pa
 
-from components.common.formats.history import HISTORY, metrics_of
+from components.common.formats.history import metrics_of
 from components.common.formats.pages import FIGURES
 from components.common.formats.predictions import META, common_columns, write_predictions
 from components.common.runs.params import Runtime
@@ -14,7 +14,7 @@ from components.common.runs.stage_run import StageRun
 from components.common.training import checkpoints, processes
 from components.common.training.inference import write_model
 from components.common.training.reader import Reader, require_splits
-from components.common.training.stage import train, training_run
+from components.common.training.stage import attach_results, train, training_run
 from components.detect import annotations, figures, network
 from components.detect.params import Detect
 from components.detect.predictions import box_columns, compared, operating_threshold
@@ -61,7 +61,7 @@ def finish(detection: Detection, job: StageRun | None, history: list[dict[str, f
         whole = Reader(detection.shards, "test", rank=0, ranks=1)
         figures.draw(job.folder / FIGURES, whole, found["test"], known["test"], classes, threshold)
         best = metrics_of(history[detection.best["epoch"] - 1])
-        job.attach(HISTORY)
+        attach_results(job)
         job.attach(FIGURES)
         job.publish({"best_epoch": detection.best["epoch"], **detection.counts(), **best}, drop=(checkpoints.FOLDER,))
 

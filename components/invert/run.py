@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from components.common.formats.history import HISTORY, metrics_of
+from components.common.formats.history import metrics_of
 from components.common.formats.pages import FIGURES
 from components.common.formats.predictions import common_columns, write_predictions
 from components.common.runs import storage
@@ -23,7 +23,7 @@ from components.common.runs.stage_run import StageRun
 from components.common.training import checkpoints, devices, loop, processes
 from components.common.training.inference import write_model
 from components.common.training.reader import Reader
-from components.common.training.stage import train, training_run
+from components.common.training.stage import attach_results, train, training_run
 from components.invert import figures
 from components.invert.encoder import Encoder
 from components.invert.encoder_training import EncoderTraining
@@ -40,7 +40,6 @@ from components.invert.predictions import Measured, measure
 
 GAN = "gan"  # folder of the first phase in the work folder: checkpoints, history, and in the end the generator
 GENERATOR = "generator.safetensors"
-GAN_HISTORY = f"gan_{HISTORY}"
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +133,12 @@ def finish(training: EncoderTraining, inputs: Inputs, job: StageRun | None, hist
             "bits": inputs.shards.bits,
         }
         write_model(job, trained.weights(), inputs.shards, description)
-        if (job.folder / GAN / HISTORY).exists():
-            shutil.copyfile(job.folder / GAN / HISTORY, job.folder / GAN_HISTORY)
+        for name in loop.RESULTS:
+            if (job.folder / GAN / name).exists():
+                shutil.copyfile(job.folder / GAN / name, job.folder / f"{GAN}_{name}")
+                job.attach(f"{GAN}_{name}")
         errors = {f"val_{name}": float(values.mean()) for name, values in measured["val"].errors.items()}
-        job.attach(HISTORY)
+        attach_results(job)
         job.attach(FIGURES)
         metrics = {"train_images": len(inputs.train), **metrics_of(history[-1]), **errors, **distances}
         job.publish(metrics, drop=(GAN, checkpoints.FOLDER))

@@ -7,7 +7,7 @@ from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import StageRun
 from components.common.training import checkpoints, processes
-from components.common.training.stage import train, training_run
+from components.common.training.stage import attach_results, train, training_run
 from components.pretrain import figures, initial_weights
 from components.pretrain.params import Pretrain
 from components.pretrain.training import Pretraining
@@ -44,5 +44,5 @@ def _finish(pretraining: Pretraining, job: StageRun | None, history: list[dict[s
     pretraining.export(job)
     if not history:
         write_history(job.folder / HISTORY, history)
-    job.attach(HISTORY)
+    attach_results(job)
     job.publish(metrics_of(history[-1]) if history else {}, drop=(checkpoints.FOLDER,))

@@ -61,6 +61,22 @@ def test_end_closes_open_runs(raw: str, state: str, expected: list[str]) -> None
     assert statuses(*runs) == expected
 
 
+def test_the_run_of_the_pipeline_sums_gpu_hours(raw: str, caplog: pytest.LogCaptureFixture) -> None:
+    parent, stage = start(raw)
+    client = MlflowClient(tracking.uri())
+    for epoch, hours in enumerate((1.5, 4.0)):  # the last value counts
+        client.log_metric(stage, "gpu_hours", hours, step=epoch)
+    tags = client.get_run(stage).data.tags
+    invert = client.create_run(tracking.experiment(client, "invert"), tags=tags).info.run_id
+    client.log_metric(invert, "gan_gpu_hours", 0.5)
+    client.log_metric(invert, "gpu_hours", 0.25)
+    for _ in range(2):  # the step may be repeated
+        with caplog.at_level("INFO"):
+            end(state="SUCCEEDED")
+        assert client.get_run(parent).data.metrics == {"gpu_hours": 4.75}
+    assert "4.8 GPU-hours" in caplog.text
+
+
 def test_the_state_running_with_finished_stages(raw: str) -> None:
     parent, stage = start(raw)
     MlflowClient(tracking.uri()).set_terminated(stage, "FINISHED")

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 HISTORY = "history.csv"
 EPOCH = "epoch"
-VOLATILE = ("images_per_second", "data_wait", "gpu_gib")  # columns that differ between otherwise identical runs
+VOLATILE = ("images_per_second", "data_wait", "gpu_gib", "gpu_hours")  # columns that differ between otherwise identical runs
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -57,6 +57,8 @@ class Runtime(Section):
     """Number of consecutive epochs below collapse_std after which `pretrain` stops."""
     compile: bool = False
     """Apply torch.compile to both encoders of `pretrain` and to the backbones of the heads; the first step then takes minutes."""
+    profile_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of each training of which torch.profiler writes a trace, trace.json.gz, to the output and MLflow; 0: none."""
     nodes: Positive = 1
     """Nodes for `pretrain` on a cluster. Above 1, the Kubeflow pipeline creates a TrainJob; torchrun started by hand ignores it."""
 

@@ -1,6 +1,7 @@
 """The device that trains: its set-up, mixed precision, and how batches of stored pixels reach it."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -51,6 +52,26 @@ def _driver() -> str:
         return "no NVIDIA driver"
     numbers = re.search(r"\d+(\.\d+)+", DRIVER.read_text())
     return f"driver {numbers[0] if numbers else 'of an unknown version'}"
+
+
+def gpu_in_use() -> bool:
+    """Whether this process computes on a GPU."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def peak_gib() -> float:
+    """Returns the peak of the memory of tensors on this process's GPU since the epoch began, in GiB."""
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def utilisation() -> float:
+    """Returns the fraction of the last moments (up to a second) in which this process's GPU computed; NaN where the driver cannot say."""
+    import pynvml  # type: ignore[import-untyped]
+
+    try:
+        return torch.cuda.utilization() / 100
+    except (RuntimeError, pynvml.NVMLError):  # such as a part of a GPU (MIG)
+        return math.nan
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from components.common.runs.params import Runtime
 from components.common.training import checkpoints, devices, processes
 from components.common.training.progress import Progress, Timer
 from components.common.training.reader import Batch
+from components.common.training.trace import TRACE, traced
 
 Numbers = dict[str, Tensor | float]  # scalars by name
+RESULTS = (HISTORY, TRACE)  # files of a training in its work folder; the trace only if runtime.profile_steps asks for it
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +99,7 @@ class Trainer:
         self._step = 0
         self._unread: Numbers = {}  # of the latest step
         self._sums: dict[str, float] = {}
+        self._earlier_gpu_hours = 0.0  # up to the checkpoint
         self.history: list[dict[str, float]] = []
 
     def run(self, on_epoch: Callable[[dict[str, float], int], None] | None = None) -> list[dict[str, float]]:
@@ -107,8 +112,12 @@ class Trainer:
         for module in self._trainable.compiled if self._runtime.compile else ():
             module.compile()
         self._restore()
-        self._progress = Progress(self._stage, self._epochs, self._steps_per_epoch, silent=not processes.is_main())
-        with signals.deferred(), devices.memory_errors(self._trainable.less_memory or f"lower {self._stage}.batch_size"):
+        self._began = time.monotonic()
+        sizes = (self._epochs, self._steps_per_epoch, self._trainable.batch_size)
+        self._progress = Progress(self._stage, *sizes, silent=not processes.is_main())
+        trace = traced(self._folder / TRACE, self._runtime.profile_steps) if self._folder else nullcontext(lambda: None)
+        out_of_memory = devices.memory_errors(self._trainable.less_memory or f"lower {self._stage}.batch_size")
+        with signals.deferred(), trace as self._after_step, out_of_memory:
             while len(self.history) < self._epochs and not self._trainable.finished:
                 row = self._epoch()
                 self.history.append(row)
@@ -124,21 +133,22 @@ class Trainer:
 
     def _epoch(self) -> dict[str, float]:
         epoch, first = divmod(self._step, self._steps_per_epoch)
-        if torch.cuda.is_available():
+        if devices.gpu_in_use():
             torch.cuda.reset_peak_memory_stats()
         for batch in self._progress.epoch(processes.in_lockstep(self._trainable.batches(epoch, first)), epoch, first):
             numbers = self._trainable.train_step(batch, epoch, self._step / (self._epochs * self._steps_per_epoch))
             self._read_numbers()
             self._unread = numbers
             self._step += 1
+            self._after_step()
             if self._step % self._steps_per_epoch:
                 self._save_if_due()
         self._read_numbers()
-        measured = self._progress.measurements(self._trainable.batch_size)
-        if torch.cuda.is_available():
-            measured["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        measured = self._progress.measurements()
+        if devices.gpu_in_use():
+            measured["gpu_gib"] = devices.peak_gib()
         averages = {name: value / self._steps_per_epoch for name, value in self._sums.items()}
-        row = {EPOCH: epoch + 1, **averages, **self._trainable.end_epoch(epoch), **measured}
+        row = {EPOCH: epoch + 1, **averages, **self._trainable.end_epoch(epoch), **measured, "gpu_hours": self._gpu_hours()}
         self._sums = {}
         self._progress.end_epoch(row, self._trainable.metric)
         return row
@@ -158,6 +168,11 @@ class Trainer:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._progress.step(self._step, numbers["loss"])
 
+    def _gpu_hours(self) -> float:
+        """Returns the time of this training times the number of GPUs; steps that are repeated after a loss count twice."""
+        gpus = processes.world_size() if devices.gpu_in_use() else 0
+        return self._earlier_gpu_hours + gpus * (time.monotonic() - self._began) / 3600
+
     def _save_if_due(self) -> None:
         """Saves when the main process's timer is due, or when any process got a signal."""
         stop, due = processes.any_rank(signals.requested(), processes.is_main() and self._timer.due())
@@ -172,7 +187,7 @@ class Trainer:
     def _save(self, folder: Path) -> None:
         trained = self._trainable.state()
         self._check_weights(trained)
-        state = {"task": trained, "step": self._step, "sums": self._sums, "history": self.history}
+        state = {"task": trained, "step": self._step, "sums": self._sums, "history": self.history, "gpu_hours": self._gpu_hours()}
         done = self._step % self._steps_per_epoch
         averages = {name: value / done for name, value in self._sums.items()} if done else self.history[-1]
         healthy = self._trainable.health_check(averages) is None
@@ -202,5 +217,6 @@ class Trainer:
             return
         self._trainable.restore(state["task"])
         self._step, self._sums, self.history = state["step"], state["sums"], state["history"]
+        self._earlier_gpu_hours = state.get("gpu_hours", 0.0)  # not in checkpoints of 0.1.0
         if self._folder:
             log.info("%s: resumes at step %d of %d", self._stage, self._step, self._epochs * self._steps_per_epoch)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from components.common.formats.history import EPOCH
+from components.common.training import devices
 
 LINE_SECONDS = 15.0
 
@@ -43,26 +44,41 @@ def track(items: Iterable[T], stage: str, work: str, total: int) -> Iterator[T]:
         yield item
 
 
+class Rates:
+    """Counts the steps, and the time spent waiting for data, since it was made."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self.steps, self.waited = 0, 0.0
+
+    def measure(self, batch_size: int) -> dict[str, float]:
+        """Returns images per second, and the fraction of the time spent waiting for data."""
+        seconds = time.monotonic() - self._since
+        return {"images_per_second": self.steps * batch_size / seconds, "data_wait": self.waited / seconds}
+
+
 class Progress:
     """Follows a training step by step."""
 
-    def __init__(self, stage: str, epochs: int, steps_per_epoch: int, silent: bool = False):
+    def __init__(self, stage: str, epochs: int, steps_per_epoch: int, batch_size: int, silent: bool = False):
         """Starts the clock; `silent` measures and shows nothing."""
-        self._stage, self._epochs, self._steps, self._silent = stage, epochs, steps_per_epoch, silent
+        self._stage, self._epochs, self._steps, self._batch_size, self._silent = stage, epochs, steps_per_epoch, batch_size, silent
         self._line = Timer(LINE_SECONDS)
         self._started = time.monotonic()
         self._done = 0
-        self._epoch_started, self._epoch_done, self._waited = self._started, 0, 0.0
+        self._in_epoch = self._in_line = Rates()
 
     def epoch(self, items: Iterator[T], epoch: int, first: int) -> Iterator[T]:
         """Yields the items of an epoch from number `first` on, and measures how long each is waited for."""
-        self._epoch_started, self._epoch_done, self._waited = time.monotonic(), 0, 0.0
+        self._in_epoch = Rates()
         label = f"epoch {epoch + 1}/{self._epochs}"
         with tqdm(None, label, self._steps, initial=first, disable=self._silent or None, leave=False) as self._bar:
             while True:
                 asked = time.monotonic()
                 item = next(items, None)
-                self._waited += time.monotonic() - asked
+                waited = time.monotonic() - asked
+                self._in_epoch.waited += waited
+                self._in_line.waited += waited
                 if item is None:
                     return
                 yield item
@@ -70,13 +86,16 @@ class Progress:
     def step(self, step: int, loss: float) -> None:
         """Shows that a step, counted from the start of training, is done."""
         self._done += 1
-        self._epoch_done += 1
+        self._in_epoch.steps += 1
+        self._in_line.steps += 1
         self._bar.set_postfix_str(f"loss {loss:.3f}, ETA {self.eta(step)}", refresh=False)
         self._bar.update()
         if not self._silent and not sys.stderr.isatty() and self._line.due():
             epoch, number = divmod(step - 1, self._steps)
             place = f"epoch {epoch + 1}/{self._epochs}, step {number + 1}/{self._steps}"
-            log.info("%s: %s, loss %.3g, ETA %s", self._stage, place, loss, self.eta(step))
+            shown = [place, f"loss {loss:.3g}", *_speed(self._in_line.measure(self._batch_size)), *_gpu(), f"ETA {self.eta(step)}"]
+            log.info("%s: %s", self._stage, ", ".join(shown))
+            self._in_line = Rates()
 
     def end_epoch(self, row: dict[str, float], metric: str | None) -> None:
         """Logs one line, at most 100 characters with the time before it: the five numbers that matter, `metric` among them."""
@@ -84,16 +103,22 @@ class Progress:
         shown = [f"epoch {epoch}/{self._epochs}", f"loss {row['loss']:.3g}"]
         if metric and math.isfinite(row.get(metric, math.nan)):
             shown.append(f"{metric} {row[metric]:.3g}")
-        speed = [f"{row['images_per_second']:.0f} img/s", f"wait {row['data_wait']:.0%}"]
-        log.info("%s: %s", self._stage, ", ".join([*shown, *speed, f"ETA {self.eta(epoch * self._steps)}"]))
+        log.info("%s: %s", self._stage, ", ".join([*shown, *_speed(row), f"ETA {self.eta(epoch * self._steps)}"]))
 
-    def measurements(self, batch_size: int) -> dict[str, float]:
+    def measurements(self) -> dict[str, float]:
         """Returns images per second, and the fraction of the time spent waiting for data, in this process's part of the epoch."""
-        seconds = time.monotonic() - self._epoch_started
-        return {"images_per_second": self._epoch_done * batch_size / seconds, "data_wait": self._waited / seconds}
+        return self._in_epoch.measure(self._batch_size)
 
     def eta(self, step: int) -> str:
         """Returns the time left after a step, such as 25h, 1h05m or 12m."""
         minutes = int((self._epochs * self._steps - step) * (time.monotonic() - self._started) / self._done / 60)
         hours = minutes // 60
         return f"{hours}h" if hours >= 10 else f"{hours}h{minutes % 60:02d}m" if hours else f"{minutes}m"
+
+
+def _speed(measured: dict[str, float]) -> list[str]:
+    return [f"{measured['images_per_second']:.0f} img/s", f"wait {measured['data_wait']:.0%}"]
+
+
+def _gpu() -> list[str]:
+    return [f"GPU {devices.utilisation():.0%} {devices.peak_gib():.0f} GiB"] if devices.gpu_in_use() else []

@@ -38,3 +38,10 @@ def train(trainable: loop.Trainable, stage: str, job: StageRun | None, epochs: i
     """Trains as `Trainer` does, in the work folder of a run, and logs to it; returns the history."""
     trainer = loop.Trainer(trainable, stage, job.folder if job else None, epochs, runtime)
     return trainer.run(job.log if job else None)
+
+
+def attach_results(job: StageRun) -> None:
+    """Uploads the files of the training as artifacts of the MLflow run."""
+    for name in loop.RESULTS:
+        if (job.folder / name).exists():
+            job.attach(name)

@@ -1,3 +1,6 @@
+import gzip
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,12 +172,62 @@ def test_without_a_terminal_progress_is_logged_in_lines(
     with caplog.at_level("INFO"):
         loop.Trainer(Counting(), "pretrain", folder, 2, Runtime(checkpoint_minutes=60)).run()
         assert list(track("abc", "invert", "reconstructs, batch", 3)) == ["a", "b", "c"]
-    assert "pretrain: epoch 2/2, step 3/5, loss 12, ETA 0m" in caplog.text
     assert "invert: reconstructs, batch, 2 of 3" in caplog.text
+    assert re.search(r"pretrain: epoch 2/2, step 3/5, loss 12, \d+ img/s, wait \d+%, ETA 0m", caplog.text)
+
+
+def test_a_line_on_a_gpu_shows_its_load(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Together with the time, the line of a long run still fits into a terminal."""
+    for name, value in {"gpu_in_use": True, "utilisation": 0.97, "peak_gib": 60.4}.items():
+        monkeypatch.setattr(devices, name, lambda value=value: value)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr("components.common.training.progress.LINE_SECONDS", 0)
+    with caplog.at_level("INFO"):
+        rows = loop.Trainer(Counting(), "pretrain", folder, 2, RUNTIME).run()
+    assert re.search(r"step 3/5, loss 12, \d+ img/s, wait \d+%, GPU 97% 60 GiB, ETA 0m", caplog.text)
+    assert rows[0]["gpu_gib"] == 60.4
+    assert 0 < rows[0]["gpu_hours"] < rows[1]["gpu_hours"]
+
+
+def test_gpu_hours_include_those_before_a_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(devices, "peak_gib", lambda: 1.0)
+    monkeypatch.setattr(devices, "gpu_in_use", lambda: True)
+    monkeypatch.setattr("components.common.training.processes.world_size", lambda: 1)
+    clock = iter(range(0, 10**9, 3600))  # every call takes an hour
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with pytest.raises(signals.Interrupted):
+        loop.Trainer(Counting(stop_at=7), "pretrain", folder, 3, RUNTIME).run()
+    before = loop.checkpoints.load_latest(folder)["gpu_hours"]  # type: ignore[index]
+    assert before > 7
+    signals._stop.clear()
+    rows = loop.Trainer(Counting(), "pretrain", folder, 3, RUNTIME).run()
+    assert rows[1]["gpu_hours"] > before + 3
+    monkeypatch.setattr(devices, "gpu_in_use", lambda: False)
+    (folder / "cpu").mkdir()
+    assert {row["gpu_hours"] for row in loop.Trainer(Counting(), "pretrain", folder / "cpu", 1, RUNTIME).run()} == {0}
+
+
+@pytest.mark.parametrize(("steps", "traced"), [(0, None), (3, 3), (20, 10), (-4, None)])
+def test_a_trace_of_some_steps(folder: Path, caplog: pytest.LogCaptureFixture, steps: int, traced: int | None) -> None:
+    epochs = 3 if steps >= 0 else 1  # 15 steps, or no more than those before a trace
+    expected = train(Counting(), folder)
+    (folder / "profiled").mkdir()
+    runtime = RUNTIME.model_copy(update={"profile_steps": abs(steps)})
+    rows = loop.Trainer(Counting(), "pretrain", folder / "profiled", epochs, runtime).run()
+    assert [row["loss"] for row in rows] == [row["loss"] for row in expected[:epochs]]
+    path = folder / "profiled" / loop.TRACE
+    assert path.exists() == (traced is not None)
+    assert ("profile_steps: no trace" in caplog.text) == (steps == -4)
+    if traced:
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        names = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}
+        assert names >= {f"ProfilerStep#{5 + number}" for number in range(traced)}
+        assert len(names) <= traced + 1  # one more may have begun
 
 
 def test_an_epoch_is_one_line_of_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
-    progress = Progress("classify", epochs=200, steps_per_epoch=1, silent=True)
+    progress = Progress("classify", epochs=200, steps_per_epoch=1, batch_size=1, silent=True)
     progress._done, progress._started = 1, progress._started - 450_100 / 199
     row = {"epoch": 1, "loss": 0.01234, "val_auroc_macro": 0.87654, "other": 0.1, "images_per_second": 1234.4, "data_wait": 0.126}
     with caplog.at_level("INFO"):
@@ -184,7 +237,7 @@ def test_an_epoch_is_one_line_of_a_terminal(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_metric_without_a_value_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    progress = Progress("pretrain", epochs=1, steps_per_epoch=1, silent=True)
+    progress = Progress("pretrain", epochs=1, steps_per_epoch=1, batch_size=1, silent=True)
     progress._done = 1
     with caplog.at_level("INFO"):
         progress.end_epoch({"epoch": 1, "loss": 1, "knn": float("nan"), "images_per_second": 1, "data_wait": 0}, "knn")
