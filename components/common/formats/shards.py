@@ -116,11 +116,16 @@ def decode(row: dict[str, Any]) -> Pixels:
 
 def square(image: Pixels, size: int) -> Pixels:
     """Centres an image (H, W), H and W at most `size`, in a (size, size) square of zeros."""
-    height, width = image.shape
-    top, left = (size - height) // 2, (size - width) // 2
-    canvas = np.zeros((size, size), image.dtype)
-    canvas[top : top + height, left : left + width] = image
+    canvas: Pixels = np.zeros((size, size), image.dtype)
+    centre(image, canvas)
     return canvas
+
+
+def centre(image: Pixels, canvas: Pixels) -> None:
+    """Writes an image (H, W) into the middle of a canvas that is at least as large."""
+    (height, width), (rows, columns) = image.shape, canvas.shape
+    top, left = (rows - height) // 2, (columns - width) // 2
+    canvas[top : top + height, left : left + width] = image
 
 
 def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> int:

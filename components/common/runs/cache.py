@@ -1,49 +1,58 @@
-"""A cache on disk for shards on S3, which every epoch reads again. The least recently used files are evicted.
+"""A cache on disk for what is read of shards on S3: small columns, and row groups, which every epoch reads again.
 
 All processes of a node share it. CXR_CACHE_DIR is its folder (default: cxr-cache in the temporary folder), CXR_CACHE_GB its size
-limit in 10^9 bytes (default 20; 0 disables the cache). A file is named by its SHA-256, so that the same shards at another address are
-not downloaded again. It holds output of preprocess only: pseudonyms, and the same pixels as the bucket.
+limit in 10^9 bytes (default 20; 0 disables the cache). A file is named by the SHA-256 of its part, so that the same shards at another
+address are not downloaded again. It holds output of preprocess only: pseudonyms, and the same pixels as the bucket.
+
+The least recently used files are evicted, but none that was used since this process started: an epoch reads each row group once, so
+that shards that do not fit would evict all that the next epoch could use.
 """
 
 import fcntl
-import io
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+
+import pyarrow as pa
 
 from components.common.errors import UserError
-from components.common.formats.manifest import MANIFEST
-from components.common.runs import storage
 
 DEFAULT_GB = 20.0
+_LOCKS = 256  # files that processes lock while one of them downloads
+
+_started = time.time()
+_full: set[Path] = set()  # folders without room, for the rest of this process
+
+log = logging.getLogger(__name__)
 
 
-def opened(uri: str, sha256: str) -> BinaryIO:
-    """Opens the cached object at an s3:// URI with this SHA-256; it is downloaded and checked first if necessary.
-
-    An open file can be read to its end even if it is evicted meanwhile.
+def table(name: str, fetch: Callable[[], pa.Table]) -> pa.Table:
+    """Returns what is kept under a name; it is fetched first if necessary, and kept if there is room.
 
     Raises:
-        UserError: the object has another digest, cannot be read, or is larger than the limit.
+        UserError: the folder cannot be used, or `fetch` raises it.
     """
     limit = _limit()
     if not limit:
-        return io.BytesIO(_fetch(uri, sha256))
+        return fetch()
     place = _place()
     try:
-        path = folder() / sha256
-        with _locked(path.with_name(f".{sha256}.lock")):  # one process downloads, the others wait
-            if not path.exists():
-                _keep(path, _fetch(uri, sha256), uri, limit)
-            os.utime(path)
-            return path.open("rb")
+        path = folder() / name
+        with _locked(place / f".{zlib.crc32(name.encode()) % _LOCKS}.lock"):  # one process downloads, the others wait
+            if (kept := _read(path)) is not None:
+                return kept
+            fetched = fetch()
+            _keep(path, fetched, limit)
+            return fetched
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{place}: cannot hold {uri} ({reason}); set CXR_CACHE_DIR to a disk with more space, or lower CXR_CACHE_GB"
+            f"{place}: cannot hold shards ({reason}); set CXR_CACHE_DIR to a disk with more space, or lower CXR_CACHE_GB"
         ) from None
 
 
@@ -58,21 +67,32 @@ def _place() -> Path:
     return Path(os.environ.get("CXR_CACHE_DIR") or Path(tempfile.gettempdir(), "cxr-cache"))
 
 
-def _fetch(uri: str, sha256: str) -> bytes:
-    content = storage.read(uri)
-    if storage.digest(content) != sha256:
-        raise UserError(f"{uri}: does not match the digest in {MANIFEST}; run preprocess again")
-    return content
+def _read(path: Path) -> pa.Table | None:
+    """Reads a kept table; None if there is none, or if it was lost in a crash of the machine."""
+    try:
+        with pa.OSFile(str(path), "rb") as file:
+            kept = pa.ipc.open_file(file).read_all()
+        os.utime(path)
+        return kept
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
 
 
-def _keep(path: Path, content: bytes, uri: str, limit: int) -> None:
+def _keep(path: Path, fetched: pa.Table, limit: int) -> None:
     """Evicts files to make room, then writes the new one, whole or not at all."""
-    if len(content) > limit:
-        size = f"{len(content) / 1e9:.3g}"
-        raise UserError(f"CXR_CACHE_GB: {limit / 1e9:g} is less than the size of {uri} ({size}); raise it, or disable the cache with 0")
+    if path.parent in _full:
+        return
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, fetched.schema) as writer:
+        writer.write_table(fetched)
+    content = sink.getvalue()
     # The lock is held until the file exists, or two processes could claim the same space.
     with _locked(path.with_name(".lock")):
-        _make_room(path.parent, limit - len(content))
+        if not _make_room(path.parent, limit - content.size):
+            _full.add(path.parent)
+            log.info("the cache in %s is full: what it cannot hold is read from S3 in every epoch; raise CXR_CACHE_GB (%g) to the "
+                     "size of the shards if the disk has room", path.parent, limit / 1e9)  # fmt: skip
+            return
         scratch = path.with_name(f".{path.name}.partial")
         try:
             scratch.write_bytes(content)
@@ -81,21 +101,22 @@ def _keep(path: Path, content: bytes, uri: str, limit: int) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Evicts the least recently used files until the rest take at most `size` bytes."""
+def _make_room(folder: Path, size: int) -> bool:
+    """Evicts files until the rest take at most `size` bytes; returns whether they do."""
     found = []
     for path in folder.iterdir():
         if path.name.endswith(".partial"):
             path.unlink(missing_ok=True)  # left by a killed process: we hold the lock, so nobody is writing
         elif not path.name.startswith("."):
             info = path.stat()
-            found.append((info.st_mtime_ns, info.st_size, path))
+            found.append((info.st_mtime, info.st_size, path))
     total = sum(taken for _, taken, _ in found)
-    for _, taken, path in sorted(found):
-        if total <= size:
-            return
+    for used, taken, path in sorted(found):
+        if total <= size or used >= _started:
+            break
         path.unlink(missing_ok=True)
         total -= taken
+    return total <= size
 
 
 def _limit() -> int:

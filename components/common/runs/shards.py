@@ -1,11 +1,12 @@
 """Opens folders of shards, local or on S3, for reading."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,14 @@ import pyarrow.parquet as pq
 from components.common.errors import UserError
 from components.common.formats.manifest import MANIFEST, Manifest, check_manifest
 from components.common.formats.parquet import check_columns, check_nulls, damage
-from components.common.formats.shards import SCHEMA
+from components.common.formats.shards import PACKED, SCHEMA
 from components.common.runs import cache, integrity, storage
 from components.common.runs.inputs import read_document, upstream_run_ids
+from components.common.runs.ranges import RangedObject
 
 MADE_BY = "preprocess"
+_REQUESTS = 16  # parts on S3 that are read at a time
+T = TypeVar("T")
 
 
 class Part(NamedTuple):
@@ -31,28 +35,70 @@ class Part(NamedTuple):
 
     @contextmanager
     def open(self) -> Iterator[pq.ParquetFile]:
-        """Opens the file, or the object from the cache, for reading in the block, with its digest and footer checked.
+        """Opens the file for reading in the block, with its digest and footer checked; the footer is read once per process.
 
         Raises:
             UserError: the file is not the one that the manifest describes, or the block cannot read it.
         """
+        remote = storage.is_s3(self.uri)
         with damage(self.uri, MADE_BY), ExitStack() as stack:
-            if storage.is_s3(self.uri):
-                source: Any = stack.enter_context(cache.opened(self.uri, self.sha256))
-                size = os.fstat(source.fileno()).st_size if hasattr(source, "name") else len(source.getbuffer())
-            else:
-                integrity.check(Path(self.uri), self.sha256)
-                source, size = self.uri, Path(self.uri).stat().st_size
-            file = stack.enter_context(pq.ParquetFile(source))
-            if self not in _checked:
+            source, size = self._remote() if remote else self._local()
+            file = stack.enter_context(pq.ParquetFile(source, metadata=_footers.get(self), pre_buffer=remote))
+            if self not in _footers:
                 check_columns(file, SCHEMA, size, self.uri, MADE_BY)
                 if file.metadata.num_rows != self.rows:
                     raise UserError(f"{self.uri}: has {file.metadata.num_rows} rows, {MANIFEST} says {self.rows}; run {MADE_BY} again")
-                _checked.add(self)
+                _footers[self] = file.metadata
             yield file
 
+    def columns(self, names: list[str]) -> pa.Table:
+        """Reads columns of all rows."""
+        if storage.is_s3(self.uri) and not set(names) - set(_SMALL):
+            return cache.table(f"{self.sha256}-columns", lambda: self._columns(_SMALL)).select(names)
+        return self._columns(names)
 
-_checked: set[Part] = set()  # those whose footer is sound; training opens each part again and again
+    def _columns(self, names: list[str]) -> pa.Table:
+        with self.open() as file:
+            return file.read(names)
+
+    def row_groups(self) -> list["RowGroup"]:
+        """Returns the row groups, in order."""
+        with self.open() as file:
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        return [RowGroup(self, number, group.num_rows, group.total_byte_size) for number, group in enumerate(groups)]
+
+    def _local(self) -> tuple[Any, int]:
+        integrity.check(Path(self.uri), self.sha256)
+        return self.uri, Path(self.uri).stat().st_size
+
+    def _remote(self) -> tuple[Any, int]:
+        if self not in _objects:
+            _objects[self] = integrity.check_object(self.uri, self.sha256)
+        return RangedObject(self.uri, *_objects[self]), _objects[self][0]
+
+
+_SMALL = [name for name in SCHEMA.names if name != "pixels"]
+_footers: dict[Part, pq.FileMetaData] = {}  # those that are sound; training opens each part again and again
+_objects: dict[Part, tuple[int, str]] = {}  # size and entity tag of those on S3 whose digest is right
+
+
+class RowGroup(NamedTuple):
+    """Rows of a part that are read at once."""
+
+    part: Part
+    number: int
+    rows: int
+    bytes: int
+
+    def read(self) -> pa.Table:
+        """Reads the columns that `decode` needs."""
+        if storage.is_s3(self.part.uri):
+            return cache.table(f"{self.part.sha256}-{self.number}", self._read)
+        return self._read()
+
+    def _read(self) -> pa.Table:
+        with self.part.open() as file:
+            return file.read_row_group(self.number, columns=PACKED, use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -115,11 +161,15 @@ class Shards:
         """Returns all parts, in order."""
         return [part for folder, manifest in zip(self.folders, self.manifests, strict=True) for part in _parts(folder, manifest)]
 
+    def row_groups(self) -> list[RowGroup]:
+        """Returns the row groups of all parts, in order."""
+        return [group for groups in _each(Part.row_groups, self.parts()) for group in groups]
+
     def table(self, columns: list[str]) -> pa.Table:
         """Reads some small columns of all rows, in order. `labels` follow `findings`, NaN where a folder lacks one."""
         tables = []
         for folder, manifest in zip(self.folders, self.manifests, strict=True):
-            parts = [_read(part, columns, len(manifest["findings"])) for part in _parts(folder, manifest)]
+            parts = _each(partial(_read, columns=columns, findings=len(manifest["findings"])), _parts(folder, manifest))
             tables += [_with_labels(part, manifest["findings"], self.findings) for part in parts]
         return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns)
 
@@ -144,12 +194,11 @@ def open_shards(folders: list[str] | str) -> Shards:
 
 def _read(part: Part, columns: list[str], findings: int) -> pa.Table:
     """Reads small columns of a part and checks that no cell is missing."""
-    with part.open() as file:
-        table = file.read(columns)
-        check_nulls(table, SCHEMA, part.uri, MADE_BY)
-        if "labels" in columns and pc.any(pc.not_equal(pc.list_value_length(table["labels"]), findings)).as_py():
-            raise UserError(f"{part.uri}: has rows with other than {findings} labels; run {MADE_BY} again")
-        return table
+    table = part.columns(columns)
+    check_nulls(table, SCHEMA, part.uri, MADE_BY)
+    if "labels" in columns and pc.any(pc.not_equal(pc.list_value_length(table["labels"]), findings)).as_py():
+        raise UserError(f"{part.uri}: has rows with other than {findings} labels; run {MADE_BY} again")
+    return table
 
 
 def _with_labels(table: pa.Table, own: list[str], wanted: list[str]) -> pa.Table:
@@ -160,6 +209,14 @@ def _with_labels(table: pa.Table, own: list[str], wanted: list[str]) -> pa.Table
     for row, values in zip(labels, table["labels"].to_pylist(), strict=True):
         row[[wanted.index(name) for name in own]] = values
     return table.set_column(table.column_names.index("labels"), SCHEMA.field("labels"), [list(labels)])
+
+
+def _each(work: Callable[[Part], T], parts: list[Part]) -> list[T]:
+    """Does the same with several parts, those on S3 at a time."""
+    if not any(storage.is_s3(part.uri) for part in parts):
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        return list(threads.map(work, parts))
 
 
 def _parts(folder: str, manifest: Manifest) -> list[Part]:

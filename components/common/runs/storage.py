@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from http import HTTPStatus
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -55,15 +56,15 @@ def exists(uri: str) -> bool:
     return _first_key(uri) == _split(uri)[1] if is_s3(uri) else Path(uri).is_file()
 
 
-def read(uri: str) -> bytes:
-    """Reads a file.
+def read(uri: str, **options: Any) -> bytes:
+    """Reads a file; of an object, what the options of GetObject ask for.
 
     Raises:
         UserError: the file cannot be read, or the server cannot be reached.
     """
     if is_s3(uri):
         with _object(uri) as (client, bucket, key):
-            return _get(client, bucket, key)
+            return _get(client, bucket, key, **options)
     try:
         return Path(uri).read_bytes()
     except OSError as error:
@@ -235,17 +236,24 @@ def _first_key(uri: str) -> str | None:
     return next((item["Key"] for item in page.get("Contents", [])), None)
 
 
-def _get(client: "S3Client", bucket: str, key: str) -> bytes:
+def head(uri: str) -> tuple[int, str, str | None]:
+    """Returns the size of an object, its entity tag, and the SHA-256 that it was uploaded with, if it has one."""
+    with _object(uri) as (client, bucket, key):
+        found = client.head_object(Bucket=bucket, Key=key)
+    return found["ContentLength"], found["ETag"], found["Metadata"].get(_DIGEST)
+
+
+def _get(client: "S3Client", bucket: str, key: str, **options: Any) -> bytes:
     """Reads an object. botocore repeats a request until a response begins, but not when the response then stops."""
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
     for pause in _PAUSES:
-        body = client.get_object(Bucket=bucket, Key=key)["Body"]
+        body = client.get_object(Bucket=bucket, Key=key, **options)["Body"]
         try:
             return body.read()
         except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
             time.sleep(pause)
-    return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    return client.get_object(Bucket=bucket, Key=key, **options)["Body"].read()
 
 
 def _put(path: Path, uri: str) -> None:
@@ -307,6 +315,8 @@ def _object(uri: str) -> Iterator[tuple["S3Client", str, str]]:
         yield _client(), bucket, key
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown error")
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.PRECONDITION_FAILED:
+            raise UserError(f"{uri}: was replaced while it was read; run the same command again") from None
         raise _kind(error)(f"{uri}: the S3 server answered {code}; check the address, the bucket and the credentials") from None
     except (BotoCoreError, S3UploadFailedError, ValueError) as error:  # ValueError: the endpoint is not a URL
         raise _kind(error)(f"{uri}: {' '.join(str(error).split())}; check AWS_ENDPOINT_URL and the credentials") from None
