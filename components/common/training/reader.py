@@ -1,15 +1,15 @@
-"""Reads the images of one split in batches, in an order that depends only on the seed and the epoch.
+"""Reads the images of one split in batches, in an order that depends only on the data, the batch size, the seed and the epoch.
 
-An epoch permutes the row groups, takes them a window at a time, and permutes the rows within each window: memory is bounded by
-one window of packed rows, and any batch can be found without reading those before it. With several ranks each takes its slice
-of every global batch, so the global batches do not depend on the number of ranks.
+Row groups are read ahead of the batch that needs them first, each of them once; of each, the rows of this process are held until their
+batches. With several ranks each takes its slice of every global batch, so the global batches do not depend on the number of ranks.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,16 +18,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.common.errors import UserError
-from components.common.formats.shards import PACKED, SPLITS, Pixels, decode, square
+from components.common.formats.shards import SPLITS, Pixels, centre, decode
 from components.common.runs.cores import cores
-from components.common.runs.shards import Part, Shards
+from components.common.runs.shards import Shards
 from components.common.training import processes
+from components.common.training.order import Indices, epoch_order
 from components.common.training.seeds import generator_for
 
 OWNER = ("split", "patient_id")
-WINDOW = 16  # row groups that are shuffled together: about 1,600 images
+SPAN = 128 * 2**20  # bytes of packed rows by which a row moves at most within its stream, so that half as much waits in memory
+AHEAD = 8  # row groups that are read ahead
 T = TypeVar("T")
-Indices = npt.NDArray[np.int64]
+Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
@@ -36,14 +38,6 @@ class Batch(NamedTuple):
     images: Pixels  # (B, S, S), uint8 or uint16, each centred on zeros
     rows: Indices  # (B,), their positions in `Reader.table`
     draws: npt.NDArray[np.float64] | None = None  # random numbers for the augmentation, if the stage has drawn them ahead
-
-
-@dataclass(frozen=True)
-class _RowGroup:
-    part: Part
-    number: int
-    offsets: Indices  # selected rows within the row group
-    rows: Indices  # their positions in the reader's table
 
 
 class Reader:
@@ -62,7 +56,15 @@ class Reader:
         self.table: pa.Table = table.filter(pa.array(selected)).drop_columns(["split"])
         if not len(self.table):
             raise UserError(_empty(shards, split, table))
-        self._groups = _row_groups(shards.parts(), selected)
+        groups = shards.row_groups()
+        sizes = [group.rows for group in groups]
+        numbers = np.repeat(np.arange(len(sizes)), sizes)[selected]
+        self._offset = np.concatenate([np.arange(size) for size in sizes])[selected]  # of each row of the table within its row group
+        present, self._group = np.unique(numbers, return_inverse=True)
+        self._groups = [groups[number] for number in present]
+        self._kept = np.arange(len(self))
+        self._span = SPAN * sum(sizes) // max(sum(group.bytes for group in groups), 1)
+        self._dtype = np.dtype(f"uint{shards.bits}")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -73,44 +75,54 @@ class Reader:
 
     def keep(self, rows: Indices) -> None:
         """Restricts the batches to these rows of `table`; row numbers do not change."""
-        kept = np.isin(np.arange(len(self)), rows)
-        self._groups = [_RowGroup(g.part, g.number, g.offsets[kept[g.rows]], g.rows[kept[g.rows]]) for g in self._groups]
+        self._kept = np.unique(rows)
+
+    def thin_out(self, rows: Indices, most: int) -> Indices:
+        """Returns at most so many of these ascending rows: those of evenly spaced row groups, so that the others need not be read."""
+        groups = np.unique(self._group[rows])
+        count = min(-(-len(groups) * most // len(rows)), len(groups)) if len(rows) else 0
+        chosen = groups[np.linspace(0, len(groups) - 1, count).astype(int)]
+        return rows[np.isin(self._group[rows], chosen)][:most]
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yields every image once, in the order of `table`; the last batch may be smaller."""
-        return prefetch(self._load(_windows(self._groups), None, batch_size, 0))
+        return self._batches([self._kept[at : at + batch_size] for at in range(0, len(self._kept), batch_size)])
 
     def shuffled(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's slice of each full global batch of an epoch, from number `start` on, in an order determined by the seed."""
-        rng = generator_for(seed, epoch)
-        order = rng.permutation(len(self._groups))
-        return prefetch(self._load(_windows([self._groups[i] for i in order]), rng, batch_size, start))
+        ends = np.searchsorted(self._group[self._kept], np.arange(len(self._groups)), side="right")
+        groups = np.split(self._kept, ends[:-1])
+        return self._batches(epoch_order(groups, batch_size, self._span, generator_for(seed, epoch))[start:])
 
-    def _load(self, windows: list[list[_RowGroup]], rng: np.random.Generator | None, batch_size: int, start: int) -> Iterator[Batch]:
-        """Yields batches of the rows of `windows`, shuffled within each window if there is a generator."""
-        rest: list[tuple[int, dict[str, Any]]] = []
-        skip = start * batch_size
-        for window in windows:
-            rows = np.concatenate([group.rows for group in window])
-            order = np.arange(len(rows)) if rng is None else rng.permutation(len(rows))
-            if skip >= len(rows):
-                skip -= len(rows)
-                continue
-            packed = [row for group in window for row in _read(group)]
-            rest += [(int(rows[i]), packed[i]) for i in order[skip:]]
-            skip = 0
-            while len(rest) >= batch_size:
-                yield self._decode(self._slice(rest[:batch_size]))
-                rest = rest[batch_size:]
-        if rng is None and self._slice(rest):
-            yield self._decode(self._slice(rest))
+    def _batches(self, batches: Iterable[Indices]) -> Iterator[Batch]:
+        slices = [rows[self._rank * len(rows) // self._ranks : (self._rank + 1) * len(rows) // self._ranks] for rows in batches]
+        return prefetch(self._load([rows for rows in slices if len(rows)]))
 
-    def _slice(self, rows: list[T]) -> list[T]:
-        return rows[self._rank * len(rows) // self._ranks : (self._rank + 1) * len(rows) // self._ranks]
+    def _load(self, batches: list[Indices]) -> Iterator[Batch]:
+        """Yields the images of these rows."""
+        held: dict[int, dict[str, Any]] = {}  # packed rows that were read and wait for their batch
+        with closing(_ahead(self._read, self._by_group(batches), AHEAD)) as read:
+            for rows in batches:
+                while any(row not in held for row in rows.tolist()):
+                    held.update(next(read))
+                yield self._decode(rows, [held.pop(row) for row in rows.tolist()])
 
-    def _decode(self, rows: list[tuple[int, dict[str, Any]]]) -> Batch:
-        images: Pixels = np.stack(list(_decoders().map(lambda entry: square(decode(entry[1]), self.size), rows)))  # type: ignore[assignment]
-        return Batch(images, np.array([index for index, _ in rows]))
+    def _by_group(self, batches: list[Indices]) -> list[Indices]:
+        """Divides rows by row group, in the order in which the row groups are first needed."""
+        rows = np.concatenate([*batches, np.empty(0, np.int64)])
+        groups, first, group = np.unique(self._group[rows], return_index=True, return_inverse=True)
+        divided = np.split(rows[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group, minlength=len(groups)))[:-1])
+        return [divided[i] for i in np.argsort(first)]
+
+    def _read(self, rows: Indices) -> dict[int, dict[str, Any]]:
+        """Reads rows of one row group."""
+        table = self._groups[self._group[rows[0]]].read().take(pa.array(self._offset[rows]))
+        return dict(zip(rows.tolist(), table.to_pylist(), strict=True))
+
+    def _decode(self, rows: Indices, packed: list[dict[str, Any]]) -> Batch:
+        images: Pixels = np.zeros((len(rows), self.size, self.size), self._dtype)
+        list(_decoders().map(lambda row, image: centre(decode(row), image), packed, images))
+        return Batch(images, rows)
 
 
 @cache
@@ -131,6 +143,20 @@ def prefetch(items: Iterator[T], depth: int = 3) -> Iterator[T]:
             thread.shutdown(cancel_futures=True)
 
 
+def _ahead(work: Callable[[Item], T], items: Iterable[Item], depth: int) -> Generator[T, None, None]:
+    """Yields the results of `work` for each item in turn, which threads compute up to `depth` ahead."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(depth, thread_name_prefix="read") as threads:
+        ahead = deque(threads.submit(work, item) for item in islice(remaining, depth))
+        try:
+            while ahead:
+                result = ahead.popleft().result()
+                ahead.extend(threads.submit(work, item) for item in islice(remaining, 1))
+                yield result
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
 def require_splits(shards: Shards) -> None:
     """Raises UserError if a split is empty; a head finds out before it trains, though it reads the test split only afterwards."""
     table = shards.table([*OWNER])
@@ -146,31 +172,3 @@ def _empty(shards: Shards, split: str, table: pa.Table) -> str:
     change = "lower preprocess.val_fraction and preprocess.test_fraction" if split == "train" else f"raise preprocess.{split}_fraction"
     folders = ", ".join(shards.folders)
     return f"{folders}: the {split} split is empty (patients: {others}); add patients or {change}, and run preprocess again"
-
-
-def _windows(groups: list[_RowGroup]) -> list[list[_RowGroup]]:
-    return [groups[i : i + WINDOW] for i in range(0, len(groups), WINDOW)]
-
-
-def _row_groups(parts: list[Part], selected: npt.NDArray[np.bool_]) -> list[_RowGroup]:
-    groups = []
-    numbers = np.cumsum(selected) - 1
-    at = 0
-    for part in parts:
-        with part.open() as file:
-            counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-        for number, count in enumerate(counts):
-            offsets = np.flatnonzero(selected[at : at + count])
-            if len(offsets):
-                groups.append(_RowGroup(part, number, offsets, numbers[at + offsets]))
-            at += count
-    return groups
-
-
-def _read(group: _RowGroup) -> list[dict[str, Any]]:
-    if not len(group.offsets):
-        return []
-    with group.part.open() as file:
-        table = file.read_row_group(group.number, columns=PACKED)
-        rows: list[dict[str, Any]] = table.take(pa.array(group.offsets)).to_pylist()
-    return rows
