@@ -19,20 +19,20 @@ from components.common.training import devices, processes
 from components.common.training.neighbours import nearest_neighbours
 from components.common.training.reader import Batch, Reader
 
-MOST_IMAGES = 10_000  # evenly spaced images of each split, so that a probe stays cheap compared with an epoch
+MOST_IMAGES = 10_000  # of each split, so that a probe stays cheap compared with an epoch
 
 Floats = npt.NDArray[np.float64]
 Features = Callable[[Batch], Tensor]
 
 
 class Labelled:
-    """The images of a split with a known label, evenly subsampled."""
+    """The images of a split with a known label; of many, those of evenly spaced row groups."""
 
     def __init__(self, shards: Shards, split: str):
         self.reader = Reader(shards, split)
         labels = self.reader.labels().astype(np.float64)
         known = np.flatnonzero(~np.isnan(labels).all(axis=1))
-        self.rows = known[np.linspace(0, len(known) - 1, min(len(known), MOST_IMAGES)).astype(int)]
+        self.rows = self.reader.thin_out(known, MOST_IMAGES)
         self.labels = labels[self.rows]
         self.reader.keep(self.rows)
 

@@ -26,10 +26,14 @@ def test_features_that_show_the_findings_predict_them(make_shards: MakeShards) -
     assert found(lambda batch: torch.randn(len(batch.rows), 2, generator=noise), batch_size=7) < 0.75
 
 
-def test_large_splits_are_thinned_out_evenly(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MOST_IMAGES", 5)
+@pytest.mark.parametrize(("most", "groups"), [(5, [0, 9]), (15, [0, 2, 4, 6, 9]), (35, range(10)), (36, range(10)), (99, range(10))])
+def test_large_splits_are_thinned_out_by_row_groups(
+    most: int, groups: list[int], make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MOST_IMAGES", most)
     images = probe.Labelled(open_shards(make_shards()), "train")
-    assert images.rows.tolist() == [0, 8, 17, 26, 35]
+    assert len(images.rows) == min(most, 36)
+    assert np.unique(images.reader._group[images.rows]).tolist() == list(groups)
     seen = [int(row) for batch in images.reader.in_order(3) for row in batch.rows]
     assert seen == images.rows.tolist()
 
