@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv .venv-bench demo study test test-slow test-services test-containers test-cluster test-gpu check licences audit \
-	bench bench-evaluate bench-preprocess bench-pretrain images ui report lock
+	bench bench-evaluate bench-preprocess bench-pretrain bench-reader images ui report lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## ?(.*)/\1\t\2/' | expand -t 18
@@ -72,7 +72,7 @@ audit: .venv  ## look up known vulnerabilities of the locked dependencies; needs
 	@uvx --quiet pip-audit --strict --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off || { status=$$?; \
 		echo "make audit: pip-audit found the vulnerabilities above, or could not be installed, or could not reach its database" >&2; exit $$status; }
 
-bench: bench-preprocess bench-pretrain bench-evaluate  ## run all benchmarks, each against a lower bound or another library
+bench: bench-preprocess bench-pretrain bench-evaluate bench-reader  ## run all benchmarks, each against a lower bound or another library
 
 bench-pretrain: .venv-bench  ## time a pretraining step, the IFA term and the augmentation
 	.venv-bench/bin/python -m benchmarks.pretrain
@@ -82,6 +82,10 @@ bench-evaluate: .venv  ## time the bootstrap over patients against a loop over s
 
 bench-preprocess: .venv-bench  ## time preprocessing and the reader; RAW=DIR for your own files
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks.preprocess $(if $(RAW),--raw $(RAW))
+
+bench-reader: .venv  ## time the reader as one of several processes, and simulate how well an epoch is shuffled
+	OMP_NUM_THREADS=1 python -m benchmarks.reader
+	OMP_NUM_THREADS=1 python -m benchmarks.order
 
 BUILDER ?= $(shell for tool in docker podman buildah; do $$tool info >/dev/null 2>&1 && echo $$tool && break; done)
 BASE_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
