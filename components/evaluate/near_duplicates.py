@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from components.common.formats.shards import PACKED, SPLITS, Pixels, decode
+from components.common.formats.shards import SPLITS, Pixels, decode
 from components.common.runs.cores import threads
 from components.common.runs.shards import Shards
 from components.common.statistics.arrays import Flags, Floats, Integers, divide
@@ -127,13 +127,11 @@ def _images(shards: Shards, wanted: Container[int], change: Callable[[Pixels], T
     """Yields indices of the wanted rows and their images, decoded and changed."""
     start = 0
     with ThreadPoolExecutor(threads()) as pool:
-        for part in shards.parts():
-            with part.open() as file:
-                for batch in file.iter_batches(_ROWS, columns=PACKED):
-                    indices = [index for index in range(start, start + len(batch)) if index in wanted]
-                    packed = batch.take(pa.array([index - start for index in indices], pa.int64())).to_pylist()
-                    yield from zip(indices, pool.map(lambda row: change(decode(row)), packed), strict=True)
-                    start += len(batch)
+        for group in shards.row_groups():
+            indices = [index for index in range(start, start + group.rows) if index in wanted]
+            packed = group.read().take(pa.array([index - start for index in indices], pa.int64())).to_pylist() if indices else []
+            yield from zip(indices, pool.map(lambda row: change(decode(row)), packed), strict=True)
+            start += group.rows
 
 
 def _keep(image: Pixels) -> Pixels:
