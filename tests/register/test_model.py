@@ -44,9 +44,8 @@ dicom_file.prepare = lambda elements, header: time.sleep(3600) if header.body_pa
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     model = Path(folders.write_model(folder / "model", seed=1, targets=folders.targets_of(1)))
-    work = folder / "s3%3A%2F%2Fbucket"  # as the work folder of an output on S3 is named
-    pack(model / "model.safetensors", json.loads((model / "model.json").read_text()), CARD, work / "packed")
-    return (work / "packed").rename(folder / "packed")
+    pack(model / "model.safetensors", json.loads((model / "model.json").read_text()), CARD, folder / "packed")
+    return folder / "packed"
 
 
 @pytest.fixture(scope="module")
