@@ -1,8 +1,9 @@
 """`python -m components STAGE --INPUT PATH ... --out PATH [--params FILE] [--set section.key=value ...]`."""
 
-from components.common.runs import signals
+from components.common.runs import cores, signals
 
 signals.install()  # before the imports below and those of the stages, which take seconds
+cores.prepare_openmp()
 
 import argparse  # noqa: E402
 import importlib  # noqa: E402

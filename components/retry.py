@@ -23,6 +23,7 @@ from itertools import count
 from pathlib import Path
 from types import FrameType
 
+from components.common.runs.cores import prepare_openmp
 from components.common.runs.signals import EXIT_CODE
 
 RETRIES_VARIABLE = "CXR_RETRIES"
@@ -106,6 +107,7 @@ class Attempts:
 
 def main(command: list[str]) -> int:
     """Runs a command as the environment variables say and returns the exit code."""
+    prepare_openmp()
     return Attempts(command, int(os.environ.get(RETRIES_VARIABLE, "0")), float(os.environ.get(PAUSE_VARIABLE, "0"))).run()
 
 

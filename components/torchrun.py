@@ -11,13 +11,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from components.common.runs import signals
+from components.common.runs import cores, signals
 
 USER_ERROR = 2
 
 
 def main(arguments: list[str]) -> int:
     """Starts the processes, waits for them and returns the exit code."""
+    cores.prepare_openmp()
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]
     except SignalException:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+THREADS_VARIABLE, WAIT_VARIABLE = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"  # of OpenMP, which reads them when torch is imported
+POD_VARIABLE = "KUBERNETES_SERVICE_HOST"  # Kubernetes sets it in every pod
 GPUS_VARIABLE = "CXR_GPUS"  # set by the pipeline in its pods: the number of GPUs that the step asked for
 
 
@@ -16,8 +18,20 @@ def cores() -> int:
 
 def threads() -> int:
     """Returns the number of threads to compute with: OMP_NUM_THREADS, else one per core."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    asked = os.environ.get(THREADS_VARIABLE, "")
     return int(asked) if asked.isdigit() and int(asked) else cores()
+
+
+def prepare_openmp() -> None:
+    """Sets what OpenMP reads when torch is imported, for this process and those that it starts; variables that are set stay.
+
+    Threads that wait sleep: by default they spin, which on a busy machine, or within the CPU limit of a container, takes the time of
+    those that work. In a pod, each process, of which there is one per GPU, has a thread per core, also for libraries that would start
+    one for each core of the node. Elsewhere the number of threads is left alone: it decides on the last bits of results.
+    """
+    os.environ.setdefault(WAIT_VARIABLE, "passive")
+    if POD_VARIABLE in os.environ:
+        os.environ.setdefault(THREADS_VARIABLE, str(max(1, cores() // max(1, int(os.environ.get(GPUS_VARIABLE, "0"))))))
 
 
 def _limit() -> float:

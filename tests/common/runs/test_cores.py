@@ -1,9 +1,12 @@
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from components.common.runs import cores
+from tests import ROOT
 
 
 @pytest.fixture
@@ -44,3 +47,30 @@ def test_a_number_that_was_asked_for_is_taken(machine: Path, monkeypatch: pytest
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert cores.threads() == 5
     assert cores.cores() == 8
+
+
+@pytest.mark.parametrize(("gpus", "asked", "expected"), [("0", None, "3"), ("2", None, "1"), ("8", None, "1"), ("2", "5", "5")])
+def test_in_a_pod_each_process_has_its_share_of_the_cores(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, asked: str | None, expected: str
+) -> None:
+    (machine / "cpu.max").write_text("300000 100000\n")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("CXR_GPUS", gpus)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    cores.prepare_openmp()
+    assert os.environ["OMP_NUM_THREADS"] == expected
+
+
+PREPARE = "from components.common.runs import cores; cores.prepare_openmp(); import torch"
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_openmp_reads_the_policy_and_elsewhere_keeps_its_number_of_threads(given: dict[str, str], policy: str) -> None:
+    """OpenMP itself prints what it has read."""
+    left_out = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KUBERNETES_SERVICE_HOST")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "true", **given}
+    said = subprocess.run([sys.executable, "-c", PREPARE], env=environment, capture_output=True, text=True, check=True).stderr
+    assert f"OMP_WAIT_POLICY = '{policy}'" in said
+    assert f"OMP_NUM_THREADS = '{len(os.sched_getaffinity(0))}'" in said
