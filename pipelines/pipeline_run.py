@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from components.common.errors import UserError
@@ -18,6 +18,8 @@ STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"} 
 GPU_HOURS = "gpu_hours"  # metric of the runs of trainings, and their sum in the run of the pipeline
 PROBE = ".probe"
 ARTIFACT_SECONDS = 60.0  # how long an upload and a download of one byte may take
+UPLOADS = "correct the S3 address in the configuration of the server (MLFLOW_S3_ENDPOINT_URL), or start the object store"
+DOWNLOADS = "make the S3 address that the server hands out reachable from here, or set MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD=false"
 ARGO_TEMPLATE = Path("/var/run/argo/template")  # in each pod of Argo: how it runs the step, its own defaults included
 
 log = logging.getLogger(__name__)
@@ -91,11 +93,13 @@ def _check_artifacts(client: Any, run_id: str) -> None:
         UserError: it takes too long, or the server refuses.
     """
     errors: list[Exception] = []
+    uploaded = Event()
 
     def work() -> None:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 client.log_text(run_id, "1", "check.txt")
+                uploaded.set()
                 client.download_artifacts(run_id, "check.txt", folder)
         except Exception as error:  # raised again below; artifact stores raise errors of their own
             errors.append(error if isinstance(error, OSError) or hasattr(error, "error_code") else OSError(reason(error)))
@@ -104,9 +108,10 @@ def _check_artifacts(client: Any, run_id: str) -> None:
     thread.start()
     thread.join(ARTIFACT_SECONDS)
     if thread.is_alive():
-        problem = f"a download of one byte has not ended within {ARTIFACT_SECONDS:g} s"
-        remedy = "make the S3 address that the server hands out reachable from here, or set MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD=false"
-        raise UserError(f"{tracking.server_name()}: {problem}; {remedy}")
+        tracking.client()  # raises if it is the server that does not answer, and not its object store
+        problem = f"{'a download' if uploaded.is_set() else 'an upload'} of one byte has not ended within {ARTIFACT_SECONDS:g} s"
+        remedy = DOWNLOADS if uploaded.is_set() else UPLOADS
+        raise UserError(f"{tracking.server_name()} answers, but {problem}; {remedy}")
     with tracking.reachable():
         for error in errors:
             raise error

@@ -107,7 +107,25 @@ def test_an_artifact_that_cannot_be_downloaded_is_found_by_the_first_step(raw: s
     """MLflow answers with a link to its own object store, which the pods may not reach."""
     monkeypatch.setattr(pipeline_run, "ARTIFACT_SECONDS", 0.2)
     monkeypatch.setattr(MlflowClient, "download_artifacts", lambda *_: time.sleep(1))
-    with pytest.raises(UserError, match=r"one byte has not ended within 0\.2 s; make the S3 address .* reachable"):
+    with pytest.raises(UserError, match=r"but a download of one byte has not ended within 0\.2 s; make the S3 address .* reachable"):
+        start(raw)
+
+
+def test_a_server_that_cannot_reach_its_object_store(raw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_run, "ARTIFACT_SECONDS", 0.2)
+    monkeypatch.setattr(MlflowClient, "log_text", lambda *_: time.sleep(1))
+    with pytest.raises(UserError, match=r"answers, but an upload of one byte has not ended .* server \(MLFLOW_S3_ENDPOINT_URL\)"):
+        start(raw)
+
+
+def test_a_server_that_has_stopped_answering_is_not_taken_for_its_object_store(raw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        time.sleep(1)
+
+    monkeypatch.setattr(pipeline_run, "ARTIFACT_SECONDS", 0.2)
+    monkeypatch.setattr(MlflowClient, "download_artifacts", stop)
+    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used .* set MLFLOW_TRACKING_URI"):
         start(raw)
 
 
