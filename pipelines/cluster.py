@@ -46,9 +46,14 @@ class Cluster:
         self.core = client.CoreV1Api(self.api)
         self._objects = client.CustomObjectsApi(self.api)
 
-    def log(self, pod: str) -> str:
-        """Returns the log of a step's pod."""
-        return str(self.call(self.core.read_namespaced_pod_log, pod, self.namespace, container=MAIN))
+    def log(self, pod: str, container: str = MAIN) -> str:
+        """Returns the log of a container of a pod, by default that of a step; the client itself would parse one that happens to be JSON."""
+
+        def read(**options: Any) -> bytes:
+            given = {"container": container, "_preload_content": False, **options}
+            return bytes(self.core.read_namespaced_pod_log(pod, self.namespace, **given).data)
+
+        return str(self.call(read).decode(errors="replace"))
 
     def trainjobs(self, run: str) -> dict[str, list[Node]]:
         """Returns the nodes of the TrainJobs of a run by name."""

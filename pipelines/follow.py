@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from components.common.errors import UserError
 from components.common.runs.signals import EXIT_CODE
 from pipelines.cluster import MAIN, RUN_LABEL, SINGLE_USER_NAMESPACE, Cluster
-from pipelines.progress import FINISHED, Step, steps
-from pipelines.server import FINAL_STATES, KubeflowServer, LostError, RunStatus, connect
+from pipelines.progress import FINISHED, LEFT_OUT, Step, steps
+from pipelines.server import FINAL_STATES, DeniedError, KubeflowServer, LostError, RunStatus, connect
 from pipelines.settings import Settings
 
 POLL_SECONDS = 5.0
@@ -85,22 +85,23 @@ def _kubectl(server: KubeflowServer) -> str:
 def follow(server: KubeflowServer, identity: str) -> int:
     """Prints the progress of a run until it ends, and returns the exit code; Ctrl-C ends only this command."""
     view, shown = _View(server, identity), dict[str, str]()
+    continues = f"the run continues, see `python -m pipelines status {identity}`"
     lost_since: float | None = None
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:
                 run, found = view.read()
-            except LostError as error:
+            except (LostError, DeniedError) as error:  # a token or a cookie has expired
                 lost_since = lost_since or time.monotonic()
-                if time.monotonic() - lost_since > PATIENCE_SECONDS:
-                    raise UserError(f"{error}; the run continues, see `python -m pipelines status {identity}`") from None
+                if isinstance(error, DeniedError) or time.monotonic() - lost_since > PATIENCE_SECONDS:
+                    raise UserError(f"{error}; {continues}") from None
             else:
                 lost_since = None
                 shown = _print_changes(found, shown)
                 if run.state in FINAL_STATES:
                     return _print_outcome(server, run, found)
             time.sleep(POLL_SECONDS)
-    print(f"the run continues; see `python -m pipelines status {identity}`", file=sys.stderr)
+    print(continues, file=sys.stderr)
     return EXIT_CODE
 
 
@@ -123,7 +124,7 @@ def _print_changes(found: list[Step], shown: dict[str, str]) -> dict[str, str]:
     states = {step.name: f"{step.state} {step.attempts}" for step in found}
     done = sum(step.state in FINISHED for step in found)
     for step in found:
-        if shown.get(step.name, "waiting 0") != states[step.name]:
+        if step.state != LEFT_OUT and shown.get(step.name, "waiting 0") != states[step.name]:
             print(f"{time.strftime('%H:%M:%S')} [{done}/{len(found)}] {step.name}: {_describe(step)}", flush=True)
     return states
 

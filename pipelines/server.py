@@ -58,6 +58,10 @@ class LostError(UserError):
     """The server does not answer at present: another attempt may succeed."""
 
 
+class DeniedError(UserError):
+    """The credentials are missing, wrong or expired, or do not suffice."""
+
+
 class ConflictError(UserError):
     """The object to create exists."""
 
@@ -182,7 +186,9 @@ class KubeflowServer:
         return None
 
     def _text(self, path: str, query: list[tuple[str, str]], **options: Any) -> str:
-        return str(self._client.call_api(path, "GET", {}, query, {}, response_type="str", auth_settings=["Bearer"], **options)[0])
+        """Returns the body of an answer. The client itself would parse a text that happens to be JSON."""
+        options |= {"auth_settings": ["Bearer"], "_preload_content": False}
+        return str(self._client.call_api(path, "GET", {}, query, {}, **options).data.decode(errors="replace"))
 
     def terminate(self, identity: str) -> None:
         """Stops a run."""
@@ -211,7 +217,7 @@ class KubeflowServer:
     def _refusal(self, error: api.ApiException) -> UserError:
         said = _message(error.body)
         if error.status in (401, 403):
-            return UserError(f"{self.host}: answers {error.status}, {said or 'not allowed'}; {HOW_TO_LOG_IN}")
+            return DeniedError(f"{self.host}: answers {error.status}, {said or 'not allowed'}; {HOW_TO_LOG_IN}")
         if error.status == 404 and not said:
             return self._not_kubeflow()
         if error.status == 0:

@@ -77,6 +77,7 @@ def test_a_failed_run(kubeflow: double.Double, capsys: pytest.CaptureFixture[str
     assert submit(kubeflow, "--wait", name="smoke") == 1
     out = capsys.readouterr().out
     assert "simulate: failed, 1.5 min" in out
+    assert "left out" not in out
     assert "failed in simulate, end" in out
     assert "\nsimulate:\n  simulate: MLflow at http://mlflow.cxr.svc:5000 asks for a password; set MLFLOW_TRACKING_PASSWORD\n" in out
     assert "launcher" not in out
@@ -169,6 +170,21 @@ def test_wait_outlasts_a_server_that_is_unavailable_for_a_while(kubeflow: double
     (identity,) = kubeflow.runs
     assert follow.follow(server.KubeflowServer(kubeflow.url, None), identity) == 0
     assert "succeeded" in capsys.readouterr().out
+
+
+def test_wait_ends_when_the_token_has_expired(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(kubeflow) == 0
+    (identity,) = kubeflow.runs
+    kubeflow.token = "another"
+    with pytest.raises(UserError, match=r"answers 401, Unauthenticated; set KFP_TOKEN, .*; the run continues, see `python -m pipelines st"):
+        follow.follow(server.KubeflowServer(kubeflow.url, None), identity)
+
+
+def test_a_log_that_is_json_is_shown_as_it_is(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
+    kubeflow.frames = [("FAILED", REAL["run_details"]["task_details"])]
+    kubeflow.logs[POD] = '{"error": null}\n'
+    assert submit(kubeflow, "--wait", name="smoke") == 1
+    assert '\n  {"error": null}\n' in capsys.readouterr().out
 
 
 def test_status_and_cancel(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
