@@ -295,12 +295,16 @@ class Settings(_Group):
     """Resources by step. `heads` stands for all heads that are not named; any other step that is not named has the defaults."""
 
     def step(self, name: str) -> StepResources:
-        """Returns what a step may use. `launch` follows a TrainJob: it runs as long as pretraining does, and needs next to nothing."""
+        """Returns what a step may use.
+
+        `launch` follows a TrainJob: it runs as long as pretraining does, needs next to nothing, and leaves most retries to the TrainJob.
+        """
         if name in self.steps:
             return self.steps[name]
         if name == "launch":
-            small = {"cpu": ("500m", "1"), "memory": ("1Gi", "2Gi"), "gpus": 0, "shared_memory": None, "spot": False}
-            return self.step("pretrain").model_copy(update=small)
+            pretrain, small = self.step("pretrain"), StepResources(cpu=("500m", "1"), memory=("1Gi", "2Gi"))
+            patience = {"retries": min(pretrain.retries, small.retries), "backoff_seconds": pretrain.backoff_seconds}
+            return small.model_copy(update={**patience, "timeout_hours": pretrain.timeout_hours})
         return self.steps.get(ALL_HEADS if name in HEADS else name, StepResources())
 
     def image(self, target: str) -> str:

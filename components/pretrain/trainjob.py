@@ -23,7 +23,8 @@ from components.pretrain.params import Pretrain
 
 GROUP, VERSION, TRAINJOBS = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-RUN_LABEL = "cxr/pipeline-run"
+RUN_LABEL = "cxr/pipeline-run"  # of TrainJobs and their pods
+STEP_LABEL = "pipeline/runid"  # of the pods that Kubeflow starts for a pipeline run
 MANAGER = "cxr/pipelines"  # of our patch of the runtime
 SECRETS_VARIABLE = "CXR_SECRETS"
 SECRETS_FOLDER = "/var/run/secrets/cxr"
@@ -71,7 +72,7 @@ class TrainJob:
 
         Raises:
             UserError: a node reports a mistake of the user, or Kubernetes refuses a request.
-            TemporaryError: the API of Kubernetes does not answer for a long time.
+            TemporaryError: the API of Kubernetes does not answer for a long time, or another pipeline run makes the same output.
             SystemExit: the training has failed.
         """
         self._remove_earlier()
@@ -116,7 +117,8 @@ class TrainJob:
 
     def _remove_earlier(self) -> None:
         """Deletes a TrainJob of this name and waits until it has no pods, which would still write to the checkpoint."""
-        if self._get():
+        if job := self._get():
+            self._refuse_foreign(job)
             log.info("TrainJob %s of an earlier attempt is replaced", self.name)
         self._delete(PATIENCE_SECONDS)
         begun = time.monotonic()
@@ -128,6 +130,16 @@ class TrainJob:
                 raise TemporaryError(f"TrainJob {self.name}: pods of an earlier attempt do not end ({pods}); {hint}")
             time.sleep(POLL_SECONDS)
         self._said.clear()
+
+    def _refuse_foreign(self, job: dict[str, Any]) -> None:
+        """Refuses to replace the TrainJob of another pipeline run that has a pod left: its step `launch` follows it."""
+        run = job["metadata"].get("labels", {}).get(RUN_LABEL)
+        if run in (None, os.environ.get(KFP_VARIABLE)):
+            return
+        pods = self._call(self._core.list_namespaced_pod, self._namespace, label_selector=f"{STEP_LABEL}={run}").items
+        if any(pod.status.phase in ("Pending", "Running") for pod in pods):
+            remedy = f"wait for it, or end it with `python -m pipelines cancel {run}`"
+            raise TemporaryError(f"TrainJob {self.name}: the pipeline run {run} is making the same output; {remedy}")
 
     def _follow(self) -> None:
         while True:

@@ -89,6 +89,8 @@ class Kubernetes(ThreadingHTTPServer):
         """Log with timestamps by pod and whether it is that of the container before a restart."""
         self.lingering: list[dict[str, Any]] = []
         """Pods of a deleted TrainJob; each request for the pods removes one."""
+        self.steps: dict[str, list[dict[str, Any]]] = {}
+        """Pods that Kubeflow has started, by pipeline run."""
         self.terminating: list[dict[str, Any]] = []
         """Deleted TrainJobs that still exist; each request for one removes it."""
         self.lost = 0
@@ -146,9 +148,11 @@ class Kubernetes(ThreadingHTTPServer):
         return {**{name: job[name] for name in ("metadata", "spec")}, "status": {"conditions": [found] if found else []}}
 
     def _pods(self, selector: str) -> list[dict[str, Any]]:
+        label, _, name = selector.partition("=")
+        if label == "pipeline/runid":
+            return self.steps.get(name, [])
         if self.lingering:
             return [self.lingering.pop()]
-        label, _, name = selector.partition("=")
         assert label == "jobset.sigs.k8s.io/jobset-name"
         return self.jobs[name]["frames"][0][1] if name in self.jobs else []
 

@@ -70,4 +70,5 @@ def test_memory_in_bytes(quantity: str, value: int) -> None:
 def test_the_step_that_launches_waits_as_long_as_pretraining() -> None:
     ours, theirs = settings.load().step("launch"), settings.load().step("pretrain")
     assert (ours.gpus, ours.shared_memory, ours.spot) == (0, None, False)
-    assert (ours.timeout_hours, ours.retries) == (theirs.timeout_hours, theirs.retries)
+    assert (ours.timeout_hours, ours.backoff_seconds) == (theirs.timeout_hours, theirs.backoff_seconds)
+    assert ours.retries < theirs.retries, "the TrainJob starts its nodes again by itself"

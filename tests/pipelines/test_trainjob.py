@@ -151,6 +151,25 @@ def test_the_pods_of_an_earlier_attempt_must_be_gone(kubernetes: kubernetes_doub
     assert f"TrainJob {NAME}: node 0 is being removed" in caplog.messages
 
 
+@pytest.mark.parametrize("phase", ["Pending", "Running"])
+def test_the_trainjob_of_another_pipeline_run_is_left_alone(kubernetes: kubernetes_double.Kubernetes, phase: str) -> None:
+    """Two runs with the same parameters, inputs and code make the same output; each attempt waits, as for a lock."""
+    kubernetes.add({"metadata": {"name": NAME, "labels": {trainjob.RUN_LABEL: "run-0"}}, "spec": {}})
+    kubernetes.steps["run-0"] = [{**pod("launch-0"), "status": {"phase": phase}}]
+    with pytest.raises(TemporaryError, match=r"the pipeline run run-0 is making the same output; .* `python -m pipelines cancel run-0`"):
+        follow(kubernetes)
+    assert not kubernetes.created
+    assert not kubernetes.deleted
+
+
+@pytest.mark.parametrize("phases", [[], ["Succeeded", "Failed"]])
+def test_a_trainjob_that_a_cancelled_run_has_left_is_replaced(kubernetes: kubernetes_double.Kubernetes, phases: list[str]) -> None:
+    kubernetes.add({"metadata": {"name": NAME, "labels": {trainjob.RUN_LABEL: "run-0"}}, "spec": {}})
+    kubernetes.steps["run-0"] = [{**pod("launch-0"), "status": {"phase": phase}} for phase in phases]
+    follow(kubernetes)
+    assert len(kubernetes.created) == 1
+
+
 def test_pods_that_never_end(kubernetes: kubernetes_double.Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainjob, "PATIENCE_SECONDS", 0.02)
     kubernetes.lingering = [pod("old-0")] * 1000
@@ -353,6 +372,8 @@ def test_users_see_and_delete_the_trainjobs_of_a_run(kubernetes: kubernetes_doub
         kubernetes.add({"metadata": {"name": name, "labels": {users_cluster.RUN_LABEL: run}}, "spec": {}})
     ((name, nodes),) = user.trainjobs("run-1").items()
     assert (name, [node.state for node in nodes]) == (NAME, ["runs", "runs"])
+    kubernetes.logs["p-0", False] = '{"a": true}'
+    assert user.log("p-0") == '{"a": true}', "not as Python writes it"
     user.delete_trainjob(name)
     assert list(kubernetes.jobs) == ["other"]
     with pytest.raises(UserError, match="Kubernetes: answers 404"):
