@@ -17,6 +17,7 @@ class UserError(ValueError):
     """
 
     temporary = False  # whether the same command may succeed later, without any change
+    repeats = False  # whether it took a computation to find out that the same parameters and inputs end like this
 
 
 class TemporaryError(UserError):
@@ -25,12 +26,18 @@ class TemporaryError(UserError):
     temporary = True
 
 
+class RepeatingError(UserError):
+    """A computation that fails, such as by a loss that is not finite: a pipeline does not begin the same one again."""
+
+    repeats = True
+
+
 class SharedError(UserError):
     """A mistake that all processes of a training know of: one of them, of rank 0, says so."""
 
-    def __init__(self, message: str, temporary: bool = False):
+    def __init__(self, message: str, temporary: bool = False, repeats: bool = False):
         super().__init__(message)
-        self.temporary = temporary
+        self.temporary, self.repeats = temporary, repeats
 
 
 _FREE_SPACE = "free some space there and run the same command again"

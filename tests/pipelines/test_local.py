@@ -104,6 +104,23 @@ def test_preempted_training_gives_the_same_result(workplace: Workplace, monkeypa
     compare(workplace, by_hand(workplace, "classify"), "classify")
 
 
+@pytest.mark.slow
+def test_a_training_that_diverges_is_not_begun_again(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither by the attempts of the step, nor when the pipeline is submitted again; another learning rate is another output."""
+    settings = workplace.settings(pretrain=5)
+    assert run(workplace, settings, "--set", "pretrain.lr=1e30") == 1
+    first = capfd.readouterr().out
+    assert first.count("pretrain: the loss is nan at step") == 1
+    assert "the next one begins" not in first
+    assert run(workplace, settings, "--set", "pretrain.lr=1e30") == 1
+    again = capfd.readouterr().out
+    assert again.count("(an earlier attempt ended so, and another would, too: change the parameters") == 1
+    (note,) = workplace.out.glob("pretrain/*.partial/*.failed")
+    note.unlink()
+    assert run(workplace, settings, "--set", "pretrain.lr=1e30") == 1
+    assert "an earlier attempt" not in capfd.readouterr().out
+
+
 def registered(workplace: Workplace) -> set[str]:
     """Returns the names of the registered models."""
     return {json.loads(path.read_text())["name"] for path in workplace.out.glob("register/*/registration.json")}

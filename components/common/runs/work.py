@@ -5,6 +5,9 @@ mount point of a volume, it lies in OUT/.partial and its files move up, run.json
 CXR_WORK_DIR (default: .partial), which in a pod is a volume that outlives the pod; run.json is uploaded last. Readers refuse a folder
 or prefix without run.json. A run with the same fingerprint (parameters and inputs) resumes where a stopped one left off; if it
 has another number of threads or processes, on which the last bits depend, the log says so.
+
+In a pipeline, a computation that fails (RepeatingError) leaves the note FINGERPRINT.failed in OUT.partial, also on S3: a later attempt
+under the same conditions ends with the same message before it begins.
 """
 
 import fcntl
@@ -25,7 +28,7 @@ from urllib.parse import quote
 
 from components.common.errors import TemporaryError, UserError, disk_errors
 from components.common.formats.atomic import SCRATCH
-from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, metrics_to_json, parse_json
+from components.common.formats.documents import METRICS, RUN_RECORD, RunRecord, metrics_to_json, parse_json, to_json
 from components.common.runs import provenance, signals, storage
 from components.common.runs.cores import threads
 from components.common.runs.params import Runtime, Section, flatten
@@ -34,6 +37,7 @@ WORK_VARIABLE = "CXR_WORK_DIR"  # environment variable with the folder for unfin
 RUN_ID_FILE = "mlflow_run_id"  # file in the work folder with the id of the MLflow run, for a resumed run
 ROUNDING = "rounding"  # entry of the record of unfinished work: what may change its last bits, and does not prevent it from being resumed
 UPLOADING = f"{RUN_RECORD}.uploading"  # name of the note in an output while its files are uploaded or moved one by one
+FAILED = ".failed"  # suffix of the note of a computation that need not be tried again
 PARTIAL = ".partial"  # folder of unfinished work in an output folder that cannot be renamed
 _IGNORED = (METRICS, ".gitignore", PARTIAL, "lost+found")
 """Names that an output folder may hold before the stage runs. DVC deletes the outputs of a stage one by one before it runs; its .gitignore
@@ -91,6 +95,7 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
         for suffix in (".json", ".lock"):
             self.folder.with_suffix(suffix).unlink(missing_ok=True)
+        storage.delete(_note(self.out, self.folder))
         with suppress(OSError):  # not empty: work with other fingerprints
             self.folder.parent.rmdir()
 
@@ -136,6 +141,8 @@ def open_work(
     folder = partial / fingerprint
     resumed = folder.is_dir()
     recorded = runtime.values() if runtime else {}
+    note, conditions = _note(out, folder), {ROUNDING: rounds, "runtime": recorded}
+    _refuse_repetition(note, conditions)
     work = kind(stage, out, params.values(), recorded, dict(inputs), fingerprint, folder, resumed, dict(upstream or {}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +160,11 @@ def open_work(
         storage.write_json(folder.with_suffix(".json"), {**depends, ROUNDING: rounds})
         try:
             yield work
+        except UserError as error:
+            if error.repeats and _in_pipeline():
+                with suppress(UserError, OSError):  # must not hide the error
+                    storage.write(note, to_json({**conditions, "error": str(error)}))
+            raise
         finally:
             _remove_scratch(folder)
 
@@ -162,6 +174,24 @@ def partial_folder(out: str) -> Path:
     if storage.is_s3(out):
         return Path(os.environ.get(WORK_VARIABLE) or ".partial", quote(out, safe=""))
     return _local(out) / PARTIAL if is_fixed(out) else Path(f"{_local(out)}.partial")
+
+
+def _note(out: str, folder: Path) -> str:
+    """Returns where the note of a failed computation is: beside the work folder, or on S3, since a pod may have a folder of its own."""
+    return f"{out.rstrip('/')}.partial/{folder.name}{FAILED}" if storage.is_s3(out) else str(folder.with_suffix(FAILED))
+
+
+def _refuse_repetition(note: str, conditions: Mapping[str, Any]) -> None:
+    """Raises the error of an earlier attempt of a pipeline under the same conditions, if it would only be repeated."""
+    found = _read_record(note) if _in_pipeline() else {}
+    message = found.pop("error", None)
+    if message and found == conditions:
+        remedy = f"change the parameters, the inputs or the code, or delete {note}"
+        raise UserError(f"{message} (an earlier attempt ended so, and another would, too: {remedy})")
+
+
+def _in_pipeline() -> bool:
+    return bool(os.environ.get(provenance.KFP_VARIABLE))
 
 
 def is_fixed(out: str) -> bool:

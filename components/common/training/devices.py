@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from components.common.errors import UserError
+from components.common.errors import RepeatingError, TemporaryError, UserError
 from components.common.formats.shards import Pixels
 from components.common.runs.cores import GPUS_VARIABLE, threads
 from components.common.runs.provenance import KFP_VARIABLE
 from components.common.training.reader import Batch, prefetch
 
+FOREIGN_MEMORY = 0.1  # fraction of a GPU's memory; what CUDA itself takes for this process is below
 DRIVER = Path("/proc/driver/nvidia/version")
+OLDEST_DRIVERS = {"12": 525, "13": 580}
+"""Oldest NVIDIA driver by major version of CUDA: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html."""
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +37,29 @@ def set_up(device: str, seed: int) -> torch.device:
     asked = device == "cuda" or (device == "auto" and in_pod)
     if asked and not found:
         raise UserError(
-            f"device: a GPU is asked for, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees none with {_driver()}; "
-            "choose a newer driver or another node, or set device to cpu"
+            f"device: a GPU is asked for, but {_versions()} sees none with {_driver()}; "
+            "install a newer driver, choose another node, or set device to cpu"
         )
     if found:
-        log.info("%s with %s, torch %s, CUDA %s", torch.cuda.get_device_name(), _driver(), torch.__version__, torch.version.cuda)
+        log.info(description())
     torch.set_num_threads(threads())
     # Denormals appear as weights decay, and CPUs are several times slower on them.
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     return torch.device("cuda", torch.cuda.current_device()) if found else torch.device("cpu")
+
+
+def description() -> str:
+    """Describes the GPU and its driver."""
+    return f"{torch.cuda.get_device_name()} with {_driver()}, {_versions()}"
+
+
+def _versions() -> str:
+    """Returns the version of torch, and the driver that its CUDA needs."""
+    cuda = torch.version.cuda or "none"
+    oldest = OLDEST_DRIVERS.get(cuda.partition(".")[0])
+    return f"torch {torch.__version__} (CUDA {cuda}{f', which needs driver {oldest} or newer' if oldest else ''})"
 
 
 def _driver() -> str:
@@ -76,12 +92,24 @@ def utilisation() -> float:
 
 @contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
-    """Turns an allocation that fails on a GPU into a UserError with the advice."""
+    """Turns an allocation that fails on a GPU into a RepeatingError with the advice, or a TemporaryError if others use that GPU, too."""
     try:
         yield
     except torch.OutOfMemoryError:
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
-        raise UserError(f"the GPU's {total:.0f} GiB of memory do not suffice; {advice}") from None
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+        foreign = total - free - torch.cuda.memory_reserved() / 2**30
+        if foreign > FOREIGN_MEMORY * total:
+            who = f"other processes hold {foreign:.0f} of the GPU's {total:.0f} GiB of memory"
+            raise TemporaryError(f"{who}; end them, choose another node, or {advice}") from None
+        raise RepeatingError(f"the GPU's {total:.0f} GiB of memory do not suffice; {advice}") from None
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raises UserError if there is no compiler that torch.compile finds: of C for the kernels of a GPU, of C++ for those of a CPU."""
+    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    wanted = [os.environ[variable]] if os.environ.get(variable) else names
+    if not any(map(shutil.which, wanted)):
+        raise UserError(f"runtime.compile: {' or '.join(wanted)} is not installed; install it or set runtime.compile to false")
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:

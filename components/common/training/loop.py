@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.common.errors import UserError
+from components.common.errors import RepeatingError
 from components.common.formats.history import EPOCH, HISTORY, write_history
 from components.common.runs import signals
 from components.common.runs.params import Runtime
@@ -105,7 +105,7 @@ class Trainer:
     def run(self, on_epoch: Callable[[dict[str, float], int], None] | None = None) -> list[dict[str, float]]:
         """Trains, and returns one row of numbers per epoch, each of which `on_epoch` also gets at once.
 
-        Raises Interrupted after a signal, when the checkpoint is written, and UserError if the loss or the weights are not
+        Raises Interrupted after a signal, when the checkpoint is written, and RepeatingError if the loss or the weights are not
         finite, if training is unhealthy, or if a GPU's memory does not suffice.
         """
         self._trainable.start()
@@ -164,7 +164,7 @@ class Trainer:
         for name, value in numbers.items():
             if name.startswith("loss") and not math.isfinite(value):
                 failure = f"the {name.replace('_', ' ')} is {value} at step {self._step - 1}; {self._remedy()}"
-                processes.raise_everywhere(UserError(failure))
+                processes.raise_everywhere(RepeatingError(failure))
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._progress.step(self._step, numbers["loss"])
 
@@ -196,7 +196,7 @@ class Trainer:
     def _check_weights(self, state: dict[str, Any]) -> None:
         """Refuses to save weights, statistics or moments that are not finite, so that earlier checkpoints stay."""
         if (name := checkpoints.first_non_finite(state)) is not None:
-            raise UserError(f"{name} is not finite after step {self._step}; {self._remedy()}")
+            raise RepeatingError(f"{name} is not finite after step {self._step}; {self._remedy()}")
 
     def _remedy(self) -> str:
         return f"{self._trainable.remedy or f'lower {self._stage}.lr'}{self._last_healthy()}"
@@ -204,7 +204,7 @@ class Trainer:
     def _stop_if_unhealthy(self) -> None:
         failures = [self._trainable.health_check(row) for row in self.history[-self._trainable.patience :]]
         if len(failures) == self._trainable.patience and None not in failures:
-            processes.raise_everywhere(UserError(f"{failures[-1]}{self._last_healthy()}"))
+            processes.raise_everywhere(RepeatingError(f"{failures[-1]}{self._last_healthy()}"))
 
     def _last_healthy(self) -> str:
         path = checkpoints.latest_healthy(self._folder) if self._folder else None

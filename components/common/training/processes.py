@@ -118,8 +118,8 @@ def raise_everywhere(error: UserError | None) -> None:
         return
     if not any_rank(error is not None)[0]:
         return
-    found: list[tuple[str, bool] | None] = [None] * world_size()
-    dist.all_gather_object(found, None if error is None else (str(error), error.temporary))
+    found: list[tuple[str, bool, bool] | None] = [None] * world_size()
+    dist.all_gather_object(found, None if error is None else (str(error), error.temporary, error.repeats))
     raise SharedError(*next(each for each in found if each is not None))
 
 

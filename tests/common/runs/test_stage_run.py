@@ -2,6 +2,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from components.common.errors import UserError
+from components.common.errors import RepeatingError, SharedError, TemporaryError, UserError
 from components.common.runs import provenance, signals, storage, work
 from components.common.runs.inputs import read_document, upstream_run_id
-from components.common.runs.params import Evaluate, Register, Section
+from components.common.runs.params import Evaluate, Register, Runtime, Section
 from components.pretrain.params import Pretrain
 from tests import seaweed
 
@@ -274,3 +275,60 @@ def test_sections_of_other_stages_have_other_fingerprints(tmp_path: Path) -> Non
         work.open_work(work.Work, "b", str(tmp_path / "b"), Register(), {}) as other,
     ):
         assert one.fingerprint != other.fingerprint
+
+
+def fail(out: str, error: UserError, **options: Any) -> None:
+    """Opens a run that ends with an error."""
+    with pytest.raises(type(error), match=f"^{error}$"), open(out, **options):
+        raise error
+
+
+def assert_not_repeated(out: str) -> None:
+    """Lets a computation fail in a pipeline, and checks when it is begun again."""
+    fail(out, RepeatingError("the loss is nan"), runtime=Runtime())
+    with pytest.raises(UserError, match=r"^the loss is nan \(an earlier attempt ended so, .* or delete .*\.failed\)$") as refused:
+        begin(out, runtime=Runtime())
+    assert not refused.value.temporary
+    for change in (
+        {"params": Evaluate(seed=2)},
+        {"inputs": {"shards": "def"}},
+        {"runtime": Runtime(compile=True)},
+        {"rounding": {"ranks": 2}},
+    ):
+        begin(out, **{"runtime": Runtime(), **change})
+    note = str(refused.value).removesuffix(")").rpartition(" ")[2]
+    storage.delete(note)
+    begin(out, runtime=Runtime())
+    fail(out, SharedError("of another process", repeats=True))
+    assert storage.exists(note)
+    begin(out, runtime=Runtime()).finish({})
+    assert not storage.exists(note)
+
+
+def test_a_computation_that_failed_in_a_pipeline_is_not_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "run")
+    assert_not_repeated(str(tmp_path / "out"))
+
+
+@pytest.mark.services
+def test_neither_is_one_whose_pod_had_a_work_folder_of_its_own(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KFP_RUN_ID", "run")
+    assert_not_repeated(s3)
+    fail(f"{s3}2", RepeatingError("the loss is nan"))
+    shutil.rmtree(tmp_path / ".partial")
+    with pytest.raises(UserError, match="an earlier attempt ended so"):
+        begin(f"{s3}2")
+
+
+@pytest.mark.parametrize("error", [UserError("no disk"), TemporaryError("no server")])
+def test_other_errors_leave_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: UserError) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "run")
+    fail(str(tmp_path / "out"), error)
+    begin(tmp_path / "out")
+
+
+def test_by_hand_everything_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    fail(str(tmp_path / "out"), RepeatingError("the loss is nan"))
+    begin(tmp_path / "out")

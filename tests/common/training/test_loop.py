@@ -3,14 +3,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from components.common.errors import UserError
+from components.common.errors import RepeatingError, TemporaryError, UserError
 from components.common.formats.history import VOLATILE
 from components.common.runs import signals
 from components.common.runs.params import Runtime
@@ -72,7 +71,7 @@ def test_a_stop_at_any_step_changes_neither_steps_nor_averages(folder: Path, sto
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_key(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"the loss is nan at step 6; lower pretrain\.lr"):
+    with pytest.raises(RepeatingError, match=r"the loss is nan at step 6; lower pretrain\.lr"):
         train(Counting(nan_at=7), folder)
 
 
@@ -110,19 +109,19 @@ def checkpoints(folder: Path) -> list[str]:
 
 def test_weights_that_are_not_finite_are_never_saved(folder: Path) -> None:
     expected = r"^model\.weight is not finite after step 4; lower pretrain\.lr; the last healthy checkpoint is .*000000003\.pt"
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(RepeatingError, match=expected):
         loop.Trainer(Failing(infinite_from=4), "pretrain", folder, 3, Runtime(checkpoint_minutes=0)).run()
     assert checkpoints(folder) == ["000000002.pt", "000000003.pt"]
 
 
 def test_weights_are_checked_after_the_last_step(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.weight is not finite after step 15"):
+    with pytest.raises(RepeatingError, match=r"model\.weight is not finite after step 15"):
         loop.Trainer(Failing(infinite_from=15), "pretrain", folder, 3, Runtime(checkpoint_minutes=60)).run()
 
 
 def test_unhealthy_epochs_stop_the_run_and_keep_the_last_healthy_checkpoint(folder: Path) -> None:
     # Losses are 0 to 4, 10 to 14 and 20 to 24: the second and third epochs are unhealthy.
-    with pytest.raises(UserError, match=r"it has collapsed; the last healthy checkpoint is .*000000005\.pt"):
+    with pytest.raises(RepeatingError, match=r"it has collapsed; the last healthy checkpoint is .*000000005\.pt"):
         loop.Trainer(Failing(unhealthy_from=10), "pretrain", folder, 9, Runtime(checkpoint_minutes=0, keep_checkpoints=3)).run()
     assert checkpoints(folder) == ["000000005.pt", *(f"0000000{step}.doubtful.pt" for step in (12, 13, 14))]
 
@@ -291,7 +290,7 @@ def test_a_step_that_asked_for_gpus_does_not_train_on_the_cpu(
     with pytest.raises(UserError, match=r"device: a GPU is asked for, but torch .* sees none with no NVIDIA driver; "):
         devices.set_up(device, 0)
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n")
-    with pytest.raises(UserError, match=r"with driver 550\.54\.15; choose a newer driver"):
+    with pytest.raises(UserError, match=r"which needs driver \d+ or newer\) sees none with driver 550\.54\.15; install a newer driver"):
         devices.set_up(device, 0)
     assert devices.set_up("cpu", 0).type == "cpu"
 
@@ -303,7 +302,25 @@ def test_memory_that_does_not_suffice_names_what_to_change(folder: Path, monkeyp
         def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
-    with pytest.raises(UserError, match=r"the GPU's 80 GiB of memory do not suffice; raise pretrain\.accumulate"):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 78 * 2**30)
+    with pytest.raises(RepeatingError, match=r"the GPU's 80 GiB of memory do not suffice; raise pretrain\.accumulate"):
         train(Large(), folder)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 30 * 2**30)
+    with pytest.raises(TemporaryError, match=r"^other processes hold 49 of the GPU's 80 GiB of memory; end them, .* raise pretrain"):
+        train(Large(), folder)
+
+
+def test_a_missing_compiler_is_named_before_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"^runtime\.compile: gcc or clang is not installed; install it or set runtime\.compile to false$"):
+        devices.require_compiler(torch.device("cuda"))
+    with pytest.raises(UserError, match=r"g\+\+ is not installed"):
+        devices.require_compiler(torch.device("cpu"))
+    for name in ("clang", "c++"):
+        (tmp_path / name).touch(0o755)
+    devices.require_compiler(torch.device("cuda"))
+    monkeypatch.setenv("CXX", "c++")
+    devices.require_compiler(torch.device("cpu"))
