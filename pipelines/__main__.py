@@ -48,10 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--settings", default=EXAMPLE, metavar="FILE", help="settings of the cluster (default: pipelines/settings.yaml)")
-    pipeline = _Parser(add_help=False, parents=[common])
+    stages = _Parser(add_help=False, parents=[common])
+    stages.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters of the stages (default: params.yaml)")
+    stages.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
+    pipeline = _Parser(add_help=False, parents=[stages])
     pipeline.add_argument("name", choices=sorted(PARAMETERS), metavar="NAME", help=", ".join(sorted(PARAMETERS)))
-    pipeline.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters of the stages (default: params.yaml)")
-    pipeline.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
     server = _Parser(add_help=False)
     server.add_argument("--host", metavar="URL", help="address of Kubeflow Pipelines (default: from the settings)")
     server.add_argument("--namespace", metavar="N", help="namespace of the run's pods (default: from the settings)")
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--experiment", metavar="E", help="experiment that lists the run (default: from the settings)")
     submit.add_argument("--wait", action="store_true", help="follow the run until it ends")
     submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
-    commands.add_parser("doctor", parents=[common, server], help="check what the cluster of a settings file lacks, with your rights")
+    commands.add_parser("doctor", parents=[stages, server], help="check what the cluster of a settings file lacks, with your rights")
     for name, text in (("status", "show the state of a run"), ("cancel", "stop a run")):
         command = commands.add_parser(name, parents=[common, server], help=text)
         command.add_argument("run", metavar="RUN_ID", help="id that submit printed")

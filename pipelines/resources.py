@@ -76,11 +76,11 @@ def _set_nodes(task: dsl.PipelineTask, step: StepResources, settings: Settings) 
 
 def _set_queue(task: dsl.PipelineTask, step: StepResources, settings: Settings) -> None:
     if step.gpus:
-        for key, value in _queue_labels(settings).items():
+        for key, value in queue_labels(settings).items():
             kubernetes.add_pod_label(task, key, value)
 
 
-def _queue_labels(settings: Settings) -> dict[str, str]:
+def queue_labels(settings: Settings) -> dict[str, str]:
     """Returns the labels of what Kueue is to admit."""
     if settings.queue is None:
         return {}
@@ -149,7 +149,7 @@ def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
         "nodes": count,
         "processes": processes(settings, "pretrain"),
         "resources": {"requests": requests, "limits": limits},
-        "labels": _queue_labels(settings),
+        "labels": queue_labels(settings),
         "annotations": {TOPOLOGY: settings.queue.topology} if settings.queue and settings.queue.topology else {},
         "deadline_seconds": _timeout_seconds(step),
         "environment": {
@@ -161,7 +161,7 @@ def describe_nodes(settings: Settings, count: int) -> dict[str, Any]:
         "service_account": settings.trainer.service_account,
         "image_pull_secrets": [{"name": name} for name in settings.images.pull_secrets],
         "security_context": {"runAsNonRoot": True, "runAsUser": settings.user.uid, "runAsGroup": settings.user.gid},
-        **_scheduling(_pools(step, settings)),
+        **scheduling(_pools(step, settings)),
     }
 
 
@@ -179,7 +179,7 @@ def _volumes(settings: Settings, step: StepResources) -> list[tuple[dict[str, An
     return [*volumes, ({"name": "secrets", "projected": {"sources": sources}}, SECRETS_FOLDER)]
 
 
-def _scheduling(pools: list[Pool]) -> dict[str, Any]:
+def scheduling(pools: list[Pool]) -> dict[str, Any]:
     """Returns node selector, tolerations and affinity of pools, as in a pod spec."""
     selector = {key: value for pool in pools for key, value in pool.node_selector.items()}
     tolerations = [taint.model_dump(exclude_none=True) for pool in pools for taint in pool.tolerations]

@@ -159,21 +159,31 @@ def _matches(affinity: Affinity, labels: dict[str, str]) -> bool:
     return int(value) > int(affinity.values[0]) if affinity.operator == "Gt" else int(value) < int(affinity.values[0])
 
 
-def trainer(cluster: Cluster, settings: Settings) -> Finding:
-    """Looks for Kubeflow Trainer and the runtime of the settings."""
+def trainer(cluster: Cluster, settings: Settings, needed: bool) -> Iterator[Finding]:
+    """Looks for Kubeflow Trainer, the runtime of the settings, and the service account of the nodes; `needed` by the parameters."""
+    missing, condition = (WRONG, "") if needed else (UNKNOWN, "; only pretraining on several nodes needs it")
     api, name = client.CustomObjectsApi(cluster.api), settings.trainer.runtime
+    state, said = missing, f"is not installed, or has no runtime {name}; apply deploy/training-runtime.yaml{condition}"
+    for get, *place in (
+        (api.get_namespaced_custom_object, cluster.namespace, "trainingruntimes"),
+        (api.get_cluster_custom_object, "clustertrainingruntimes"),
+    ):
+        try:
+            cluster.call(get, TRAINER, "v1alpha1", *place, name)
+            state, said = FINE, f"has the runtime {name}{f' in {place[0]}' if len(place) > 1 else ''}"
+            break
+        except UserError as error:
+            if not is_missing(error):
+                state, said = unknown("Trainer", error)[1:]
+    yield Finding("Trainer", state, said)
+    account = settings.trainer.service_account or "default"
+    what = f"service account {account} of the training nodes"
     try:
-        cluster.call(api.get_cluster_custom_object, TRAINER, "v1alpha1", "clustertrainingruntimes", name)
-        return Finding("Trainer", FINE, f"has the runtime {name}")
+        cluster.call(cluster.core.read_namespaced_service_account, account, cluster.namespace)
+        yield Finding(what, FINE, "exists")
     except UserError as error:
-        if not is_missing(error):
-            return unknown("Trainer", error)
-    try:
-        cluster.call(api.get_namespaced_custom_object, TRAINER, "v1alpha1", cluster.namespace, "trainingruntimes", name)
-        return Finding("Trainer", FINE, f"has the runtime {name} in {cluster.namespace}")
-    except UserError as error:
-        missing = f"is not installed, or has no runtime {name}; only pretraining on several nodes needs it"
-        return Finding("Trainer", UNKNOWN, missing) if is_missing(error) else unknown("Trainer", error)
+        remedy = f"does not exist in {cluster.namespace}; {APPLY} or correct trainer.service_account{condition}"
+        yield Finding(what, missing, remedy) if is_missing(error) else unknown(what, error)
 
 
 def lost_pods(cluster: Cluster, settings: Settings) -> Finding:

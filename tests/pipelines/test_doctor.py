@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
+import torch
 import yaml
 from kubernetes.config import kube_config
 
+from components.common.training import devices
 from pipelines.__main__ import main
 from pipelines.doctor import checks, pod, probe
 from pipelines.doctor.rights import NEEDED, Right
-from pipelines.settings import Affinity, Pool
+from pipelines.settings import EXAMPLE, Affinity, Pool
 from tests import ROOT
 from tests.pipelines import double
 from tests.pipelines.test_deploy import allowed
@@ -68,7 +71,9 @@ def container(name: str, **state: Any) -> dict[str, Any]:
     return {"name": name, "image": f"registry/{name}:1", "imageID": "", "ready": False, "restartCount": 0, "state": state}
 
 
+NOT_FOUND = {"reason": "ErrImagePull", "message": "not\nfound"}
 DONE = {"terminated": {"exitCode": 0}}
+FOUND_GPU = '{"what": "GPU", "fine": true, "said": "NVIDIA H100 with driver 580.95.05"}\n'
 FOUND = '{"what": "S3", "fine": true, "said": "s3://cxr/artifacts can be written to"}\n'
 
 
@@ -82,8 +87,9 @@ class Kubernetes(ThreadingHTTPServer):
         """Paths that are answered with 403."""
         self.denied: set[tuple[str, str]] = set()
         """Verb and resource of the rights that the account lacks."""
-        self.pod: dict[str, Any] = {"phase": "Succeeded", "containerStatuses": [container("cpu", **DONE), container("gpu", **DONE)]}
-        self.log = f"a line of a library\n{FOUND}"
+        self.pods: dict[str, dict[str, Any]] = {name: {"containerStatuses": [container(name, **DONE)]} for name in ("cpu", "gpu")}
+        """Status by image."""
+        self.logs = {"cpu": f"a line of a library\n{FOUND}", "gpu": FOUND_GPU}
         self.created: list[dict[str, Any]] = []
         self.deleted = 0
 
@@ -102,14 +108,14 @@ class Kubernetes(ThreadingHTTPServer):
                 }
             case "POST", "pods":
                 self.created.append(body)
-                return 201, {"metadata": {"name": "cxr-doctor-1"}}
-            case "GET", "cxr-doctor-1":
-                return 200, {"metadata": {"name": "cxr-doctor-1"}, "status": self.pod}
+                return 201, {"metadata": {"name": f"{body['metadata']['generateName']}1"}}
+            case "GET", "cxr-doctor-cpu-1" | "cxr-doctor-gpu-1" as name:
+                return 200, {"metadata": {"name": name}, "status": self.pods[name.split("-")[2]]}
             case "GET", "log":
-                return 200, self.log
-            case "DELETE", "cxr-doctor-1":
+                return 200, self.logs[path.split("-")[-2]]
+            case "DELETE", name if name.startswith("cxr-doctor-"):
                 self.deleted += 1
-                return 200, {"metadata": {"name": "cxr-doctor-1"}}
+                return 200, {"metadata": {"name": name}}
         return (200, self.objects[path]) if path in self.objects else (404, {"message": "not found"})
 
 
@@ -149,10 +155,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kuberne
         running.shutdown()
 
 
-def doctor(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
+def doctor(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, str]]:
     """Runs the command; returns its exit code, and the lines by what they are about."""
     with double.serve() as kubeflow:
-        code = main(["doctor", "--host", kubeflow.url])
+        code = main(["doctor", "--host", kubeflow.url, *options])
     out, err = capsys.readouterr()
     assert not err
     return code, {line[6:].partition(":")[0]: line for line in out.splitlines()}
@@ -164,11 +170,15 @@ def test_a_complete_cluster(cluster: Kubernetes, capsys: pytest.CaptureFixture[s
     assert {line[:5].strip() for line in lines.values()} == {"ok"}
     assert lines["rights of cxr-pipelines"] == f"ok    rights of cxr-pipelines: may do the {len(NEEDED)} things that a step does"
     assert lines["GPU nodes"].startswith("ok    GPU nodes: 1 of 1 nodes have 1 nvidia.com/gpu")
-    assert {"Kubeflow", "secret cxr-s3", "volume cxr-work", "Trainer", "lost pods", "image cpu", "image gpu", "S3"} <= lines.keys()
-    (made,) = cluster.created
-    made["metadata"]["name"] = "cxr-doctor-1"
-    kubernetes_validate.validate(made, "1.34", strict=True)
-    assert cluster.deleted == 1
+    assert {"Kubeflow", "secret cxr-s3", "volume cxr-work", "Trainer", "lost pods", "image cpu", "image gpu", "S3", "GPU"} <= lines.keys()
+    for made in cluster.created:
+        made["metadata"]["name"] = "cxr-doctor-1"
+        kubernetes_validate.validate(made, "1.34", strict=True)
+    on_gpu = cluster.created[1]["spec"]
+    assert on_gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert on_gpu["nodeSelector"] == {"cxr/pool": "gpu"}
+    assert {taint["key"] for taint in on_gpu["tolerations"]} == {"nvidia.com/gpu", "cxr/spot"}
+    assert cluster.deleted == 2
 
 
 @pytest.mark.parametrize(
@@ -195,19 +205,19 @@ def test_a_complete_cluster(cluster: Kubernetes, capsys: pytest.CaptureFixture[s
             for data in (None, {"workflowDefaults": "spec:"}, {"workflowDefaults": "a: ["})
         ),
         (
-            lambda it: it.pod.update(
-                containerStatuses=[container("cpu", waiting={"reason": "ErrImagePull", "message": "not\nfound"}), container("gpu", **DONE)]
-            ),
+            lambda it: it.pods["cpu"].update(containerStatuses=[container("cpu", waiting=NOT_FOUND)]),
             "image cpu",
             "registry/cpu:1: ErrImagePull, not found",
         ),
-        (lambda it: setattr(it, "log", '{"what": "MLflow", "fine": false, "said": "answers 401"}'), "MLflow", "answers 401"),
+        (lambda it: it.logs.update(cpu='{"what": "MLflow", "fine": false, "said": "answers 401"}'), "MLflow", "answers 401"),
+        (lambda it: it.logs.update(gpu='{"what": "GPU", "fine": false, "said": "sees none"}'), "GPU", "sees none"),
     ],
 )  # fmt: skip
 def test_what_is_wrong(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], change: Any, what: str, said: str) -> None:
     change(cluster)
     code, lines = doctor(capsys)
     assert code == 1
+    assert "image gpu" in lines, "one broken image does not keep the other from being looked at"
     assert lines[what].startswith("WRONG")
     assert said in lines[what]
     assert [line[:5] for line in lines.values()].count("WRONG") == 1
@@ -244,31 +254,35 @@ def test_a_user_with_few_rights_learns_what_could_not_be_looked_at(cluster: Kube
     assert lines.pop("Kubeflow").startswith("ok")
     assert {line[:5].strip() for line in lines.values()} == {"?"}
     assert "you may do all" in lines["rights of cxr-pipelines"]
-    assert lines["image pull, S3 and MLflow"].endswith("no pod can be started there; Kubernetes: answers 403, forbidden")
+    assert lines["image cpu"].endswith("no pod can be started there; Kubernetes: answers 403, forbidden")
 
 
-def test_a_pod_without_a_place_is_reported_at_once(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("target", "state"), [("cpu", "WRONG"), ("gpu", "?")])
+def test_a_pod_without_a_place_is_reported_at_once(
+    cluster: Kubernetes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, target: str, state: str
+) -> None:
+    """All GPUs may be in use."""
     monkeypatch.setattr(pod, "PATIENCE_SECONDS", 0.1)
     reason = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims"
-    cluster.pod = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": reason}]}
+    cluster.pods[target] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": reason}]}
     with double.serve() as kubeflow:
-        assert main(["doctor", "--host", kubeflow.url]) == 1
+        assert main(["doctor", "--host", kubeflow.url]) == (state == "WRONG")
     first, second = [line for line in capsys.readouterr().out.splitlines() if reason in line]
-    assert first.startswith("?     pod cxr-doctor-1: waits for a place")
-    assert second.startswith("WRONG pod cxr-doctor-1: has not run")
-    assert cluster.deleted == 1
+    assert first.startswith(f"?     pod cxr-doctor-{target}-1: waits for a place")
+    assert second.startswith(f"{state:5} pod cxr-doctor-{target}-1: has not run")
+    assert cluster.deleted == 2
 
 
-def test_ctrl_c_deletes_the_pod(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_deletes_the_pods(cluster: Kubernetes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    cluster.pod = {"phase": "Pending"}
+    cluster.pods["cpu"] = {"phase": "Pending"}
     monkeypatch.setattr(pod, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
     with double.serve() as kubeflow:
         assert main(["doctor", "--host", kubeflow.url]) == 130
     assert capsys.readouterr().err == "doctor: interrupted\n"
-    assert cluster.deleted == 1
+    assert cluster.deleted == 2
 
 
 def test_without_a_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,9 +317,47 @@ def test_affinities(affinity: Affinity, fits: bool) -> None:
 
 def test_the_probe_tries_what_the_steps_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("CXR_WORK_DIR", str(tmp_path / "work"))
-    assert probe.main(str(tmp_path / "root")) == 0
+    assert probe.main([str(tmp_path / "root")]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(one["what"], one["fine"]) for one in found] == [("S3", True), ("MLflow", True), ("volume", True)]
     (tmp_path / "file").touch()
-    probe.main(str(tmp_path / "file"))
+    probe.main([str(tmp_path / "file")])
     assert json.loads(capsys.readouterr().out.splitlines()[0])["fine"] is False
+
+
+@pytest.mark.parametrize(
+    ("path", "what", "said"),
+    [
+        (
+            f"{TRAINER}/namespaces/cxr/trainingruntimes/cxr-pretrain",
+            "Trainer",
+            "has no runtime cxr-pretrain; apply deploy/training",
+        ),
+        (f"{SPACE}/serviceaccounts/nodes", "service account nodes of the training nodes", "or correct trainer.service_account"),
+    ],
+)
+@pytest.mark.parametrize(("nodes", "state"), [("1", "?"), ("2", "WRONG")])
+def test_what_several_nodes_need(
+    cluster: Kubernetes, capsys: pytest.CaptureFixture[str], tmp_path: Path, path: str, what: str, said: str, nodes: str, state: str
+) -> None:
+    """It is wrong only if the parameters ask for several nodes."""
+    (tmp_path / "settings.yaml").write_text(EXAMPLE.read_text().replace("service_account: cxr-pipelines}", "service_account: nodes}"))
+    cluster.objects[f"{SPACE}/serviceaccounts/nodes"] = {"metadata": {"name": "nodes"}}
+    del cluster.objects[path]
+    code, lines = doctor(capsys, "--settings", str(tmp_path / "settings.yaml"), "--set", f"runtime.nodes={nodes}")
+    assert code == (state == "WRONG")
+    assert lines[what].startswith(f"{state:5} {what}: ")
+    assert said in lines[what]
+
+
+def test_the_probe_of_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert probe.main([]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["what"], found["fine"]) == ("GPU", False)
+    assert "needs driver 580 or newer" in found["said"]
+
+
+def test_the_driver_that_the_gpu_image_needs_is_documented() -> None:
+    (major,) = re.findall(r"(?m)^nvidia-cuda-runtime==(\d+)\.", (ROOT / "docker" / "gpu.lock").read_text())
+    assert f"driver {devices.OLDEST_DRIVERS[major]} or newer" in (ROOT / "docs" / "kubernetes.md").read_text()
