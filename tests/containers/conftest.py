@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 PULLED_BASE = "docker.io/library/python:3.11-slim-bookworm"
 OWN_BASE = "localhost/cxr-base:bookworm"
-INCLUDE = "python3,python3-pip,python3-venv,ca-certificates"
+INCLUDE = "python3,python3-dev,python3-pip,python3-venv,ca-certificates"
 
 
 START_SECONDS = 60

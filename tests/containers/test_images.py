@@ -42,6 +42,12 @@ def test_the_large_image_also_trains_without_a_gpu(images: Images, tmp_path: Pat
     assert record["git"]["commit"] == _commit()
 
 
+def test_the_large_image_has_the_compiler_that_torch_needs(images: Images) -> None:
+    headers = "$(python -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
+    done = inside(images.gpu, "sh", "-c", f"echo '#include <Python.h>' | gcc -x c -fsyntax-only -I {headers} -")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_user_and_labels(images: Images, target: str) -> None:
     image = getattr(images, target)
