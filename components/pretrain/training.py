@@ -41,8 +41,6 @@ class Pretraining(loop.Trainable):
         self.params, self.runtime, self.shards, self.distribution = params, runtime, shards, params.distribution
         self.inputs, self.upstream = shards.inputs, shards.upstream
         self.device = devices.set_up(params.device, params.seed)
-        if runtime.compile:
-            devices.require_compiler(self.device)
         self.reader = Reader(shards, "train")
         _check(params, len(self.reader))
         self.mean, self.std = shards.mean_std

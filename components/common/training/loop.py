@@ -110,6 +110,7 @@ class Trainer:
         """
         self._trainable.start()
         for module in self._trainable.compiled if self._runtime.compile else ():
+            devices.require_compiler(next(module.parameters()).device)
             module.compile()
         self._restore()
         self._began = time.monotonic()
