@@ -7,7 +7,6 @@ Prints a table of Markdown; the page of `evaluate`, OUT/evaluation/report.html, 
 """
 
 from benchmarks import stages
-from benchmarks.arms import run
 from benchmarks.stages import overrides, read_json, with_interval
 
 MODES = {"linear": "linear probe", "knn": "nearest neighbours", "finetune": "fine-tuning"}
@@ -26,7 +25,7 @@ def main() -> None:
     folders = [options.out / mode / f"{fraction:g}" for mode, fraction in cells]
     for (mode, fraction), folder in zip(cells, folders, strict=True):
         settings = overrides([f"classify.mode={mode}", f"classify.label_fraction={fraction:g}"])
-        run(["classify", "--shards", options.shards, *backbone, *common, *settings], folder)
+        stages.run_once(["classify", "--shards", options.shards, *backbone, *common, *settings], folder)
     page = options.out / "evaluation"
     stages.run(["evaluate", "--predictions", *map(str, folders), "--out", str(page), *common])
     metrics = read_json(page / "metrics.json")

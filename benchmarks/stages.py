@@ -54,6 +54,12 @@ def run(command: list[str], mlflow: Path | None = None, log: Path | None = None)
     return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
+def run_once(command: list[str], out: Path) -> None:
+    """Run a stage unless its output exists."""
+    if not (out / "run.json").exists():
+        run([*command, "--out", str(out)])
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
     content: dict[str, Any] = json.loads(path.read_text())

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     stages.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
     pipeline = _Parser(add_help=False, parents=[stages])
     pipeline.add_argument("name", choices=sorted(PARAMETERS), metavar="NAME", help=", ".join(sorted(PARAMETERS)))
+    start = "starting point of pretraining: a checkpoint, a ResNet or an output folder of pretrain (default: random weights)"
     server = _Parser(add_help=False)
     server.add_argument("--host", metavar="URL", help="address of Kubeflow Pipelines (default: from the settings)")
     server.add_argument("--namespace", metavar="N", help="namespace of the run's pods (default: from the settings)")
@@ -66,9 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         "--runner", default="subprocess", choices=("subprocess", "docker"), help="docker: in the images (default: subprocess)"
     )
     local.add_argument("--raw", default="data", metavar="PATH", help="raw files (default: data)")
+    local.add_argument("--start", default="", metavar="PATH", help=start)
     local.add_argument("--out", default="artifacts/pipeline", metavar="PATH", help="folder of all outputs (default: artifacts/pipeline)")
     submit = commands.add_parser("submit", parents=[pipeline, server], help="run a pipeline on the cluster")
     submit.add_argument("--raw", metavar="URI", help="raw files: s3://BUCKET/PREFIX, or dvc:REVISION for data.dvc at that commit")
+    submit.add_argument("--start", default="", metavar="URI", help=start)
     submit.add_argument("--out", metavar="URI", help="prefix of all outputs (default: from the settings)")
     submit.add_argument("--experiment", metavar="E", help="experiment that lists the run (default: from the settings)")
     submit.add_argument("--wait", action="store_true", help="follow the run until it ends")

@@ -1,7 +1,7 @@
 """The steps of a pipeline in containers on this machine, by Docker or by podman, which serves the same API.
 
-A container sees two folders of the machine, at the same paths: the raw files, read-only, and the folder of all outputs. It uses the
-network of the machine, so that it can reach servers on loopback.
+A container sees at their paths on the machine the raw files and the starting point, read-only, and the folder of all outputs. It uses
+the network of the machine, so that it can reach servers on loopback.
 """
 
 import codecs
@@ -41,15 +41,15 @@ PASSED_ON = (
 
 
 @contextmanager
-def runner(settings: Settings, raw: str, root: str) -> Iterator[local.DockerRunner]:
-    """Provides the runner for local runs of kfp; `raw` is mounted if it is a folder, and `root` is created if necessary.
+def runner(settings: Settings, inputs: tuple[str, ...], root: str) -> Iterator[local.DockerRunner]:
+    """Provides the runner for local runs of kfp; those `inputs` that are local are mounted, and `root` is created if necessary.
 
     Raises:
         UserError: no container engine answers, or an image is missing.
     """
     _check_engine(settings)
     _make_folder(Path(root), settings.user)
-    original, docker_task_handler.run_docker_container = docker_task_handler.run_docker_container, _RunContainer(_volumes(raw, root))
+    original, docker_task_handler.run_docker_container = docker_task_handler.run_docker_container, _RunContainer(_volumes(inputs, root))
     try:
         yield local.DockerRunner(
             environment=environment(settings, root),
@@ -125,10 +125,10 @@ def _identity(user: User) -> str:
     return f"{os.getuid()}:{os.getgid()}" if os.getuid() else f"{user.uid}:{user.gid}"
 
 
-def _volumes(raw: str, root: str) -> dict[str, dict[str, str]]:
+def _volumes(inputs: tuple[str, ...], root: str) -> dict[str, dict[str, str]]:
     """Returns the mounts, in the terms of the Docker API."""
-    outputs = {root: {"bind": root, "mode": "rw"}}
-    return {raw: {"bind": raw, "mode": "ro"}, **outputs} if Path(raw).is_dir() else outputs
+    given = {path: {"bind": path, "mode": "ro"} for path in inputs if path and Path(path).exists()}
+    return {**given, root: {"bind": root, "mode": "rw"}}
 
 
 def environment(settings: Settings, root: str) -> dict[str, str]:

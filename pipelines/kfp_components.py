@@ -1,15 +1,25 @@
 """The Kubeflow components that belong to no stage: `begin` and `end` of a pipeline, and `plan` and `model` of a study."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
-def begin(name: str, raw: str, root: str, partitions: int, data_version: str) -> list[str]:
+def begin(
+    name: str,
+    raw: str,
+    start: str,
+    root: str,
+    partitions: int,
+    data_version: str,
+) -> NamedTuple("Outputs", [("Output", list[str]), ("start", str)]):  # type: ignore[valid-type]
     """Checks that data, storage and MLflow can be used, and opens the MLflow run.
 
     Args:
         name: name of the pipeline.
         raw: folder of the raw files.
+        start: starting point of pretraining; empty for random weights.
         root: parent folder of all outputs.
         partitions: number of partitions.
         data_version: MD5 of the raw files if DVC tracks them, else empty.
@@ -17,16 +27,19 @@ def begin(name: str, raw: str, root: str, partitions: int, data_version: str) ->
     Returns:
         For each partition a JSON text: its number (`i/n`), `raw`, and a digest of the listing of `raw`. They are passed on together,
         since local runs of kfp give a task in a loop the item of the loop in place of any output of a task outside; and as text, since
-        the compiler and the driver of Kubeflow mix up the fields of items that are mappings.
+        the compiler and the driver of Kubeflow mix up the fields of items that are mappings. And the starting point as JSON, with the
+        digest of its content, on which the steps that take it depend.
     """
     import json
 
     from components.common.runs.step import exit_codes
-    from pipelines.pipeline_run import begin
+    from pipelines.pipeline_run import begin, digest_start
 
     with exit_codes("begin"):
+        known = {"uri": start, "sha256": digest_start(start)} if start else {}
         listing = begin(name=name, raw=raw, root=root, tags={"data.dvc.md5": data_version} if data_version else {})
-    return [json.dumps({"number": f"{number}/{partitions}", "raw": raw, "listing": listing}) for number in range(partitions)]
+    slices = [json.dumps({"number": f"{number}/{partitions}", "raw": raw, "listing": listing}) for number in range(partitions)]
+    return (slices, json.dumps(known))
 
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
@@ -41,12 +54,23 @@ def end(status: dsl.PipelineTaskFinalStatus) -> None:
 
 @dsl.component(base_image="cpu", install_kfp_package=False)
 def plan(
-    shards: str, root: str, heads: str, phase: int, after: list[str], pretrain: str, classify: str, detect: str, invert: str, study: str
+    shards: str,
+    start: str,
+    root: str,
+    heads: str,
+    phase: int,
+    after: list[str],
+    pretrain: str,
+    classify: str,
+    detect: str,
+    invert: str,
+    study: str,
 ) -> list[str]:
     """Lists the models of one phase of a study.
 
     Args:
         shards: folder of the shards.
+        start: JSON of the starting point of the bases, from the component `begin`.
         root: parent folder of all outputs.
         heads: heads that backbones are compared by, separated by commas.
         phase: number of the phase, from 0.
@@ -68,7 +92,7 @@ def plan(
 
     with exit_codes("plan"):
         sections = {"pretrain": pretrain, "classify": classify, "detect": detect, "invert": invert, "study": study}
-        found = plan(shards, root, parse(sections), heads)
+        found = plan(shards, root, parse(sections), heads, json.loads(start))
     return [json.dumps(model) for model in found.phases()[phase]]
 
 

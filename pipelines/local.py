@@ -33,10 +33,15 @@ def run(options: argparse.Namespace, settings: Settings, params: Params) -> int:
     if options.name != "smoke" and not remote and not Path(options.raw).is_dir():
         raise UserError(f"--raw {options.raw}: no such folder; make one with `python -m components simulate --out {options.raw}`")
     raw = options.raw if remote else str(Path(options.raw).absolute())
-    return 0 if execute(options.name, settings, params, raw, str(Path(options.out).absolute()), options.runner) else 1
+    start = options.start
+    if start and not storage.is_s3(start):
+        start = str(Path(start).absolute())
+        if not Path(start).exists():
+            raise UserError(f"--start {options.start}: no such file or folder; leave it out for random weights")
+    return 0 if execute(options.name, settings, params, raw, str(Path(options.out).absolute()), options.runner, start) else 1
 
 
-def execute(name: str, settings: Settings, params: Params, raw: str, root: str, runner: str = "subprocess") -> bool:
+def execute(name: str, settings: Settings, params: Params, raw: str, root: str, runner: str = "subprocess", start: str = "") -> bool:
     """Runs a pipeline and returns whether it succeeded.
 
     Of the settings, resources are ignored; images, user and environment count for the runner `docker` only, while the runner
@@ -46,10 +51,10 @@ def execute(name: str, settings: Settings, params: Params, raw: str, root: str, 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     os.environ[KFP_VARIABLE] = f"local-{uuid.uuid4().hex[:12]}"
     try:
-        with _runner(runner, settings, raw, root) as chosen, _restored_print(), warnings.catch_warnings():
+        with _runner(runner, settings, (raw, start), root) as chosen, _restored_print(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about resources, which local runs ignore
             local.init(chosen, pipeline_root=str(Path(root, UI_FILES)), raise_on_error=True)
-            pipeline(**parameters.arguments(name, params, raw, root))
+            pipeline(**parameters.arguments(name, params, raw, root, start=start))
     except RuntimeError as error:
         print(f"local: {error}", file=sys.stderr)
         return False
@@ -68,13 +73,13 @@ def _restored_print() -> Iterator[None]:
 
 
 @contextmanager
-def _runner(name: str, settings: Settings, raw: str, root: str) -> Iterator[Any]:
+def _runner(name: str, settings: Settings, inputs: tuple[str, ...], root: str) -> Iterator[Any]:
     if name == "subprocess":
         yield local.SubprocessRunner(use_venv=False)
         return
     from pipelines import containers
 
-    with containers.runner(settings, raw, root) as found:
+    with containers.runner(settings, inputs, root) as found:
         print(f"local: MLflow runs go to {containers.tracking(root)}")
         yield found
 

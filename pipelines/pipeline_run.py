@@ -10,6 +10,7 @@ from threading import Event, Thread
 from typing import Any
 
 from components.common.errors import UserError
+from components.common.formats.backbone import BACKBONE
 from components.common.runs import storage, tracking
 from components.common.runs.delivery import reason
 from components.common.runs.provenance import KFP_VARIABLE, git_state
@@ -130,6 +131,17 @@ def _check_retries() -> None:
 def retries_what_is_killed(strategy: dict[str, Any]) -> bool:
     """Whether a retry strategy of Argo replaces pods that failed without the step being at fault, as deploy/retries.sed sets it."""
     return strategy.get("retryPolicy") == "Always" and "lastRetry" in strategy.get("expression", "")
+
+
+def digest_start(start: str) -> str:
+    """Computes the SHA-256 of a starting point of pretraining: of a file, or of backbone.json in an output folder of pretrain.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    description = storage.join(start, BACKBONE)
+    with storage.opened(description if storage.exists(description) else start) as file:
+        return storage.digest_stream(file)
 
 
 def digest_listing(raw: str) -> str:

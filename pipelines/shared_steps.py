@@ -36,11 +36,13 @@ class SharedSteps:
         return apply(component(**inputs, **shared), step, self.settings)
 
     def begin(self) -> Any:
-        """Checks what the run needs and divides the raw files; returns the partitions."""
-        given = {name: self.given[name] for name in ("raw", "root", "data_version")}
+        """Checks what the run needs and divides the raw files; returns the partitions, and keeps the starting point with its digest."""
+        given = {name: self.given[name] for name in ("raw", "start", "root", "data_version")}
         count = min(self.settings.partitions, self.params.preprocess.parts)
         task = apply(kfp_components.begin(name=self.pipeline, partitions=count, **given), "begin", self.settings)
-        return task.set_caching_options(False).output  # it checks the present state
+        outputs = task.set_caching_options(False).outputs  # it checks the present state
+        self.given["start"] = outputs["start"]
+        return outputs["Output"]
 
     def shards(self, partitions: Any) -> Any:
         """Preprocesses the partitions in parallel and merges them; returns the folder of the shards."""
@@ -50,12 +52,12 @@ class SharedSteps:
 
     def backbone(self, shards: Any) -> Any:
         """Pretrains in one pod, or on as many nodes as `runtime.nodes` says; returns the folder of the backbone."""
-        nodes = self.params.runtime.nodes
+        nodes, given = self.params.runtime.nodes, {"shards": shards, "start": self.given["start"]}
         if nodes > 1:
             cluster = json.dumps(describe_nodes(self.settings, nodes), sort_keys=True)
-            task = self.add(pretraining.launch, "launch", "pretrain", shards=shards, cluster=cluster)
+            task = self.add(pretraining.launch, "launch", "pretrain", cluster=cluster, **given)
         else:
-            task = self.add(pretraining.pretrain, "pretrain", "pretrain", shards=shards, processes=processes(self.settings, "pretrain"))
+            task = self.add(pretraining.pretrain, "pretrain", "pretrain", processes=processes(self.settings, "pretrain"), **given)
         return task.outputs["Output"]
 
     def models(self, shards: Any, backbone: Any) -> dict[str, Any]:

@@ -30,9 +30,8 @@ def study(settings: Settings, params: Params) -> BaseComponent:
 
 
 def _plan(steps: SharedSteps, shards: Any, phase: int, after: Any) -> Any:
-    sections = {name: steps.given[name] for name in (*COMPARED, "study")}
-    given = {"shards": shards, "root": steps.given["root"], "heads": ",".join(steps.settings.heads)}
-    task = kfp_components.plan(phase=phase, after=after, **given, **sections)
+    given = {name: steps.given[name] for name in ("start", "root", *COMPARED, "study")}
+    task = kfp_components.plan(shards=shards, heads=",".join(steps.settings.heads), phase=phase, after=after, **given)
     return apply(task, "begin", steps.settings).set_display_name("plan").output
 
 

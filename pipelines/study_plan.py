@@ -31,6 +31,7 @@ class StudyPlan(NamedTuple):
     pretrained: str  # parent folder of bases and backbones; studies on several cohorts share it
     params: Params
     heads: tuple[str, ...]  # heads that backbones are compared by; `classify` always is
+    start: str = ""  # starting point of the bases; empty for random weights
 
     def phases(self) -> list[list[Model]]:
         """Lists the models in three phases: each needs those of the phases before."""
@@ -44,13 +45,14 @@ class StudyPlan(NamedTuple):
 
     def _base_model(self, seed: int) -> Model:
         epochs = self.params.study.base_epochs
-        return self._pretraining(self._base(seed), {}, preset="moco", epochs=epochs, seed=seed)
+        inputs = {"start": self.start} if self.start else {}
+        return self._pretraining(self._base(seed), inputs, preset="moco", epochs=epochs, seed=seed)
 
     def _backbone_model(self, arm: str, seed: int) -> Model:
-        return self._pretraining(self._backbone(arm, seed), {"start": self._base(seed)}, preset=arm, seed=seed)
+        return self._pretraining(self.backbone(arm, seed), {"start": self._base(seed)}, preset=arm, seed=seed)
 
     def _cells(self, arm: str, seed: int) -> Iterator[Model]:
-        study, backbone = self.params.study, self._backbone(arm, seed)
+        study, backbone = self.params.study, self.backbone(arm, seed)
         yield self._model("classify", self._path("probe", "all", arm, seed), {"backbone": backbone}, mode="linear", seed=seed)
         for fraction in study.fractions:
             folder = self._path("scarcity", fraction, arm, seed)
@@ -79,7 +81,8 @@ class StudyPlan(NamedTuple):
     def _base(self, seed: int) -> str:
         return storage.join(self.pretrained, "bases", str(seed))
 
-    def _backbone(self, arm: str, seed: int) -> str:
+    def backbone(self, arm: str, seed: int) -> str:
+        """Returns the folder of a backbone."""
         return storage.join(self.pretrained, "backbones", arm, str(seed))
 
     def _generator(self, seed: int) -> str:
@@ -89,13 +92,23 @@ class StudyPlan(NamedTuple):
         return storage.join(self.folder, *map(str, names))
 
 
-def plan(shards: str, root: str, params: Params, heads: str) -> StudyPlan:
-    """Plans a study for heads separated by commas, in a folder of `root` named by a hash of all that its result depends on."""
+def plan(shards: str, root: str, params: Params, heads: str, start: dict[str, str] | None = None) -> StudyPlan:
+    """Plans a study in a folder of `root` named by a hash of all that its result depends on.
+
+    Args:
+        shards: folder of the shards.
+        root: parent folder of all outputs.
+        params: parameters of the stages.
+        heads: heads separated by commas.
+        start: `uri` and `sha256` of the starting point of the bases; empty for random weights.
+    """
+    start = start or {}
     depends = {
         "shards": shards,
+        "start": start,
         "commit": git_state()["commit"],
         "params": {name: params.section(name).values() for name in (*COMPARED, "study")},
     }
     key = storage.digest(json.dumps(depends, sort_keys=True).encode())[:KEY_DIGITS]
     folder = storage.join(root, "study", key)
-    return StudyPlan(shards, (shards,), folder, folder, params, tuple(heads.split(",")))
+    return StudyPlan(shards, (shards,), folder, folder, params, tuple(heads.split(",")), start.get("uri", ""))

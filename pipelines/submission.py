@@ -21,6 +21,8 @@ from pipelines.settings import Settings, commit
 def submit(options: argparse.Namespace, settings: Settings, params: Params) -> int:
     """Runs the command `submit`."""
     server = connect(options, settings)
+    if options.start and not storage.is_s3(options.start):
+        raise UserError(f"--start {options.start}: must be an s3:// URI, which the cluster can read")
     raw, md5 = _raw(options, settings)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, f"{options.name}.yaml")
@@ -35,7 +37,7 @@ def submit(options: argparse.Namespace, settings: Settings, params: Params) -> i
             version=f"{commit()}{dirty}-{storage.digest_file(package)[:8]}",
             run=f"{options.name} {commit()[:12]} {time.strftime('%Y-%m-%d %H:%M', time.gmtime())}",
             service_account=settings.service_account,
-            parameters=parameters.arguments(options.name, params, raw, options.out or settings.root, md5),
+            parameters=parameters.arguments(options.name, params, raw, options.out or settings.root, md5, options.start),
         )
         if options.dry_run:
             shown = {**submission._asdict(), "gpus": gpus(options.name, settings, params)}

@@ -1,15 +1,23 @@
-"""`dvc repro`, `dvc exp run` and `dvc metrics diff` in a fresh clone, on a tiny cohort."""
+"""`dvc repro`, `dvc exp run` and `dvc metrics diff` in a fresh clone, and the study of DVC, on a tiny cohort."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from components.evaluate.run import study as make_page
+from components.heads import HEADS
+from components.params import load
+from pipelines.kfp_components import model as run_model
+from pipelines.study_plan import StudyPlan
 from tests import ROOT
+from tests.pipelines.conftest import PARAMS as TINY
 from tests.test_end_to_end import PARAMS
 
 pytestmark = pytest.mark.slow
@@ -35,11 +43,14 @@ def clone(tmp_path: Path) -> Path:
 
 def call(folder: Path, *command: str) -> str:
     """Runs a command as in an activated environment; returns its output."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "PYTHONPATH")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, env=activated(), text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def activated() -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "PYTHONPATH")}
+    return environment | {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
 
 
 def test_repro_runs_once_and_experiments_rerun_later_stages(clone: Path) -> None:
@@ -69,3 +80,49 @@ def test_asks_for_an_activated_environment(clone: Path) -> None:
     done = subprocess.run([dvc, "repro", "preprocess"], cwd=clone, env=environment, text=True, capture_output=True)
     assert done.returncode != 0
     assert "lacks the packages of this project; run `make .venv` and `. .venv/bin/activate`" in done.stdout + done.stderr
+
+
+STUDY = {
+    "arms": ["base", "moco", "ifa"],
+    "base_epochs": 2,
+    "fractions": [1.0],
+    "positive_rates": [0.3],
+    "imbalanced": "Effusion",
+    "seeds": [0],
+}
+
+
+def test_a_study_that_is_stopped_twice_gives_the_page_of_one_that_is_not(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a base is pretrained, kill -9 while a cell is trained; the other study is made of the models of Kubeflow's plan."""
+    params = yaml.safe_load((clone / "study/params.yaml").read_text())
+    for section in params.keys() & TINY.keys():
+        params[section] |= TINY[section]
+    params["study"] |= STUDY
+    (clone / "study/params.yaml").write_text(yaml.safe_dump(params))
+    call(clone, "dvc", "repro", "preprocess")
+
+    stop(clone, "bases/0.partial/*/checkpoints/*.pt", signal.SIGINT)
+    assert list(clone.glob("artifacts/study/bases/0.partial/*/checkpoints/*.pt"))
+    stop(clone, "scarcity/1.0/moco/0.partial/*/checkpoints/*.pt", signal.SIGKILL)
+    call(clone, "dvc", "repro", "study/dvc.yaml")
+    assert json.loads((clone / "artifacts/study/bases/0/run.json").read_text())["resumed"]
+    assert "up to date" in call(clone, "dvc", "repro", "study/dvc.yaml")
+
+    monkeypatch.chdir(clone)
+    given = load("study/params.yaml")
+    plan = StudyPlan("artifacts/shards", ("artifacts/shards",), "planned", "planned", given, tuple(HEADS))
+    for model in (model for phase in plan.phases() for model in phase):
+        run_model.python_func(item=json.dumps(model), runtime=json.dumps(given.runtime.values()), processes=1)
+    make_page(cells="planned", out="planned/page", **given.arguments("evaluate study"))
+    for name in ("study.html", "study.md", "metrics.json"):
+        assert (clone / "planned/page" / name).read_bytes() == (clone / "artifacts/study/page" / name).read_bytes()
+
+
+def stop(clone: Path, reached: str, how: signal.Signals) -> None:
+    """Runs the study until a file is there, and sends a signal to all its processes."""
+    process = subprocess.Popen(["dvc", "repro", "study/dvc.yaml"], cwd=clone, env=activated(), start_new_session=True)
+    while not list((clone / "artifacts/study").glob(reached)):
+        assert process.poll() is None, "the study ended before"
+        time.sleep(0.01)
+    os.killpg(process.pid, how)
+    assert process.wait() != 0

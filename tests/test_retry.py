@@ -121,7 +121,7 @@ def test_a_signal_between_attempts_ends_it(tmp_path: Path) -> None:
 BEGIN = """
 import os, sys
 from pipelines.kfp_components import begin
-begin.python_func(name="training", raw=sys.argv[1], root=sys.argv[2], partitions=1, data_version="")
+begin.python_func(name="training", raw=sys.argv[1], start="", root=sys.argv[2], partitions=1, data_version="")
 """
 
 

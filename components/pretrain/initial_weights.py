@@ -5,7 +5,8 @@ The content of the path decides how it is read:
 - a folder with backbone.json is an output of pretrain;
 - a file with `module.encoder_q.*` has the format of the published MoCo checkpoints (facebookresearch/moco and its descendants):
   both encoders with their heads and, if present, the queue;
-- a file with torchvision's names, `conv1.weight` and so on, is a ResNet, such as torchvision's for ImageNet.
+- a file with torchvision's names, `conv1.weight` and so on, is a ResNet, such as torchvision's for ImageNet. They may begin with
+  `model.`, as in a saved torchxrayvision ResNet, whose other tensors are left out.
 
 Files are safetensors, or written by `torch.save` and read weights-only.
 """
@@ -60,7 +61,7 @@ def read(source: str, arch: str) -> InitialWeights:
     weights, digest = _tensors(content, source), storage.digest(content)
     query, key = (_below(weights, prefix) for prefix in ("encoder_q.", "encoder_k."))
     if not query:
-        return InitialWeights(source, digest, _prefixed(backbones.adapt(weights, arch, source)))
+        return InitialWeights(source, digest, _prefixed(backbones.adapt(_below(weights, "model.") or weights, arch, source)))
     queue = weights.get("queue")
     if queue is not None:
         # Whatever the pointer, the oldest key comes first here.

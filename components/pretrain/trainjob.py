@@ -17,7 +17,7 @@ from kubernetes import client, config
 from components.common.errors import TemporaryError, UserError
 from components.common.runs.params import Runtime
 from components.common.runs.provenance import KFP_VARIABLE
-from components.common.training.launch import command
+from components.common.training.launch import Inputs, command
 from components.pretrain import nodes
 from components.pretrain.params import Pretrain
 
@@ -42,11 +42,11 @@ LAST_LINES = 20
 log = logging.getLogger(__name__)
 
 
-def run_on_nodes(shards: list[str], out: str, params: Pretrain, runtime: Runtime, cluster: str) -> None:
+def run_on_nodes(inputs: Inputs, out: str, params: Pretrain, runtime: Runtime, cluster: str) -> None:
     """Pretrains on several nodes, described by the JSON of pipelines.resources.describe_nodes; resumes after a preemption."""
     config.load_incluster_config()
     name = f"pretrain-{out.rpartition('/')[2]}"
-    arguments = command("pretrain", {"shards": shards}, out, params, runtime)
+    arguments = command("pretrain", inputs, out, params, runtime)
     TrainJob(name, NAMESPACE.read_text().strip()).run(["python3", *arguments], json.loads(cluster))
 
 

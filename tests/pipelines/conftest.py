@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 import yaml
 
 from components.params import Params, load
@@ -61,6 +63,12 @@ class Workplace:
         path = self.folder / "settings.yaml"
         path.write_text(yaml.safe_dump({**SETTINGS, "steps": steps, **(changes or {})}))
         return str(path)
+
+    def start(self, seed: int) -> str:
+        """Writes a starting point of pretraining, always to the same file."""
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.resnet18().state_dict(), self.folder / "start.pth")
+        return str(self.folder / "start.pth")
 
     def output(self, stage: str) -> Path:
         """Returns the only finished output of a stage."""

@@ -66,12 +66,12 @@ def kill_first_attempt(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) ->
     return marker
 
 
-def by_hand(workplace: Workplace, *heads: str) -> Path:
+def by_hand(workplace: Workplace, *heads: str, start: str | None = None) -> Path:
     """Runs the same stages one after the other in this process, without partitions."""
     folder, params = workplace.folder / "hand", workplace.params
     shards, backbone = str(folder / "shards"), str(folder / "pretrain")
     preprocess(raw=str(workplace.raw), out=shards, **params.arguments("preprocess"))
-    pretrain(shards=[shards], out=backbone, **params.arguments("pretrain"))
+    pretrain(shards=[shards], out=backbone, start=start, **params.arguments("pretrain"))
     for name in heads:
         HEADS[name](shards=[shards], backbone=backbone, out=str(folder / name), **params.arguments(name))
     evaluate(predictions=[str(folder / name) for name in heads], out=str(folder / "evaluate"), **params.arguments("evaluate"))
@@ -92,16 +92,17 @@ def compare(workplace: Workplace, folder: Path, *heads: str) -> None:
 
 
 def test_preempted_training_gives_the_same_result(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Covers partitions, a step that is killed and retried, a gate that refuses, and the exit step."""
+    """Covers partitions, a starting point, a step that is killed and retried, a gate that refuses, and the exit step."""
     marker = kill_first_attempt(workplace, monkeypatch)
+    start = workplace.start(seed=1)
 
-    assert run(workplace, workplace.settings(pretrain=1), "--set", "register.min_auroc=1") == 0
+    assert run(workplace, workplace.settings(pretrain=1), "--set", "register.min_auroc=1", "--start", start) == 0
 
     assert marker.exists(), "the first attempt was not killed"
     assert json.loads((workplace.output("pretrain") / "run.json").read_text())["resumed"]
     assert not list(workplace.out.glob("register/*"))
     assert pipeline_status() == ("FINISHED", {"FINISHED"})
-    compare(workplace, by_hand(workplace, "classify"), "classify")
+    compare(workplace, by_hand(workplace, "classify", start=start), "classify")
 
 
 @pytest.mark.slow
@@ -150,6 +151,14 @@ def test_a_second_run_takes_other_folders_for_other_parameters(workplace: Workpl
 
 
 @pytest.mark.slow
+def test_a_changed_starting_point_gives_another_backbone(workplace: Workplace) -> None:
+    for seed in (1, 2, 2):
+        assert run(workplace, workplace.settings(), "--set", "register.min_auroc=1", "--start", workplace.start(seed)) == 0
+    records = [json.loads(path.read_text()) for path in workplace.out.glob("pretrain/*/run.json")]
+    assert len(records) == len({record["inputs"]["start"] for record in records}) == 2
+
+
+@pytest.mark.slow
 def test_after_a_failure_the_last_step_closes_the_mlflow_run(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(workplace, workplace.settings(classify=1), "--set", "classify.arch=resnet50") == 1
     shown = capfd.readouterr()
@@ -172,6 +181,8 @@ def test_smoke_needs_no_data_and_passes_the_gate(workplace: Workplace) -> None:
 def test_missing_data(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["local", "training", "--raw", "nowhere", "--params", str(workplace.folder / "params.yaml")]) == 2
     assert "--raw nowhere: no such folder" in capsys.readouterr().err
+    assert run(workplace, workplace.settings(), "--start", "nowhere.pth") == 2
+    assert "--start nowhere.pth: no such file or folder" in capsys.readouterr().err
 
 
 def test_a_missing_container_engine(workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

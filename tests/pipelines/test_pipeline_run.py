@@ -1,5 +1,6 @@
 """The MLflow run of a pipeline, and the checks of its first step."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from mlflow import MlflowClient
 
 from components.common.errors import UserError
 from components.common.runs import tracking
-from pipelines import pipeline_run
+from pipelines import kfp_components, pipeline_run
 from pipelines.pipeline_run import begin, digest_listing, end
 
 
@@ -165,3 +166,24 @@ def test_argo_must_replace_what_is_killed(
     (tmp_path / "template").write_text(json.dumps({"name": "system-container-impl", "retryStrategy": strategy}))
     start(raw)
     assert ("deploy/retries.sed" in caplog.text) == warns
+
+
+def test_a_starting_point_is_known_by_its_content(raw: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "moco.pth").write_bytes(b"weights")
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "backbone.json").write_bytes(b"{}")
+    for name, content in (("moco.pth", b"weights"), ("backbone", b"{}")):
+        assert begun(raw, str(tmp_path / name)) == {"uri": str(tmp_path / name), "sha256": hashlib.sha256(content).hexdigest()}
+    assert begun(raw, "") == {}
+    with pytest.raises(SystemExit) as ended:
+        begun(raw, str(tmp_path / "nothing.pth"))
+    assert ended.value.code == 2
+    assert "nothing.pth" in capsys.readouterr().err.splitlines()[-1]
+
+
+def begun(raw: str, start: str) -> dict[str, str]:
+    """Returns what the first step hands on to those that pretrain."""
+    root = str(Path(raw).parent / "out")
+    _, found = kfp_components.begin.python_func(name="training", raw=raw, start=start, root=root, partitions=2, data_version="")
+    known: dict[str, str] = json.loads(found)
+    return known

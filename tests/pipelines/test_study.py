@@ -68,6 +68,9 @@ def test_the_same_study_has_the_same_folder_and_another_has_another(params: Para
     folders = {plan("shards", "root", params, HEADS).folder, plan("shards", "root", params, HEADS).folder}
     assert len(folders) == 1
     assert plan("others", "root", params, HEADS).folder not in folders
+    starts = [plan("shards", "root", params, HEADS, {"uri": "moco.pth", "sha256": digest}) for digest in ("1", "2")]
+    assert len({found.folder for found in starts} - folders) == 2
+    assert [Read(model).inputs.get("start") for model in starts[0].phases()[0]] == ["moco.pth", "moco.pth", None, None]
     assert (
         plan("shards", "root", params.model_copy(update={"pretrain": params.pretrain.model_copy(update={"epochs": 7})}), HEADS).folder
         not in folders

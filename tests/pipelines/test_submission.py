@@ -21,11 +21,11 @@ def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 
 def test_a_run_is_started_with_all_parameters(kubeflow: double.Double, capsys: pytest.CaptureFixture[str]) -> None:
-    assert submit(kubeflow, "--experiment", "mine", "--set", "pretrain.epochs=3") == 0
+    assert submit(kubeflow, "--experiment", "mine", "--set", "pretrain.epochs=3", "--start", "s3://bucket/moco.pth") == 0
 
     (run,) = kubeflow.runs.values()
     given = run["runtime_config"]["parameters"]
-    assert (given["raw"], given["root"]) == (RAW, "s3://cxr/artifacts")
+    assert (given["raw"], given["start"], given["root"]) == (RAW, "s3://bucket/moco.pth", "s3://cxr/artifacts")
     assert yaml.safe_load(given["pretrain"])["epochs"] == 3
     assert run["service_account"] == "cxr-pipelines"
     assert run["plugins_input"] == {"mlflow": {"disabled": True}}
@@ -121,6 +121,7 @@ def test_refused_parameters(
     ("arguments", "said"),
     [
         (["submit", "training", "--raw", "data", "--host", "http://x"], "--raw data: must be an s3:// URI"),
+        (["submit", "training", "--raw", RAW, "--start", "moco.pth", "--host", "http://x"], "--start moco.pth: must be an s3:// URI"),
         (["submit", "training", "--raw", RAW, "--host", "x"], "--host x: must begin with http"),
         (["submit", "smoke", "--host", "http://x", "--settings", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["submit", "smoke", "--host", "http://x", "--set", "pretrain.epoch=1"], "did you mean epochs?"),

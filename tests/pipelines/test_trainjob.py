@@ -329,6 +329,13 @@ def test_secrets_become_variables(tmp_path: Path) -> None:
     assert done.stdout == "it's $HOME\n"
 
 
+def test_the_starting_point_is_in_the_command() -> None:
+    inputs = {"shards": ["s3://b/shards"], "start": "s3://b/moco.pth"}
+    given = command("pretrain", inputs, "s3://b/out", **Params().arguments("pretrain"))
+    assert given[given.index("--start") + 1] == "s3://b/moco.pth"
+    assert "--start" not in COMMAND
+
+
 @pytest.mark.slow
 def test_its_command_trains_in_two_processes(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     """Runs the command of the request with the variables that Kubeflow Trainer sets for torchrun."""

@@ -2,6 +2,7 @@ import copy
 import hashlib
 import json
 import pickle
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from components.params import Params
 from components.pretrain import initial_weights
 from components.pretrain.moco import MoCo
 from components.pretrain.run import run
+from tests import ROOT
 from tests.conftest import MakeShards
 
 
@@ -124,6 +126,43 @@ def test_an_imagenet_resnet_sees_grey_images_as_before(model: MoCo, tmp_path: Pa
     for encoder in (model.query, model.key):
         torch.testing.assert_close(encoder.backbone.eval()(grey), expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(model.query.head[0].weight, model.key.head[0].weight)
+
+
+def torchxrayvision(arch: str) -> nn.Module:
+    """Returns a ResNet as torchxrayvision 1.2 builds it: torchvision's with one input channel and 18 findings."""
+    torch.manual_seed(3)
+    network: nn.Module = getattr(torchvision.models, arch)(num_classes=18)
+    network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    network(torch.rand(4, 1, 64, 64) * 2048 - 1024)  # moves the running statistics
+    return network.eval()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_resnet_of_torchxrayvision(tmp_path: Path, wrapped: bool) -> None:
+    """Its published file holds the ResNet; a saved model has the prefix `model.` and a buffer of its own."""
+    theirs = torchxrayvision("resnet50").state_dict()
+    saved = {f"model.{name}": tensor for name, tensor in theirs.items()} | {"op_threshs": torch.rand(18)} if wrapped else theirs
+    torch.save(saved, tmp_path / "xrv.pt")
+    found = initial_weights.read(str(tmp_path / "xrv.pt"), "resnet50").query
+    assert {f"backbone.{name}" for name in theirs if not name.startswith("fc.")} == found.keys()
+    assert all(torch.equal(tensor, theirs[name.removeprefix("backbone.")]) for name, tensor in found.items())
+
+
+def test_the_documented_conversion_answers_as_torchxrayvision_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs, (mean, std) = torchxrayvision("resnet18"), (0.4, 0.2)
+    torch.save(theirs.state_dict(), "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt")
+    (tmp_path / "artifacts" / "shards").mkdir(parents=True)
+    (tmp_path / "artifacts" / "shards" / "manifest.json").write_text(json.dumps({"train_pixels": {"mean": mean, "std": std}}))
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pretraining.md").read_text(), re.DOTALL)
+    exec(script)
+    model = load_into(MoCo("resnet18", dim=8, queue_size=6, key_momentum=0.9), tmp_path / "xrv.pth").eval()
+    image = torch.rand(2, 1, 64, 64)
+    ours, expected = (
+        (net.bn1(net.conv1(view)))[..., 2:-2, 2:-2]
+        for net, view in ((model.query.backbone, (image - mean) / std), (theirs, 2048 * image - 1024))
+    )
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_an_exported_backbone_can_be_loaded(model: MoCo, tmp_path: Path) -> None:
