@@ -17,17 +17,17 @@ def to_images(stored: Pixels | Tensor, size: int, device: torch.device) -> Tenso
 
 def shrink(image_B1SS: Tensor, size: int) -> Tensor:
     """Resizes square images to (B, 1, size, size) by area: each pixel is the mean over the area that it covers."""
-    weights = area_weights(image_B1SS.shape[-1], size).to(image_B1SS.device)
+    weights = area_weights(image_B1SS.shape[-1], size, image_B1SS.device)
     return weights @ image_B1SS @ weights.T
 
 
 @cache
-def area_weights(source: int, target: int) -> Tensor:
+def area_weights(source: int, target: int, device: torch.device) -> Tensor:
     """Returns (target, source): the fraction of a target pixel's length that each source pixel covers; rows sum to 1."""
     edges = torch.arange(target + 1, dtype=torch.float64) * source / target
     left = torch.arange(source, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
-    return (overlap.clamp_min(0) * target / source).float()
+    return (overlap.clamp_min(0) * target / source).float().to(device)
 
 
 def mean_image(reader: Reader, size: int, batch_size: int, device: torch.device) -> Tensor:

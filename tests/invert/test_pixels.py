@@ -16,7 +16,7 @@ def test_shrinking_is_by_area(source: int, target: int) -> None:
     image = np.random.default_rng(0).random((source, source)).astype(np.float32)
     made = shrink(torch.from_numpy(image)[None, None], target)[0, 0].numpy()
     np.testing.assert_allclose(made, cv2.resize(image, (target, target), interpolation=cv2.INTER_AREA), atol=1e-5)
-    assert area_weights(source, target).sum(1).tolist() == pytest.approx([1.0] * target)
+    assert area_weights(source, target, CPU).sum(1).tolist() == pytest.approx([1.0] * target)
 
 
 def test_mean_image_is_that_of_the_whole_split(make_shards: MakeShards) -> None:
