@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv .venv-bench demo study test test-slow test-services test-containers test-cluster test-gpu check licences audit \
-	bench bench-evaluate bench-preprocess bench-pretrain bench-reader images ui report lock
+	bench bench-counts bench-evaluate bench-gpu bench-preprocess bench-pretrain bench-reader images ui report lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## ?(.*)/\1\t\2/' | expand -t 18
@@ -76,6 +76,12 @@ bench: bench-preprocess bench-pretrain bench-evaluate bench-reader  ## run all b
 
 bench-pretrain: .venv-bench  ## time a pretraining step, the IFA term and the augmentation
 	.venv-bench/bin/python -m benchmarks.pretrain
+
+bench-counts: .venv  ## count synchronisations, host time, copies and messages of a pretraining step; needs no GPU
+	OMP_NUM_THREADS=1 python -m benchmarks.counts
+
+bench-gpu: .venv  ## check and time training on one GPU, in at most ten minutes; a table after each part
+	python -m benchmarks.gpu
 
 bench-evaluate: .venv  ## time the bootstrap over patients against a loop over scikit-learn
 	OMP_NUM_THREADS=1 python -m benchmarks.evaluate

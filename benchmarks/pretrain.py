@@ -1,20 +1,17 @@
 """Time a pretraining step against a lower bound and lightly, the IFA term against the authors' loop, and views against albumentations.
 
-    python -m benchmarks.pretrain [--arch resnet18 resnet50] [--size 128] [--batch 32] [--rounds 9] [--shards DIR]
+    python -m benchmarks.pretrain [--arch resnet18 resnet50] [--size 128] [--batch 32] [--rounds 9]
 
 The floor (lower bound) is the arithmetic that no implementation can avoid: forward and backward pass of the query encoder and forward
 pass of the key encoder on ready views. Candidates take turns in every round, so that a change in the machine's speed affects them
 alike; ratios are taken within a round, and the tables show their median and quartiles. Our candidates are steps of
-components.pretrain.training on ready views; views are timed separately. On a GPU, it also prints images per second at 512 px, the
-share of the speed of a bf16 matrix product, and the wait for data. Libraries that are not installed are left out with a message;
-`make .venv-bench` installs them.
+components.pretrain.training on ready views; views are timed separately. benchmarks.gpu times whole steps on a GPU. Libraries that are
+not installed are left out with a message; `make .venv-bench` installs them.
 """
 
 import argparse
-import itertools
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -25,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.pretrain_peers import Floor, albumentations_view, lightly, similarity_loop
 from benchmarks.pretrain_term import terms
@@ -51,7 +47,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--shards", help="output folder of preprocess, read on a GPU (default: synthetic images)")
     options = parser.parse_args()
     device = devices.set_up("auto", 0)
     print(f"{options.size} px, batch {options.batch}, {options.rounds} rounds, {device}, {torch.get_num_threads()} threads")
@@ -61,10 +56,6 @@ def main() -> None:
             steps(arch, made, options.batch, options.rounds, device)
         terms(max(3, options.rounds // 2), TERM_BATCH, device)
         views(options.rounds, device)
-        if device.type == "cuda":
-            on_gpu(options.shards or make_shards(Path(folder, "large"), 512, 512), device)
-        else:
-            print("\nno GPU: images per second at 512 px, share of the bf16 matrix product and wait for data were not measured")
 
 
 def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device) -> None:
@@ -79,9 +70,10 @@ def steps(arch: str, shards: str, batch: int, rounds: int, device: torch.device)
         with patch.object(objective, "similarity_map", similarity_loop):
             looped()
 
+    peers = {"lightly's MoCo v2": lightly(arch, task.params.dim, QUEUE, task.params.temperature, pair)} if installed("lightly") else {}
     candidates: Candidates = {
         "floor: query forward and backward, key forward": lambda: floor.step(*pair),
-        "lightly's MoCo v2": lightly(arch, task.params.dim, QUEUE, task.params.temperature, pair),
+        **peers,
         "moco": stepping(task, ready),
         "moco + ifa": stepping(pretraining(shards, arch, batch, "ifa", 1), ready),
         "moco + aligned ifa": stepping(pretraining(shards, arch, batch, "aligned", 1), ready),
@@ -129,46 +121,6 @@ def views(rounds: int, device: torch.device, size: int = 512, batch: int = 16) -
     for name, values in times.items():
         each = milliseconds(values, batch)
         row(name, f"{each:.2f}", f"{1000 / each:.0f}", spread(values, times["ours"]))
-
-
-def on_gpu(shards: str, device: torch.device, batch: int = 64, count: int = 30) -> None:
-    """Time steps of ResNet-50 at 512 px with augmentation and reader, in bf16."""
-    heading("ResNet-50 at 512 px, bf16", "images/s", "share of the bf16 matmul", "wait for data")
-    peak = matmul_speed(device)
-    for preset in ("moco", "ifa", "aligned"):
-        task = pretraining(shards, "resnet50", batch, preset, 8, queue=65536)
-        with FlopCounterMode(display=False) as counter:
-            task.train_step(next(task.batches(0, 0)), 0, 0.0)
-        speed, waited = throughput(task, count, device)
-        share = counter.get_total_flops() / batch * speed / peak
-        row(preset, f"{speed:.0f}", f"{share:.2f}", f"{waited:.2f}")
-
-
-def throughput(task: Pretraining, count: int, device: torch.device, warm: int = 5) -> tuple[float, float]:
-    """Return images per second over `count` steps after `warm` steps to warm up, and the share of the time spent waiting for data."""
-    now = wall_clock(device)
-    batches = (batch for epoch in itertools.count() for batch in task.batches(epoch, 0))
-    for batch in itertools.islice(batches, warm):
-        task.train_step(batch, 0, 0.0)
-    waited, started = 0.0, now()
-    for _ in range(count):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        task.train_step(batch, 0, 0.0)
-    elapsed = now() - started
-    return count * task.batch_size / elapsed, waited / elapsed
-
-
-def matmul_speed(device: torch.device, side: int = 8192, repeats: int = 20) -> float:
-    """Return the floating-point operations per second of a large bf16 matrix product on this device."""
-    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    now = wall_clock(device)
-    one @ other
-    started = now()
-    for _ in range(repeats):
-        one @ other
-    return 2 * side**3 * repeats / (now() - started)
 
 
 def make_shards(folder: Path, size: int, images: int) -> str:

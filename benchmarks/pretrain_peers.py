@@ -7,9 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from lightly.loss import NTXentLoss
-from lightly.models.modules import MoCoProjectionHead
-from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 from components.common.training import backbones, devices
@@ -37,6 +34,10 @@ class Floor:
 
 def lightly(arch: str, dim: int, queue: int, temperature: float, views: tuple[Tensor, Tensor]) -> Callable[[], None]:
     """Return a step of MoCo v2 as in lightly's documentation, on the same backbone."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import MoCoProjectionHead
+    from lightly.models.utils import update_momentum
+
     resnet, device = backbones.build(arch), views[0].device
     width = backbones.width(resnet)
     query = nn.Sequential(resnet, MoCoProjectionHead(width, width, dim)).to(device).to(memory_format=torch.channels_last)
