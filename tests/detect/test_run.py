@@ -19,6 +19,7 @@ from components.detect import network
 from components.detect import run as detect
 from components.detect.training import Detection
 from components.params import Params
+from tests.conftest import FINDINGS
 from tests.detect.conftest import SPOTS, box
 
 DETECTORS = pytest.mark.parametrize("detector", ["retinanet", pytest.param("fasterrcnn", marks=pytest.mark.slow)])
@@ -171,9 +172,10 @@ def test_a_split_without_patients_is_refused_before_training(make_boxed: Callabl
 def test_parameters_that_cannot_work_are_refused(
     make_boxed: Callable[..., str], small: Params, tmp_path: Path, update: dict[str, object], message: str
 ) -> None:
-    # One image per patient is labelled, so that the smallest subset is a single image.
+    # One image per patient is labelled, and each of those has a box of the only class, so that the smallest subset is a single image.
     def change(row: dict[str, Any]) -> None:
-        if int(row["image_id"].removeprefix("image")) % 2:
+        row["boxes"] = [each for each in row["boxes"] if each["label"] == FINDINGS[0]]
+        if int(row["image_id"].removeprefix("image")) % 2 or not row["boxes"]:
             row.update(boxes=[], labels=[float("nan"), 0.0])
 
     with pytest.raises(UserError, match=message):
