@@ -1,5 +1,6 @@
 """The steps of a run, from the nodes of its workflow."""
 
+import copy
 import json
 import tempfile
 from datetime import UTC, datetime
@@ -49,7 +50,10 @@ def test_the_nodes_of_the_tests_are_those_of_a_real_server() -> None:
         below = [frozenset(child["pod_name"] for child in task.get("child_tasks", [])) for task in tasks]
         return {(task["display_name"], task.get("state", ""), ids) for task, ids in zip(tasks, below, strict=True)}
 
-    made = argo.listing(package("smoke")["pipeline_spec"], {"simulate": "FAILED", "end": "FAILED"})
+    spec = copy.deepcopy(package("smoke")["pipeline_spec"])
+    steps = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    steps["pretrain"]["dependentTasks"].remove("begin")  # in the real run, pretraining had no starting point from there
+    made = argo.listing(spec, {"simulate": "FAILED", "end": "FAILED"})
     assert essence(made) == essence(REAL["run_details"]["task_details"])
 
 
