@@ -90,7 +90,7 @@ class Answer:
     estimates: dict[tuple[str, str], Estimate]  # keyed by condition and arm
 
     @property
-    def seeds(self) -> int:
+    def seed_count(self) -> int:
         """The smallest number of seeds of a condition."""
         return min(len(one.seeds) for one in self.estimates.values())
 

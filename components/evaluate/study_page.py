@@ -35,7 +35,7 @@ def summary(answers: Sequence[Answer], study: Study, params: Evaluate) -> list[s
 
 def caveats(answers: Sequence[Answer], params: Evaluate) -> list[str]:
     """Returns sentences about what the study as a whole cannot show."""
-    seeds = min(one.seeds for one in answers)
+    seeds = min(one.seed_count for one in answers)
     comparisons = max(sum(math.isfinite(each.p) for each in one.estimates.values()) for one in answers)
     found = []
     if seeds == 1:

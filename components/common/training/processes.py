@@ -118,8 +118,7 @@ def raise_everywhere(error: UserError | None) -> None:
         return
     if not any_rank(error is not None)[0]:
         return
-    found: list[tuple[str, bool, bool] | None] = [None] * world_size()
-    dist.all_gather_object(found, None if error is None else (str(error), error.temporary, error.repeats))
+    found = gather_objects(None if error is None else (str(error), error.temporary, error.repeats))
     raise SharedError(*next(each for each in found if each is not None))
 
 
@@ -222,9 +221,10 @@ def check_batch(name: str, batch_size: int) -> None:
         raise UserError(f"{name}: {batch_size} images on {world_size()} processes; raise it, add patients, or lower --nproc-per-node")
 
 
-def share(count: int) -> slice:
-    """Returns this process's part of `count` items in order."""
-    return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
+def share(count: int, of: int | None = None, ranks: int | None = None) -> slice:
+    """Returns a process's part of `count` items in order: by default this one's, or that of rank `of` among `ranks`."""
+    one, several = rank() if of is None else of, ranks or world_size()
+    return slice(one * count // several, (one + 1) * count // several)
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:

@@ -95,7 +95,7 @@ class Reader:
         return self._batches(epoch_order(groups, batch_size, self._span, generator_for(seed, epoch))[start:])
 
     def _batches(self, batches: Iterable[Indices]) -> Iterator[Batch]:
-        slices = [rows[self._rank * len(rows) // self._ranks : (self._rank + 1) * len(rows) // self._ranks] for rows in batches]
+        slices = [rows[processes.share(len(rows), self._rank, self._ranks)] for rows in batches]
         return prefetch(self._load([rows for rows in slices if len(rows)]))
 
     def _load(self, batches: list[Indices]) -> Iterator[Batch]:

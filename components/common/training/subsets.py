@@ -6,6 +6,8 @@ one; which half a patient is assigned to is equally likely for every patient, in
 selection of whoever brings all findings closest to their share would select patients with several findings last.)
 """
 
+from bisect import bisect_left
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,12 +33,15 @@ def labelled_rows(patients: npt.ArrayLike, targets: npt.ArrayLike, fraction: flo
     ids, labels = np.asarray(patients), np.asarray(targets, np.float64)
     known = ~np.isnan(labels).all(axis=1)
     names, who = np.unique(ids[known], return_inverse=True)
-    traits, possible = _traits(labels[known], who, len(names)), has_both(labels).any()
-    for count in range(max(1, round(fraction * len(names))), len(names) + 1):
-        rows = np.flatnonzero(known & np.isin(ids, names[stratified(traits, count, seed)]))
-        if not possible or has_both(labels[rows]).any():
-            return rows
-    return np.flatnonzero(known)
+    traits = _traits(labels[known], who, len(names))
+
+    def rows(count: int) -> Rows:
+        return np.flatnonzero(known & np.isin(ids, names[stratified(traits, count, seed)]))
+
+    count = max(1, round(fraction * len(names)))
+    if has_both(labels).any():  # the subsets are nested, so that those with both classes of a finding come last
+        count += bisect_left(range(count, len(names)), True, key=lambda number: bool(has_both(labels[rows(number)]).any()))
+    return rows(count)
 
 
 def stratified(traits: Traits, count: int, seed: int) -> Rows:
