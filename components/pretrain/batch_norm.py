@@ -59,10 +59,13 @@ def update_statistics(module: nn.Module, groups: int) -> None:
 
 def _by_group(x_BCHW: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the normalised batch, and per group (G, C) mean and inverse of the standard deviation."""
+    if groups == 1:  # nothing to write into one tensor: the function below copies each gradient
+        out, mean, inverse = torch.native_batch_norm(x_BCHW, weight, bias, None, None, True, 0.0, eps)
+        return out, mean[None], inverse[None]
     if torch.compiler.is_compiling():  # the compiler joins the parts without a copy by itself, and cannot follow the function below
         parts = [torch.native_batch_norm(part, weight, bias, None, None, True, 0.0, eps) for part in x_BCHW.chunk(groups)]
-        out, mean, inverse = zip(*parts, strict=True)
-        return torch.cat(out), torch.stack(mean), torch.stack(inverse)
+        outs, means, inverses = zip(*parts, strict=True)
+        return torch.cat(outs), torch.stack(means), torch.stack(inverses)
     result: tuple[Tensor, Tensor, Tensor] = _Groups.apply(x_BCHW, weight, bias, groups, eps)
     return result
 
