@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.common.errors import UserError
-from components.common.formats.shards import SPLITS, Pixels, centre, decode
+from components.common.formats.shards import SPLITS, Pixels, centre, decode, packed_rows
 from components.common.runs.cores import cores
 from components.common.runs.shards import Shards
 from components.common.training import processes
@@ -27,7 +27,7 @@ from components.common.training.seeds import generator_for
 
 OWNER = ("split", "patient_id")
 SPAN = 128 * 2**20  # bytes of packed rows by which a row moves at most within its stream, so that half as much waits in memory
-AHEAD = 8  # row groups that are read ahead
+AHEAD = 4  # row groups that are read ahead
 T = TypeVar("T")
 Item = TypeVar("Item")
 
@@ -116,8 +116,11 @@ class Reader:
 
     def _read(self, rows: Indices) -> dict[int, dict[str, Any]]:
         """Reads rows of one row group."""
-        table = self._groups[self._group[rows[0]]].read().take(pa.array(self._offset[rows]))
-        return dict(zip(rows.tolist(), table.to_pylist(), strict=True))
+        rows = np.sort(rows)
+        table = self._groups[self._group[rows[0]]].read()
+        if len(rows) < len(table):
+            table = table.take(pa.array(self._offset[rows]))
+        return dict(zip(rows.tolist(), packed_rows(table), strict=True))
 
     def _decode(self, rows: Indices, packed: list[dict[str, Any]]) -> Batch:
         images: Pixels = np.zeros((len(rows), self.size, self.size), self._dtype)
