@@ -12,8 +12,9 @@ from typing import Any
 from components.common.errors import UserError
 from components.common.formats.backbone import BACKBONE
 from components.common.runs import storage, tracking
-from components.common.runs.delivery import reason
+from components.common.runs.delivery import reason, run_page
 from components.common.runs.provenance import KFP_VARIABLE, git_state
+from pipelines.notification import notify
 
 STATUSES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}  # MLflow status by Kubeflow state
 GPU_HOURS = "gpu_hours"  # metric of the runs of trainings, and their sum in the run of the pipeline
@@ -44,13 +45,14 @@ def begin(*, name: str, raw: str, root: str, tags: dict[str, str]) -> str:
 
 
 def end(*, state: str) -> None:
-    """Closes the MLflow run of the pipeline with Kubeflow's final state, and those that killed steps left open."""
+    """Closes the MLflow run of the pipeline with Kubeflow's final state, and those that killed steps left open; posts the outcome."""
     client, runs = tracking.client(), tracking.pipeline_runs()
     # Before version 2.17, Kubeflow reports RUNNING if the pipeline has a loop; then the runs of the stages decide.
     unfinished = any(status != "FINISHED" for _, name, status in runs if name != tracking.PIPELINE)
     final = STATUSES.get(state, "FAILED" if unfinished else "FINISHED")
     with tracking.reachable():
-        gpu_hours = sum(_gpu_hours(client, run_id) for run_id, name, _ in runs if name != tracking.PIPELINE)
+        found = {run_id: client.get_run(run_id) for run_id, _, _ in runs}
+        gpu_hours = sum(_gpu_hours(found[run_id].data.metrics) for run_id, name, _ in runs if name != tracking.PIPELINE)
         for run_id, name, status in runs:
             if name == tracking.PIPELINE:
                 client.log_metric(run_id, GPU_HOURS, gpu_hours)
@@ -58,11 +60,11 @@ def end(*, state: str) -> None:
             elif status == "RUNNING":  # its process was killed
                 client.set_terminated(run_id, "KILLED" if final == "KILLED" else "FAILED")
     log.info("pipeline: %s, %.1f GPU-hours", final, gpu_hours)
+    notify(client, found, final)
 
 
-def _gpu_hours(client: Any, run_id: str) -> float:
+def _gpu_hours(metrics: dict[str, float]) -> float:
     """Sums the GPU-hours of the trainings in the run of a stage; `invert` has two."""
-    metrics: dict[str, float] = client.get_run(run_id).data.metrics
     return sum(metrics.get(name, 0.0) for name in (GPU_HOURS, f"gan_{GPU_HOURS}"))
 
 
@@ -79,8 +81,8 @@ def _open_run(client: Any, name: str, tags: dict[str, str]) -> str:
             run = client.get_run(known)
         else:
             run = client.create_run(tracking.experiment(client, tracking.PIPELINE), run_name=name, tags={**described, **tags})
-    if tracking.uri().startswith("http"):  # `python -m pipelines status` finds this line in the log of the step
-        log.info("MLflow run: %s/#/experiments/%s/runs/%s", tracking.uri().rstrip("/"), run.info.experiment_id, run.info.run_id)
+    if link := run_page(tracking.uri(), run):  # `python -m pipelines status` finds this line in the log of the step
+        log.info("MLflow run: %s", link)
     return str(run.info.run_id)
 
 

@@ -6,11 +6,12 @@ from kfp import dsl, kubernetes
 
 from components.common.runs.cores import GPUS_VARIABLE
 from components.common.runs.provenance import KFP_VARIABLE
+from components.common.runs.webhook import FORMAT_VARIABLE, PAGE_VARIABLE
 from components.common.runs.work import WORK_VARIABLE
 from components.heads import HEADS
 from components.params import Params
 from components.retry import PAUSE_VARIABLE, RETRIES_VARIABLE
-from pipelines.settings import GATED, Affinity, Pool, Secret, Settings, StepResources
+from pipelines.settings import GATED, RUN_PAGE, Affinity, Pool, Secret, Settings, StepResources
 
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"  # label of each pod that holds the id of the run
 SECRETS_FOLDER = "/var/run/secrets/cxr"  # folder with a file per variable, for components/pretrain/trainjob.py
@@ -20,7 +21,7 @@ SCRATCH = "/tmp/cxr-work"  # noqa: S108 - the pod's own
 MAX_PENDING_SECONDS = 24 * 3600  # how long the pod of an attempt may wait for a node
 RETRY = ("python3", "-m", "components.retry")
 S3_AND_MLFLOW = ("s3", "mlflow")
-SECRETS = {"preprocess": (*S3_AND_MLFLOW, "pseudonyms"), "end": ("mlflow",)}
+SECRETS = {"preprocess": (*S3_AND_MLFLOW, "pseudonyms"), "end": ("mlflow", "webhook")}
 """Fields of settings.Secrets by step. Steps that are not named get those for S3 and MLflow: each step asks for the run of the pipeline."""
 MOUNTS_WORK = ("preprocess", "merge", "pretrain", *HEADS)  # steps that resume, and therefore need the volume for work in progress
 
@@ -55,6 +56,10 @@ def _set_environment(task: dsl.PipelineTask, name: str, settings: Settings) -> N
         task.set_env_variable(variable, value)
     for secret in _secrets(name, settings):
         kubernetes.use_secret_as_env(task, secret.name, dict(secret.keys))
+    if name == "end" and settings.secrets.webhook:
+        task.set_env_variable(FORMAT_VARIABLE, settings.secrets.webhook.format)
+        if settings.server.host:
+            task.set_env_variable(PAGE_VARIABLE, settings.server.host.rstrip("/") + RUN_PAGE)
     # From a field of the pod: as a parameter it would defeat the cache.
     kubernetes.use_field_path_as_env(task, KFP_VARIABLE, RUN_ID_FIELD)
 

@@ -18,7 +18,7 @@ from kfp.client import KF_PIPELINES_SA_TOKEN_PATH as TOKEN_FILE
 
 from components.common.errors import UserError
 from pipelines.progress import Node
-from pipelines.settings import Settings
+from pipelines.settings import RUN_PAGE, Settings
 
 TIMEOUT_SECONDS = (10, 30)  # for the connection, and for the answer
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105
@@ -196,7 +196,7 @@ class KubeflowServer:
 
     def link(self, identity: str) -> str:
         """Returns the address of a run in the UI."""
-        return f"{self.host}/#/runs/details/{identity}"
+        return f"{self.host}{RUN_PAGE}{identity}"
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Calls the server.

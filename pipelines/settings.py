@@ -13,9 +13,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from components.common.runs.params import Positive, read_yaml, validate
 from components.common.runs.provenance import git_state
+from components.common.runs.webhook import URL_VARIABLE
 from components.heads import HEADS
 
 EXAMPLE = Path(__file__).with_name("settings.yaml")
+RUN_PAGE = "/#/runs/details/"
+"""Path of the page of a run in the UI of Kubeflow Pipelines, to which its id is added."""
 COMMIT = "{commit}"
 """Placeholder for the git commit in the name of an image."""
 STEPS = ("begin", "simulate", "preprocess", "merge", "pretrain", "launch", *HEADS, "evaluate", "register", "end")
@@ -134,6 +137,19 @@ class Secret(_Group):
     """Environment variable by key of the Secret."""
 
 
+class Webhook(Secret):
+    """The address of a webhook, which is a secret, and what the server behind it understands."""
+
+    format: Literal["slack", "teams", "json"]
+    """slack: an incoming webhook of Slack; teams: the Workflows app of Microsoft Teams; json: the fields of the message."""
+
+    @model_validator(mode="after")
+    def _the_address_has_its_variable(self) -> "Webhook":
+        if URL_VARIABLE not in self.keys.values():
+            raise ValueError(f"one key must be mapped to {URL_VARIABLE}")
+        return self
+
+
 class Secrets(_Group):
     """The Secrets; each is passed only to the steps that need it."""
 
@@ -143,6 +159,8 @@ class Secrets(_Group):
     """For each step that has an MLflow run; None if the server asks for no password."""
     pseudonyms: Secret | None = None
     """For preprocess only; simulated cohorts do not need it."""
+    webhook: Webhook | None = None
+    """For `end` only, which posts the outcome of a run; None: no message."""
 
 
 class Toleration(_Group):

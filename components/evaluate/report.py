@@ -12,7 +12,7 @@ from components.common.formats.history import EPOCH, metrics_of
 from components.common.head import Evaluation, HeadOutput
 from components.common.html import page
 from components.common.html.charts import Chart, Line, nice_axis, whole_axis
-from components.common.html.numbers import listing
+from components.common.html.numbers import limits, listing, number
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import Difference
 from components.common.statistics.intervals import Interval
@@ -37,6 +37,11 @@ class Entry:
             flat |= {name: difference.interval.estimate, f"{name}_low": difference.interval.low, f"{name}_high": difference.interval.high}
             flat |= {f"{name}_p": difference.p, f"{name}_p_holm": difference.p_adjusted}
         return flat
+
+    def headline(self) -> str:
+        """The first of the numbers by which models of the head are compared, in words."""
+        name, interval = next(iter(self.evaluated.headline().items()))
+        return f"{self.prefix}: {name} {number(interval.estimate)} ({limits(interval)})"
 
 
 def render(entries: Sequence[Entry], params: Evaluate) -> str:

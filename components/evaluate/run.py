@@ -17,6 +17,7 @@ from components.common.formats.predictions import PREDICTIONS
 from components.common.head import CsvTable, Evaluation
 from components.common.runs import storage
 from components.common.runs.inputs import read_document, upstream_run_ids
+from components.common.runs.lineage import HEADLINE
 from components.common.runs.params import Evaluate
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import stage_run
@@ -57,6 +58,7 @@ def run(*, predictions: list[str], out: str, params: Evaluate, baseline: list[st
         storage.write(str(job.folder / REPORT), render(entries, params).encode())
         for name in (*files, REPORT):
             job.attach(name)
+        job.tracker.tag({HEADLINE: "; ".join(entry.headline() for entry in entries)})
         job.publish(metrics)
 
 

@@ -1,6 +1,7 @@
 """Drift of scored images from a reference: `python -m components monitor --reference REF --predictions DIR --out DIR`."""
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from components.common.formats.documents import parse_json
 from components.common.formats.pages import REPORT
 from components.common.formats.predictions import PREDICTIONS, parse_predictions
 from components.common.formats.reference import MADE_BY, REFERENCE, SCHEMA_VERSION, Reference, check_reference
-from components.common.runs import storage
+from components.common.runs import storage, webhook
 from components.common.runs.inputs import read_document, read_model, upstream_run_ids
+from components.common.runs.lineage import HEADLINE
+from components.common.runs.provenance import KFP_VARIABLE
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import stage_run
 from components.common.runs.storage import write_json
@@ -59,11 +62,13 @@ def run(*, reference: str, predictions: str, out: str, params: Monitor) -> int:
         storage.write(str(job.folder / REPORT), page.render(found, known, params, inputs).encode())
         job.attach(REPORT)
         loud, lines = drift.alarm(found)
-        job.tracker.tag({"alarm": "yes" if loud else "no"})
+        job.tracker.tag({"alarm": "yes" if loud else "no", HEADLINE: "; ".join(lines) or "no alarm"})
         for line in lines:
             log.warning("monitor: %s", line)
         log.info("monitor: %s; %d patients", "alarm" if loud else "no alarm", batch.images)
         job.publish(found.metrics())
+    if loud and not os.environ.get(KFP_VARIABLE):  # in a pipeline, `end` posts it
+        webhook.post(webhook.Message("monitor", "succeeded", True, {"changed": "; ".join(lines)}, link=""))
     return ALARM if loud else 0
 
 

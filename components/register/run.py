@@ -12,6 +12,7 @@ from components.common.formats.pages import REPORT
 from components.common.formats.registration import REGISTRATION, Registration
 from components.common.head import Candidate, Champion, NotComparable
 from components.common.runs import storage
+from components.common.runs.lineage import HEADLINE
 from components.common.runs.lineage import tags as lineage
 from components.common.runs.params import Register
 from components.common.runs.stage_run import StageRun, stage_run
@@ -57,6 +58,7 @@ def run(*, model: str, evaluation: str, out: str, params: Register) -> None:
         write_json(job.folder / REGISTRATION, registration)
         job.attach(REGISTRATION)
         job.tracker.tag({f"registered.{name}": str(registration[name]) for name in ("name", "version", "alias")})
+        job.tracker.tag({HEADLINE: "{name} version {version} is {alias}".format(**registration)})
         job.publish(_metrics(version, candidate, decision))
 
 

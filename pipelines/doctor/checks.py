@@ -74,7 +74,7 @@ def _ask(cluster: Cluster, right: Right, user: str | None) -> bool | None:
 def secrets(cluster: Cluster, settings: Settings) -> Iterator[Finding]:
     """Looks for the Secrets of the settings and their keys, and for those that Kubeflow puts into the namespace."""
     kubeflow = Secret(name="mlpipeline-minio-artifact", keys={"accesskey": "A", "secretkey": "S"})
-    for secret in (settings.secrets.s3, settings.secrets.mlflow, settings.secrets.pseudonyms, kubeflow):
+    for secret in (settings.secrets.s3, settings.secrets.mlflow, settings.secrets.pseudonyms, settings.secrets.webhook, kubeflow):
         if secret is not None:
             of_kubeflow = "Kubeflow makes it in the namespaces of its profiles, and in its own"
             yield _secret(cluster, secret, of_kubeflow if secret is kubeflow else "fill in deploy/secrets.yaml and apply it")

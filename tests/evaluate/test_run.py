@@ -201,6 +201,8 @@ def test_metrics_and_report_are_tracked_in_mlflow(make_predictions: MakePredicti
     logged = client.get_run(run_id).data
     assert logged.metrics["classify_test_auroc_macro"] == found["classify_test_auroc_macro"]
     assert logged.tags["upstream.predictions.run_id"] == "run-of-classify"
+    numbers = [found[f"classify_test_auroc_macro{end}"] for end in ("", "_low", "_high")]
+    assert logged.tags["headline"] == "classify: Macro AUROC {:.3f} ({:.3f} to {:.3f})".format(*numbers)
     assert {file.path for file in client.list_artifacts(run_id)} == {"report.html", "roc.csv", "pr.csv", "reliability.csv", "subgroups.csv"}
 
 

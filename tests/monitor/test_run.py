@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from mlflow import MlflowClient
 from scipy.stats import binom, ks_2samp
 
 from components.__main__ import main
@@ -19,12 +20,14 @@ from components.common.errors import UserError
 from components.common.formats.appearance import FEATURES, SCHEMA, WAVES, write_appearance
 from components.common.formats.reference import check_reference
 from components.common.formats.shards import decode
+from components.common.runs import tracking
 from components.common.runs.shards import open_shards
 from components.common.training.features import extractor
 from components.monitor import drift, quantities
 from components.monitor.params import Monitor
 from components.monitor.run import ALARM, reference, run
 from components.predict.appearance import describe, measure
+from tests import webhook
 from tests.conftest import MakeShards
 from tests.register import folders
 
@@ -102,6 +105,24 @@ def test_a_change_raises_an_alarm_about_what_has_changed(name: str, known: str, 
     assert ("Alarm: the images have changed" in page) == bool(expected) and "http" not in page
     predictions = pd.read_parquet(Path(batch, "predictions.parquet"))
     assert not [value for value in (*predictions["image_id"], *predictions["patient_id"]) if value in page]
+
+
+@pytest.mark.parametrize(("name", "within", "messages"), [("children", "", 1), ("children", "run-1", 0), ("none", "", 0)])
+def test_an_alarm_is_posted_unless_the_pipeline_does(
+    name: str, within: str, messages: int, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", within)
+    batch = write(tmp_path / "now", 60, 1, SHIFTS[name][1])
+    with webhook.serve(monkeypatch, "teams") as posted:
+        run(reference=known, predictions=batch, out=str(tmp_path / "out"), params=PARAMS)
+    assert len(posted.messages) == messages
+    for sent in posted.messages:
+        webhook.check(sent, "teams")
+        title, facts = sent["attachments"][0]["content"]["body"]
+        assert title["text"] == "monitor: alarm" and facts["facts"][0]["value"].startswith("age (metadata): Kolmogorov-Smirnov distance")
+    client = MlflowClient(tracking.uri())
+    tags = client.get_run(json.loads((tmp_path / "out" / "run.json").read_text())["mlflow_run_id"]).data.tags
+    assert (tags["alarm"], tags["headline"] == "no alarm") == (("yes", False) if SHIFTS[name][0] else ("no", True))
 
 
 def test_no_false_alarms_over_many_batches(tmp_path: Path) -> None:

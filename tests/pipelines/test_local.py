@@ -19,6 +19,7 @@ from components.preprocess.run import run as preprocess
 from components.pretrain.run import run as pretrain
 from pipelines import packages
 from pipelines.__main__ import main
+from tests import webhook
 from tests.pipelines.conftest import Workplace
 
 HEADS: dict[str, Callable[..., None]] = {"classify": classify, "detect": detect, "invert": invert}
@@ -96,7 +97,13 @@ def test_preempted_training_gives_the_same_result(workplace: Workplace, monkeypa
     marker = kill_first_attempt(workplace, monkeypatch)
     start = workplace.start(seed=1)
 
-    assert run(workplace, workplace.settings(pretrain=1), "--set", "register.min_auroc=1", "--start", start) == 0
+    with webhook.serve(monkeypatch, "slack") as posted:
+        assert run(workplace, workplace.settings(pretrain=1), "--set", "register.min_auroc=1", "--start", start) == 0
+
+    (sent,) = posted.messages
+    webhook.check(sent, "slack")
+    assert sent["text"] == "training: succeeded"
+    assert sent["blocks"][1]["text"]["text"].startswith("*evaluate*: classify: Macro AUROC ")
 
     assert marker.exists(), "the first attempt was not killed"
     assert json.loads((workplace.output("pretrain") / "run.json").read_text())["resumed"]

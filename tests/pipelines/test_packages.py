@@ -156,6 +156,18 @@ def test_secrets_go_only_to_steps_that_need_them(pipeline: str, example: Setting
         assert given == (wanted | {"cxr-pseudonyms"} if name == "preprocess" else wanted), name
 
 
+def test_the_webhook_goes_to_the_last_step_only(example: Settings, params: Params, tmp_path: Path) -> None:
+    given = {"name": "cxr-webhook", "keys": {"url": "CXR_WEBHOOK_URL"}, "format": "teams"}
+    secrets = example.secrets.model_copy(update={"webhook": settings.Webhook.model_validate(given)})
+    packages.compile_to(tmp_path / "package.yaml", "training", example.model_copy(update={"secrets": secrets}), params)
+    package = Package(tmp_path / "package.yaml")
+    added = {"CXR_WEBHOOK_FORMAT": "teams", "CXR_RUN_PAGE": "https://kubeflow.example.org/pipeline/#/runs/details/"}
+    for name, kubernetes in package.kubernetes.items():
+        environment = {one["name"]: one["value"] for one in package.containers[name]["env"]}
+        assert ({*added.items()} <= {*environment.items()}) == (name == "end") == bool(added.keys() & environment), name
+        assert ("cxr-webhook" in [secret["secretName"] for secret in kubernetes["secretAsEnv"]]) == (name == "end"), name
+
+
 def test_images_users_and_timeouts(package: Package, example: Settings) -> None:
     small = {"begin", "preprocess", "merge", "evaluate", "end"}
     for name, container in package.containers.items():

@@ -37,6 +37,14 @@ def read(folder: Path, **changes: Any) -> settings.Settings:
         ({"gpu": {"affinity": [{"key": "a", "operator": "Gt", "values": ["40Gi"]}]}}, "operator Gt needs one value, a whole number"),
         ({"gpu": {"affinity": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}, "operator Exists needs no values"),
         ({"secrets": {"s3": {"name": "s3", "keys": {"a": "A-B"}}}}, "secrets.s3.keys.a"),
+        (
+            {"secrets": {"s3": {"name": "s", "keys": {"a": "A"}}, "webhook": {"name": "w", "keys": {"url": "CXR_WEBHOOK_URL"}}}},
+            "secrets.webhook.format is missing",
+        ),
+        (
+            {"secrets": {"s3": {"name": "s", "keys": {"a": "A"}}, "webhook": {"name": "w", "keys": {"url": "URL"}, "format": "slack"}}},
+            "secrets.webhook: one key must be mapped to CXR_WEBHOOK_URL",
+        ),
         ({"user": {"uid": 0}}, "user.uid: input should be greater than or equal to 1, not 0"),
         ({"queue": {"name": "a queue"}}, "queue.name: string should match"),
         ({"queue": {"name": "q", "topology": "a b"}}, "queue.topology: string should match"),

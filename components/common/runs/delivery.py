@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:  # MLflow is imported once tracking has told it how to behave
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # error codes of requests that would fail again
 
@@ -53,6 +55,15 @@ def reason(error: Exception) -> str:
 def shown(text: str) -> str:
     """Replaces the password in an address, which may be part of a text."""
     return re.sub(r"(?<=:)[^/@\s]+(?=@)", "***", text)
+
+
+def run_page(server: str, run: "Run") -> str:
+    """Returns the page of a run in the UI of a server, without its password; empty if `server` is a database."""
+    address = urlsplit(server)
+    if not address.scheme.startswith("http"):
+        return ""
+    place = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return f"{place}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def _refusals(client: "MlflowClient", run_id: str, message: Message) -> list[str]:

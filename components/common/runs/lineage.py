@@ -5,6 +5,8 @@ import os
 from components.common.runs import provenance
 from components.common.runs.work import Work
 
+HEADLINE = "headline"  # tag of a run: its result in a few words, for messages; names no file, image or patient
+
 
 def tags(work: Work) -> dict[str, str]:
     """Returns the tags of a run."""
