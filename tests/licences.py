@@ -36,6 +36,7 @@ DECIDED = {
     "cuda-toolkit": "NVIDIA Proprietary; a metapackage without files",
     "grandalf": "GPL-2.0 OR EPL-1.0; draws DVC's graphs, used unmodified under EPL-1.0",
     "huey": "MIT; stated in its repository, not in its metadata",
+    "mlcroissant": "Apache-2.0; stated in its repository, not in its metadata",
     "psycopg2-binary": "LGPL-3.0 with exceptions; used unmodified as a library",
     "pygit2": "GPL-2.0 with linking exception; used unmodified as a library, by DVC",
     "skops": "MIT; stated in its repository, not in its metadata",
