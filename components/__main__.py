@@ -114,7 +114,14 @@ COMMANDS = {
     ),
     "register --rollback": Command("make the previous champion the champion again", function="rollback", needs_out=False),
     "register --demote": Command("remove the champion alias", function="demote", needs_out=False),
-    "predict": Command("score a cohort from elsewhere with a registered model", (*COHORT, COMPARED)),
+    "predict": Command(
+        "score a cohort from elsewhere with a registered model",
+        (
+            *COHORT,
+            COMPARED,
+            Input("dicom", "folder for the results as DICOM objects, which name patients; not for --shards", required=False, metavar="DIR"),
+        ),
+    ),
     "validate": Command("score and evaluate a labelled cohort from elsewhere: external validation", COHORT),
     "monitor": Command(
         "compare scored images with a reference; exit code 3 if they have drifted",

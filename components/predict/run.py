@@ -54,6 +54,7 @@ def run(
     shards: list[str] | None = None,
     backbone: str | None = None,
     evaluate: Evaluate | None = None,
+    dicom: str | None = None,
 ) -> None:
     """Scores every image of a folder, or of shards.
 
@@ -66,23 +67,32 @@ def run(
         shards: output folders of preprocess instead of `raw`; all of their splits are scored.
         backbone: output folder of pretrain, whose features `monitor` is to compare.
         evaluate: the section `evaluate`, if the predictions are to be evaluated; labels are then required.
+        dicom: local folder for the results as DICOM objects, which name patients; not for shards.
 
     Raises:
         UserError: there is no such model, no usable file, or no pseudonym key; the shards are of another size, or of the training;
-            labels are required, and there are none of the model's findings.
+            labels are required, and there are none of the model's findings; `dicom` is not a folder for such results.
     """
     if (raw is None) == (shards is None):
         raise UserError("give either --raw or --shards")
+    if dicom:
+        from components.predict import dicom_results  # imports highdicom, which takes a second
+
+        dicom_results.prepare(dicom, raw, out)
     torch.set_num_threads(threads())
     loaded = source.read(model, evaluate)
+    if dicom and not loaded.network.labels:
+        raise UserError(f"{model}: a model of {loaded.head} has no findings to be reported; run it without --dicom")
     params = Preprocess.model_validate({**params.model_dump(), **_of_training(loaded)})
     given = open_shards(shards) if shards else None
     inputs = {"model": loaded.digest, **(given.inputs if given else {})}
     if backbone:
         inputs["backbone"] = read_document(backbone, BACKBONE, "pretrain")[1]
     depends: dict[str, Any] = {"training": loaded.external["training"]}
+    index = Index()
     if raw:
-        depends |= {"raw": _listing_digest(raw), "pseudonym_key": load_pseudonyms().key_id}
+        index.add_files(storage.walk(raw, faults=True), 1, Partition())
+        depends |= {"raw": index.digest(), "pseudonym_key": load_pseudonyms().key_id}
     with stage_run("predict", out, params, inputs, runtime=runtime, depends=depends) as job:
         opened = given or _preprocess(str(raw), job, params, runtime)
         job.upstream |= opened.upstream
@@ -92,6 +102,8 @@ def run(
         write_appearance(job.folder, describe(opened, backbone=backbone))
         write_json(job.folder / DESCRIPTION, _described(loaded))
         write_history(job.folder / HISTORY, [])  # nothing was trained here
+        if dicom:
+            dicom_results.write(dicom, str(raw), index, opened, table, loaded)
         if raw:
             for name in (MANIFEST, QUARANTINE):
                 shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
@@ -139,13 +151,6 @@ def _described(loaded: Source) -> dict[str, Any]:
     """Returns the model.json of the output, without the distances between image sets, which are of the training's test images."""
     known = {name: None if name.startswith("kid_") else value for name, value in loaded.description.items()}
     return {**known, "external": loaded.external}
-
-
-def _listing_digest(raw: str) -> str:
-    """Returns the SHA-256 of the listing: paths, sizes and times."""
-    index = Index()
-    index.add_files(storage.walk(raw, faults=True), 1, Partition())
-    return index.digest()
 
 
 def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime) -> Shards:
