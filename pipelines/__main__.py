@@ -1,9 +1,9 @@
-"""`python -m pipelines compile | local | doctor | submit | status | cancel`; NAME is training, smoke or study."""
+"""`python -m pipelines compile | local | doctor | submit | schedule | status | cancel`; NAME is training, smoke or study."""
 
 import argparse
 import pkgutil
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from components.common.errors import UserError
 from components.params import load as load_params
@@ -18,6 +18,11 @@ COMMANDS = {
     "status": "pipelines.follow:status",
     "doctor": "pipelines.doctor.command:run",
     "cancel": "pipelines.follow:cancel",
+    "schedule": "pipelines.schedules:create",
+    "schedule list": "pipelines.schedules:show",
+    "schedule pause": "pipelines.schedules:pause",
+    "schedule resume": "pipelines.schedules:resume",
+    "schedule remove": "pipelines.schedules:remove",
 }
 """Function by command. Their modules import kfp, which takes seconds, while a mistake in a file is reported at once."""
 
@@ -57,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     server = _Parser(add_help=False)
     server.add_argument("--host", metavar="URL", help="address of Kubeflow Pipelines (default: from the settings)")
     server.add_argument("--namespace", metavar="N", help="namespace of the run's pods (default: from the settings)")
+    listed = _Parser(add_help=False, parents=[server])
+    listed.add_argument("--experiment", metavar="E", help="experiment that lists the run or schedule (default: from the settings)")
+    sent = _Parser(add_help=False, parents=[listed])
+    sent.add_argument("--raw", metavar="URI", help="raw files: s3://BUCKET/PREFIX, or dvc:REVISION for data.dvc at that commit")
+    sent.add_argument("--start", default="", metavar="URI", help=start)
+    sent.add_argument("--out", metavar="URI", help="prefix of all outputs (default: from the settings)")
+    sent.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
 
     parser = _Parser(prog="python -m pipelines", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -69,18 +81,32 @@ def _parser() -> argparse.ArgumentParser:
     local.add_argument("--raw", default="data", metavar="PATH", help="raw files (default: data)")
     local.add_argument("--start", default="", metavar="PATH", help=start)
     local.add_argument("--out", default="artifacts/pipeline", metavar="PATH", help="folder of all outputs (default: artifacts/pipeline)")
-    submit = commands.add_parser("submit", parents=[pipeline, server], help="run a pipeline on the cluster")
-    submit.add_argument("--raw", metavar="URI", help="raw files: s3://BUCKET/PREFIX, or dvc:REVISION for data.dvc at that commit")
-    submit.add_argument("--start", default="", metavar="URI", help=start)
-    submit.add_argument("--out", metavar="URI", help="prefix of all outputs (default: from the settings)")
-    submit.add_argument("--experiment", metavar="E", help="experiment that lists the run (default: from the settings)")
+    submit = commands.add_parser("submit", parents=[pipeline, sent], help="run a pipeline on the cluster")
     submit.add_argument("--wait", action="store_true", help="follow the run until it ends")
-    submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    _add_schedule(commands, [stages, sent], [common, listed])
     commands.add_parser("doctor", parents=[stages, server], help="check what the cluster of a settings file lacks, with your rights")
     for name, text in (("status", "show the state of a run"), ("cancel", "stop a run")):
         command = commands.add_parser(name, parents=[common, server], help=text)
         command.add_argument("run", metavar="RUN_ID", help="id that submit printed")
     return parser
+
+
+def _add_schedule(commands: Any, sent: list[argparse.ArgumentParser], listed: list[argparse.ArgumentParser]) -> None:
+    """Adds `schedule NAME` for each pipeline, and `schedule list | pause | resume | remove`."""
+    schedule = commands.add_parser("schedule", help="run a pipeline on the cluster again and again, or list, pause, resume, remove that")
+    actions = schedule.add_subparsers(required=True, metavar="NAME | list | pause | resume | remove")
+    for name in sorted(PARAMETERS):
+        action = actions.add_parser(name, parents=sent, help=f"schedule {name}")
+        action.set_defaults(name=name)
+        action.add_argument("--cron", required=True, metavar="CRON", help="minute, hour, day, month, weekday in UTC, such as '0 2 * * *'")
+        action.add_argument("--name", dest="schedule", default=name, metavar="SCHEDULE", help=f"name of the schedule (default: {name})")
+        action.add_argument("--replace", action="store_true", help="replace the schedule of this name")
+    changes = {"list": "show all schedules", "pause": "start no more runs", "resume": "start runs again", "remove": "delete a schedule"}
+    for name, text in changes.items():
+        action = actions.add_parser(name, parents=listed, help=text)
+        action.set_defaults(command=f"schedule {name}")
+        if name != "list":
+            action.add_argument("schedule", metavar="SCHEDULE", help="name of the schedule, as `schedule list` shows it")
 
 
 if __name__ == "__main__":

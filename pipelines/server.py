@@ -38,7 +38,7 @@ class Submission(NamedTuple):
     experiment: str
     pipeline: str
     version: str
-    run: str  # display name of the run
+    run: str  # display name of the run or schedule
     service_account: str | None  # service account of the pods; None: the default of the server
     parameters: dict[str, Any]
 
@@ -93,25 +93,29 @@ class KubeflowServer:
             configuration.api_key["authorization"] = token
             configuration.api_key_prefix["authorization"] = "Bearer"
             configuration.refresh_api_key_hook = lambda ours: ours.api_key.update(authorization=_token())
-        client = self._client = api.ApiClient(configuration, cookie=os.environ.get(COOKIE_VARIABLE))
+        client = self.client = api.ApiClient(configuration, cookie=os.environ.get(COOKIE_VARIABLE))
         self._health, self._runs = api.HealthzServiceApi(client), api.RunServiceApi(client)
         self._experiments, self._pipelines = api.ExperimentServiceApi(client), api.PipelineServiceApi(client)
         self._uploads = api.PipelineUploadServiceApi(client)
 
     def start(self, submission: Submission, package: Path) -> str:
-        """Uploads a package, unless the server has this version, starts a run, and returns its id."""
+        """Starts a run of a package and returns its id."""
+        run = api.V2beta1Run(**self.upload(submission, package))
+        return str(self.call(self._runs.run_service_create_run, run).run_id)
+
+    def upload(self, submission: Submission, package: Path) -> dict[str, Any]:
+        """Uploads a package, unless the server has this version; returns what a run and a recurring run of it have in common."""
         self.check()
         experiment = self._experiment(submission.experiment)
-        pipeline, version = self._upload(package, submission.pipeline, submission.version)
-        run = api.V2beta1Run(
-            experiment_id=experiment,
-            display_name=submission.run,
-            pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline, pipeline_version_id=version),
-            runtime_config=api.V2beta1RuntimeConfig(parameters=submission.parameters),
-            service_account=submission.service_account,
-            plugins_input=WITHOUT_PLUGINS,
-        )
-        return str(self._call(self._runs.run_service_create_run, run).run_id)
+        pipeline, version = self._version(package, submission.pipeline, submission.version)
+        return {
+            "experiment_id": experiment,
+            "display_name": submission.run,
+            "pipeline_version_reference": api.V2beta1PipelineVersionReference(pipeline_id=pipeline, pipeline_version_id=version),
+            "runtime_config": api.V2beta1RuntimeConfig(parameters=submission.parameters),
+            "service_account": submission.service_account,
+            "plugins_input": WITHOUT_PLUGINS,
+        }
 
     def check(self) -> None:
         """Checks that the server is of the kind that the namespace fits, and that the credentials suffice for this namespace.
@@ -119,7 +123,7 @@ class KubeflowServer:
         Raises:
             UserError: it is not.
         """
-        health = self._call(self._health.healthz_service_get_healthz)
+        health = self.call(self._health.healthz_service_get_healthz)
         if not isinstance(health, api.V2beta1GetHealthzResponse):
             raise self._not_kubeflow()
         if health.multi_user and not self.namespace:
@@ -128,28 +132,30 @@ class KubeflowServer:
             remedy = "leave out server.namespace and --namespace, and apply deploy/ to that namespace"
             raise UserError(f"{self.host}: is a single-user Kubeflow, which runs everything in its own namespace; {remedy}")
         # Whether it is alive, a server tells anyone.
-        self._call(self._experiments.experiment_service_list_experiments, page_size=1, **self._in_namespace)
+        self.call(self._experiments.experiment_service_list_experiments, page_size=1, **self._in_namespace)
 
     def _experiment(self, name: str) -> str:
         """Returns the id of an experiment, which is created if it does not exist."""
-        listed = self._call(self._experiments.experiment_service_list_experiments, filter=_by_name(name), **self._in_namespace).experiments
-        if not listed:
-            wanted = api.V2beta1Experiment(display_name=name, **self._in_namespace)
-            listed = [self._call(self._experiments.experiment_service_create_experiment, wanted)]
-        return str(listed[0].experiment_id)
+        wanted = api.V2beta1Experiment(display_name=name, **self._in_namespace)
+        return self.find_experiment(name) or str(self.call(self._experiments.experiment_service_create_experiment, wanted).experiment_id)
 
-    def _upload(self, package: Path, name: str, version: str) -> tuple[str, str]:
+    def find_experiment(self, name: str) -> str | None:
+        """Returns the id of an experiment; None if it does not exist."""
+        listed = self.call(self._experiments.experiment_service_list_experiments, filter=_by_name(name), **self._in_namespace).experiments
+        return str(listed[0].experiment_id) if listed else None
+
+    def _version(self, package: Path, name: str, version: str) -> tuple[str, str]:
         """Returns the ids of a pipeline and of its version; an existing version is used, since its name identifies its content."""
-        listed = self._call(self._pipelines.pipeline_service_list_pipelines, filter=_by_name(name), **self._in_namespace).pipelines
+        listed = self.call(self._pipelines.pipeline_service_list_pipelines, filter=_by_name(name), **self._in_namespace).pipelines
         if not listed:
-            listed = [self._call(self._uploads.upload_pipeline, str(package), name=name, display_name=name, **self._in_namespace)]
+            listed = [self.call(self._uploads.upload_pipeline, str(package), name=name, display_name=name, **self._in_namespace)]
         pipeline = str(listed[0].pipeline_id)
         names = {"name": version, "display_name": version}
         try:
-            sent = self._call(self._uploads.upload_pipeline_version, str(package), pipelineid=pipeline, **names)
+            sent = self.call(self._uploads.upload_pipeline_version, str(package), pipelineid=pipeline, **names)
         except ConflictError:
             list_versions = self._pipelines.pipeline_service_list_pipeline_versions
-            found = self._call(list_versions, pipeline, filter=_by_name(version)).pipeline_versions
+            found = self.call(list_versions, pipeline, filter=_by_name(version)).pipeline_versions
             if not found:
                 raise
             sent = found[0]
@@ -157,7 +163,7 @@ class KubeflowServer:
 
     def run(self, identity: str) -> RunStatus:
         """Returns the status of a run."""
-        found = self._call(self._runs.run_service_get_run, identity)
+        found = self.call(self._runs.run_service_get_run, identity)
         tasks = (found.run_details.task_details if found.run_details else None) or []
         error = _one_line(found.error.message or "") if found.error else ""
         used = found.pipeline_version_reference
@@ -169,7 +175,7 @@ class KubeflowServer:
     def package(self, run: RunStatus) -> dict[str, Any] | None:
         """Returns `pipeline_spec` and `platform_spec` of the package that a run came from; None if that version was deleted."""
         try:
-            content: dict[str, Any] = self._call(self._pipelines.pipeline_service_get_pipeline_version, *run.version).pipeline_spec
+            content: dict[str, Any] = self.call(self._pipelines.pipeline_service_get_pipeline_version, *run.version).pipeline_spec
         except MissingError:
             return None
         return content if "pipeline_spec" in content else {"pipeline_spec": content}
@@ -182,23 +188,23 @@ class KubeflowServer:
             (f"/apis/v1alpha1/runs/{run}/nodes/{pod}/log", {}),
         ):
             with contextlib.suppress(UserError):
-                return cast(str, self._call(self._text, path, list(query.items())))
+                return cast(str, self.call(self._text, path, list(query.items())))
         return None
 
     def _text(self, path: str, query: list[tuple[str, str]], **options: Any) -> str:
         """Returns the body of an answer. The client itself would parse a text that happens to be JSON."""
         options |= {"auth_settings": ["Bearer"], "_preload_content": False}
-        return str(self._client.call_api(path, "GET", {}, query, {}, **options).data.decode(errors="replace"))
+        return str(self.client.call_api(path, "GET", {}, query, {}, **options).data.decode(errors="replace"))
 
     def terminate(self, identity: str) -> None:
         """Stops a run."""
-        self._call(self._runs.run_service_terminate_run, identity)
+        self.call(self._runs.run_service_terminate_run, identity)
 
     def link(self, identity: str) -> str:
         """Returns the address of a run in the UI."""
         return f"{self.host}{RUN_PAGE}{identity}"
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Calls the server.
 
         Raises:

@@ -4,11 +4,13 @@ A run goes through the frames of `PROGRESS`, one with each request; its tasks ar
 """
 
 import json
+import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,6 +33,12 @@ PROGRESS: list[Frame] = [
 ]
 
 
+RUN = ("display_name", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account", "plugins_input")
+"""Fields of a run, which a recurring run has as well."""
+CRON = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+"""Second, minute, hour, day, month and weekday in github.com/robfig/cron, version 1."""
+
+
 class RefusalError(Exception):
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -48,6 +56,7 @@ class Double(ThreadingHTTPServer):
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
+        self.recurring: dict[str, dict[str, Any]] = {}
         self.token = ""
         """If set, requests need this token."""
         self.cookie = ""
@@ -65,6 +74,8 @@ class Double(ThreadingHTTPServer):
         self.multi_user = True
         self.foreign: set[str] = set()
         """Namespaces in which the user has no rights."""
+        self.most = 200
+        """Most recurring runs in an answer."""
         self.has_ui = True
         """Whether the address is that of the UI, which serves the logs under another path than the API."""
 
@@ -111,14 +122,48 @@ class Double(ThreadingHTTPServer):
             case "POST", ["pipelines", "upload_version"]:
                 return self._add_version(query, file)
             case "POST", ["runs"]:
-                known = ("display_name", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account")
-                return self._start(_known(body, *known, "plugins_input"))
+                return self._start(_known(body, *RUN))
+            case "GET", ["runs"]:
+                mine = [run for run in self.runs.values() if run["experiment_id"] == query["experiment_id"]]
+                assert query["sort_by"] == "created_at desc"
+                return {"runs": sorted(map(self._advance, mine), key=lambda run: str(run["created_at"]), reverse=True)}
             case "GET", ["runs", run]:
                 return self._advance(_get(self.runs, run))
             case "POST", ["runs", run] if run.endswith(":terminate"):
                 _get(self.runs, run.removesuffix(":terminate"))["frames"] = [("CANCELING", None), ("CANCELED", None)]
                 return {}
+            case "POST", ["recurringruns"]:
+                return self._schedule(_known(body, *RUN, "trigger", "mode", "max_concurrency", "no_catchup"))
+            case "GET", ["recurringruns"]:
+                mine = [one for one in self.recurring.values() if one["experiment_id"] == query["experiment_id"]]
+                first = int(query.get("page_token") or 0)
+                after = first + min(int(query["page_size"]), self.most)
+                more = {"next_page_token": str(after)} if after < len(mine) else {}
+                return {"recurringRuns": mine[first:after], "total_size": len(mine), **more}
+            case "POST", ["recurringruns", change]:
+                identity, _, verb = change.partition(":")
+                _get(self.recurring, identity)["status"] = {"enable": "ENABLED", "disable": "DISABLED"}[verb]
+                return {}
+            case "DELETE", ["recurringruns", identity]:
+                _get(self.recurring, identity)
+                del self.recurring[identity]
+                return {}
         raise RefusalError(404, "")
+
+    def _schedule(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Creates a recurring run, as backend/src/apiserver/server/job_server.go and api_converter.go of kubeflow/pipelines check it."""
+        self._check(body)
+        if not 1 <= int(body["max_concurrency"]) <= 10:
+            raise RefusalError(400, "The max concurrency of the recurring run is out of range")
+        _check_cron(body["trigger"]["cron_schedule"]["cron"])
+        status = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}[body.pop("mode")]
+        return _add(self.recurring, "recurring_run_id", {**body, "status": status, "created_at": _now()})
+
+    def tick(self, identity: str) -> dict[str, Any]:
+        """Starts a run of a schedule, as the controller does when its time has come."""
+        recurring = self.recurring[identity]
+        body = {name: value for name, value in recurring.items() if name in RUN}
+        return self._start({**body, "display_name": f"{recurring['display_name']}-1", "recurring_run_id": identity})
 
     def _add_version(self, query: dict[str, str], file: bytes) -> dict[str, Any]:
         pipeline = _get(self.pipelines, query["pipelineid"])["pipeline_id"]
@@ -129,11 +174,17 @@ class Double(ThreadingHTTPServer):
         )
 
     def _start(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._check(body)
+        return self._advance(_add(self.runs, "run_id", {**body, "created_at": _now(), "frames": list(self.frames)}))
+
+    def _check(self, body: dict[str, Any]) -> None:
+        """Checks what a run and a recurring run have in common."""
+        if not body.get("display_name"):
+            raise RefusalError(400, "The name is empty. Please specify a valid name")
         _get(self.experiments, body["experiment_id"])
         version = _get(self.versions, body["pipeline_version_reference"]["pipeline_version_id"])
         _check_parameters(_spec(version["pipeline_spec"]["pipeline_spec"]), body["runtime_config"].get("parameters", {}))
         _known(body.get("plugins_input", {}).get("mlflow", {}), "experiment_name", "experiment_id", "disabled")
-        return self._advance(_add(self.runs, "run_id", {**body, "frames": list(self.frames)}))
 
     def _advance(self, run: dict[str, Any]) -> dict[str, Any]:
         state, tasks = run["frames"].pop(0) if len(run["frames"]) > 1 else run["frames"][0]
@@ -168,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
             said = {"error": "Details", "code": 3, "message": str(refusal)} if str(refusal) else None
             self._send(refusal.status, json.dumps(said).encode() if said else b"page not found")
 
-    do_GET = do_POST = _handle  # noqa: N815
+    do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
     def _authenticate(self) -> None:
         if self.server.broken:
@@ -227,6 +278,19 @@ def _check_parameters(spec: pipeline_spec_pb2.PipelineSpec, given: dict[str, Any
     missing = [name for name, one in known.items() if name not in given and not one.HasField("default_value") and not one.is_optional]
     if missing:
         raise RefusalError(400, f"parameters {', '.join(sorted(missing))} are missing")
+
+
+def _check_cron(text: str) -> None:
+    """Refuses what is not six fields of numbers in their bounds. The real server takes five, too, which then have other meanings."""
+    fields = text.split()
+    bad = [field for field, (low, high) in zip(fields, CRON, strict=False) for number in re.findall(r"(?<!/)\b\d+", field)
+           if not low <= int(number) <= high]  # fmt: skip
+    if len(fields) != len(CRON) or bad:
+        raise RefusalError(400, f"The input cron schedule is not a supported format: {text}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def _filtered(known: dict[str, dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
