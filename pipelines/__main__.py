@@ -1,4 +1,4 @@
-"""`python -m pipelines compile | local | doctor | submit | schedule | status | cancel`; NAME is training, smoke or study."""
+"""`python -m pipelines compile | local | doctor | submit | schedule | status | cancel | clean`; NAME is training, smoke or study."""
 
 import argparse
 import pkgutil
@@ -18,6 +18,7 @@ COMMANDS = {
     "status": "pipelines.follow:status",
     "doctor": "pipelines.doctor.command:run",
     "cancel": "pipelines.follow:cancel",
+    "clean": "pipelines.clean:run",
     "schedule": "pipelines.schedules:create",
     "schedule list": "pipelines.schedules:show",
     "schedule pause": "pipelines.schedules:pause",
@@ -88,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("status", "show the state of a run"), ("cancel", "stop a run")):
         command = commands.add_parser(name, parents=[common, server], help=text)
         command.add_argument("run", metavar="RUN_ID", help="id that submit printed")
+    clean = commands.add_parser("clean", parents=[common], help="delete outputs that no registered model and no newer run depends on")
+    clean.add_argument("--older-than", required=True, metavar="AGE", help="days or weeks, such as 90d or 12w")
+    clean.add_argument("--root", metavar="PATH", help="folder or prefix of all outputs (default: from the settings)")
+    clean.add_argument("--dry-run", action="store_true", help="list what would be deleted, and why the rest is kept; delete nothing")
     return parser
 
 

@@ -75,7 +75,9 @@ class Index:
         """Adds those files of a listing that belong to a partition."""
         numbered = ((part_of(entry.path, parts), entry) for entry in entries)
         rows = (
-            (part, bytes.fromhex(path_hash(entry.path)), to_key(entry.path), *entry[1:]) for part, entry in numbered if partition.owns(part)
+            (part, bytes.fromhex(path_hash(entry.path)), to_key(entry.path), entry.size, entry.version, entry.fault)
+            for part, entry in numbered
+            if partition.owns(part)
         )
         self.connection.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 

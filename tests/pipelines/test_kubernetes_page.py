@@ -98,12 +98,22 @@ def test_commands_of_the_pipelines(place: Path) -> None:
         copy = blocks("cp pipelines/settings.yaml")
         adapted = copy.replace("\n", f"\nsed -i 's|https://kubeflow.example.org/pipeline|{kubeflow.url}|' settings.yaml\n", 1)
         submit = "\n".join(line for line in blocks("pipelines submit smoke").splitlines() if " doctor " not in line)
-        run(place, f"{adapted}\n{submit}")
+        run(place, f"{adapted}\n{submit}\n{blocks('pipelines schedule')}")
         assert len(kubeflow.runs) == 2
+        assert [one["status"] for one in kubeflow.recurring.values()] == ["DISABLED"]
+    (place / "outputs").mkdir()
+    run(place, blocks("pipelines clean").replace("--settings settings.yaml", f"--root {place / 'outputs'}"))
 
 
 def test_every_command_is_run_by_a_test() -> None:
     """What is left out needs images, which tests/containers builds."""
-    tested = ("kubectl", "deploy/images.txt", "cp pipelines/settings.yaml", "pipelines submit smoke")
+    tested = (
+        "kubectl",
+        "deploy/images.txt",
+        "cp pipelines/settings.yaml",
+        "pipelines submit smoke",
+        "pipelines schedule",
+        "pipelines clean",
+    )
     left = [block for block in BLOCKS if not any(word in block for word in tested)]
     assert [block.split()[0:2] for block in left] == [["make", "images"], ["export", "DOCKER_HOST=unix:///tmp/podman.sock"]]

@@ -1,11 +1,16 @@
-"""Tags and names of MLflow runs: the code, data, image and pipeline run they come from, and the runs that made their inputs."""
+"""Tags and names of MLflow runs: the code, data, image and pipeline run they come from, and the runs that made their inputs.
+
+A registered version has the same tags, and those of its training below `train.` (components/register/candidate.py).
+"""
 
 import os
+from collections.abc import Mapping
 
 from components.common.runs import provenance
 from components.common.runs.work import Work
 
 HEADLINE = "headline"  # tag of a run: its result in a few words, for messages; names no file, image or patient
+_INPUTS = ("input.", "upstream.", "train.inputs.", "train.upstream_mlflow_run_ids.")
 
 
 def tags(work: Work) -> dict[str, str]:
@@ -28,6 +33,11 @@ def tags(work: Work) -> dict[str, str]:
         "kfp.run_id": os.environ.get(provenance.KFP_VARIABLE),
     }
     return found | {name: value for name, value in optional.items() if value}
+
+
+def needs(tags: Mapping[str, str]) -> set[str]:
+    """Returns what the tags of a run or a registered version name as its inputs: SHA-256 and MLflow run ids."""
+    return {value for name, value in tags.items() if name.startswith(_INPUTS)}
 
 
 def run_name(work: Work) -> str:

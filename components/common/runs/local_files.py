@@ -4,6 +4,7 @@ import heapq
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class Entry(NamedTuple):
     size: int  # number of bytes
     version: str  # changes with the content: the modification time, or the ETag
     fault: str = ""  # why it has no content: a link that leads nowhere or back, or neither file nor folder
+    modified: float = 0.0  # time of the last change, in seconds since 1970
 
 
 def walk_folder(top: str, apart_from: str = "") -> Iterator[Entry]:
@@ -58,9 +60,28 @@ def walk_folder(top: str, apart_from: str = "") -> Iterator[Entry]:
                             heapq.heappush(links, f"{path}/")
                             continue
                         fault = "a link to a folder that it lies in"
-                    yield Entry(path, 0, "", fault) if fault else Entry(path, info.st_size, str(info.st_mtime_ns))
+                    yield Entry(path, 0, "", fault) if fault else Entry(path, info.st_size, str(info.st_mtime_ns), "", info.st_mtime)
         except OSError as error:
             raise UserError(f"{error.filename or Path(top, below)}: cannot be read ({error.strerror})") from None
+
+
+def walk_without_links(top: str) -> Iterator[Entry]:
+    """Yields all files below a folder, in no particular order, and links and what is neither file nor folder as entries with a fault.
+
+    Raises UserError if a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # deleted meanwhile
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for folder, folders, names in os.walk(top, onerror=refuse):
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            with suppress(FileNotFoundError):
+                info = path.lstat()
+                if not stat.S_ISDIR(info.st_mode):
+                    fault = "a link" if stat.S_ISLNK(info.st_mode) else _SPECIAL.get(stat.S_IFMT(info.st_mode), "")
+                    yield Entry(path.relative_to(top).as_posix(), info.st_size, str(info.st_mtime_ns), fault, info.st_mtime)
 
 
 def _identity(info: os.stat_result) -> tuple[int, int]:

@@ -343,6 +343,7 @@ def _list_s3(uri: str) -> Iterator[Entry]:
             for item in page.get("Contents", []):
                 empty = False
                 if not item["Key"].endswith("/"):
-                    yield Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"].strip('"'))
+                    version, modified = item["ETag"].strip('"'), item["LastModified"].timestamp()
+                    yield Entry(item["Key"].removeprefix(prefix), item["Size"], version, "", modified)
     if empty:
         raise UserError(f"{uri}: no objects below this prefix")
