@@ -33,7 +33,7 @@ FLOORS = (
 )
 """Listed from the bottom up. A module may import from lower floors and from its own room only."""
 
-MOST_LINES = {"file": 350, "room": 4000, "all": 29_500}
+MOST_LINES = {"file": 350, "room": 4500, "all": 29_500}
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SOURCES = {str(path.relative_to(ROOT)): path for top in ("components", "pipelines") for path in sorted((ROOT / top).rglob("*.py"))}
 EMPTY = {name for name, path in SOURCES.items() if len(ast.parse(path.read_text()).body) == 1}
