@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, create_model
 
 from components.common.runs.params import Evaluate, Register, Runtime, Section, read_yaml, validate
-from components.evaluate.params import Duplicates, Study
+from components.evaluate.params import Duplicates, Study, Sweep
 from components.heads import HEADS
 from components.monitor.params import Monitor
 from components.preprocess.params import Preprocess
@@ -23,6 +23,7 @@ class _Stages(Section):
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
     study: Study = Study()
+    sweep: Sweep = Sweep()
     duplicates: Duplicates = Duplicates()
     register_: Register = Field(default=Register(), alias="register")
     monitor: Monitor = Monitor()

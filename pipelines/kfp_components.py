@@ -1,4 +1,4 @@
-"""The Kubeflow components that belong to no stage: `begin` and `end` of a pipeline, and `plan` and `model` of a study."""
+"""The Kubeflow components that belong to no stage: `begin` and `end` of a pipeline, and those of a study and a sweep."""
 
 from typing import NamedTuple
 
@@ -98,7 +98,7 @@ def plan(
 
 @dsl.component(base_image="gpu", install_kfp_package=False)
 def model(item: str, runtime: str, processes: int) -> str:
-    """Trains one model of a study.
+    """Trains one model of a study or a sweep.
 
     Args:
         item: JSON of a model from pipelines/study_plan.py.
@@ -121,3 +121,51 @@ def model(item: str, runtime: str, processes: int) -> str:
         params = parse({stage: section, "runtime": runtime})
         run_here(stage, run, json.loads(inputs), Step(**params.arguments(stage), out=folder), processes)
     return str(folder)
+
+
+@dsl.component(base_image="cpu", install_kfp_package=False)
+def combine(shards: str, backbone: str, root: str, section: str, sweep: str) -> list[str]:
+    """Lists the models of a sweep.
+
+    Args:
+        shards: folder of the shards.
+        backbone: folder of the backbone.
+        root: parent folder of all outputs.
+        section: JSON of the section of the head.
+        sweep: JSON of the section `sweep`.
+
+    Returns:
+        For each model the argument of the component `model`.
+    """
+    import json
+
+    from components.common.runs.step import exit_codes
+    from components.params import parse
+    from pipelines.sweep_plan import plan
+
+    with exit_codes("plan"):
+        params = parse({json.loads(sweep)["stage"]: section, "sweep": sweep})
+        models = plan(shards, backbone, root, params)
+    return [json.dumps(model) for model in models]
+
+
+@dsl.component(base_image="cpu", install_kfp_package=False)
+def choose(models: list[str], sweep: str) -> str:
+    """Chooses among the models of a sweep and tells MLflow.
+
+    Args:
+        models: their folders.
+        sweep: JSON of the section `sweep`.
+
+    Returns:
+        The folder of the best one.
+    """
+    from components.common.runs.step import exit_codes
+    from components.params import parse
+    from pipelines.sweep_plan import choose, tell
+
+    with exit_codes("choose"):
+        params = parse({"sweep": sweep}).sweep
+        choice = choose(models, params)
+        tell(choice, params, len(models))
+    return choice.folder

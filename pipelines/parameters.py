@@ -18,6 +18,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "training": (*_LOCATIONS, *_REGISTERED),
     "smoke": ("root", "start", "simulate", *_REGISTERED),
     "study": (*_LOCATIONS, "preprocess", *COMPARED, "evaluate", "study", "runtime"),
+    "sweep": (*_LOCATIONS, "preprocess", "pretrain", *HEADS, "evaluate", "sweep", "runtime"),
 }
 """Names by pipeline."""
 

@@ -130,9 +130,10 @@ def _timeout_seconds(step: StepResources) -> int:
 
 def gpus(name: str, settings: Settings, params: Params) -> dict[str, int]:
     """Returns the number of GPUs of each step of a pipeline that uses any, and the most that are in use at a time."""
-    models = settings.parallel_models if name == "study" else 1
+    models = settings.parallel_models if name in ("study", "sweep") else 1
     pretrain = settings.step("pretrain").gpus * (models if name == "study" else params.runtime.nodes)
-    heads = {head: settings.step(head).gpus * models for head in ([GATED] if name == "study" else settings.heads)}
+    trained = {"study": [GATED], "sweep": [params.sweep.stage]}.get(name, settings.heads)
+    heads = {head: settings.step(head).gpus * models for head in trained}
     return {step: count for step, count in {"pretrain": pretrain, **heads}.items() if count} | {
         "at most": max(pretrain, sum(heads.values()))
     }

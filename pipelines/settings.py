@@ -292,7 +292,7 @@ class Settings(_Group):
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
     """Preprocessing steps that run in parallel; the shards do not depend on it."""
     parallel_models: Positive = 4
-    """Models of a study that are trained in parallel."""
+    """Models of a study or a sweep that are trained in parallel."""
     images: Images
     service_account: ResourceName | None = None
     """Service account of the pods of a run; None: the default of Kubeflow."""

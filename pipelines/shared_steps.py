@@ -70,6 +70,13 @@ class SharedSteps:
                 folders[head] = self.add(component, head, head, **given).outputs["Output"]
         return folders
 
+    def train(self, step: str, items: Any) -> Any:
+        """Trains a list of models in parallel, each with the resources of a step; returns their folders."""
+        with dsl.ParallelFor(items, parallelism=self.settings.parallel_models) as item:
+            count = processes(self.settings, step)
+            task = apply(kfp_components.model(item=item, runtime=self.given["runtime"], processes=count), step, self.settings)
+        return dsl.Collected(task.output)
+
     def evaluate_and_register(self, models: dict[str, Any]) -> None:
         """Evaluates all models and registers them; the one that the gate judges only if it passes."""
         root, min_auroc = self.given["root"], self.given["min_auroc"]

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.evaluate import component as evaluation
 from components.params import Params
 from pipelines import kfp_components
-from pipelines.resources import apply, processes
+from pipelines.resources import apply
 from pipelines.settings import Settings
 from pipelines.shared_steps import SharedSteps, pipeline
 from pipelines.study_plan import COMPARED
@@ -20,9 +19,9 @@ def study(settings: Settings, params: Params) -> BaseComponent:
     @pipeline("study", "Does pretraining with IFA help where the paper says so?", settings, params)
     def define(steps: SharedSteps) -> None:
         shards = steps.shards(steps.begin())
-        bases = _models(steps, "pretrain", _plan(steps, shards, 0, []))
-        backbones = _models(steps, "pretrain", _plan(steps, shards, 1, bases))
-        cells = _models(steps, "classify", _plan(steps, shards, 2, backbones))
+        bases = steps.train("pretrain", _plan(steps, shards, 0, []))
+        backbones = steps.train("pretrain", _plan(steps, shards, 1, bases))
+        cells = steps.train("classify", _plan(steps, shards, 2, backbones))
         task = evaluation.compare(cells=cells, evaluate=steps.given["evaluate"], study=steps.given["study"])
         apply(task, "evaluate", settings)
 
@@ -33,11 +32,3 @@ def _plan(steps: SharedSteps, shards: Any, phase: int, after: Any) -> Any:
     given = {name: steps.given[name] for name in ("start", "root", *COMPARED, "study")}
     task = kfp_components.plan(shards=shards, heads=",".join(steps.settings.heads), phase=phase, after=after, **given)
     return apply(task, "begin", steps.settings).set_display_name("plan").output
-
-
-def _models(steps: SharedSteps, step: str, items: Any) -> Any:
-    """Trains models in parallel, each with the resources of a step; returns their folders."""
-    with dsl.ParallelFor(items, parallelism=steps.settings.parallel_models) as item:
-        count = processes(steps.settings, step)
-        task = apply(kfp_components.model(item=item, runtime=steps.given["runtime"], processes=count), step, steps.settings)
-    return dsl.Collected(task.output)

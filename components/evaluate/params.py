@@ -1,13 +1,14 @@
-"""Parameters of `evaluate study` and `evaluate duplicates`.
+"""Parameters of `evaluate study` and `evaluate duplicates`, and of the pipeline `sweep`.
 
 Those of `evaluate` itself, which the heads read too, are in components/common/runs/params.py.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from components.common.runs.params import Positive, Section, Seed
+from components.heads import ANY_HEAD, HEADS
 from components.pretrain.params import Arm
 
 
@@ -33,6 +34,30 @@ class Study(Section):
     def _reference_is_an_arm(self) -> "Study":
         if self.reference not in self.arms:
             raise ValueError(f"reference: {self.reference} is none of the arms ({', '.join(self.arms)})")
+        return self
+
+
+class Sweep(Section):
+    """Models that differ in parameters of a head. The best one on the validation split is evaluated (pipelines/sweep.py)."""
+
+    stage: str = "classify"
+    """The head."""
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        default={"lr": (0.0003, 0.001, 0.003), "weight_decay": (0.01, 0.1)}
+    )
+    """Values by parameter of the head; each combination is trained."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    """Each combination is trained once per seed, and judged by the mean."""
+    metric: Annotated[str, Field(pattern="^val_")] = "val_auroc_macro"
+    """Number of the validation split in metrics.json of the models; higher must be better. detect has val_map_50, invert val_psnr."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "Sweep":
+        if self.stage not in HEADS:
+            raise ValueError(f"stage: {self.stage} is not a head; choose {ANY_HEAD}")
+        known = HEADS[self.stage].params.model_fields.keys() - {"seed"}
+        if unknown := sorted(self.grid.keys() - known):
+            raise ValueError(f"grid: {unknown[0]} is not one of the parameters of {self.stage} to vary: {', '.join(sorted(known))}")
         return self
 
 

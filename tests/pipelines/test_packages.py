@@ -280,6 +280,7 @@ def test_each_gpu_of_a_step_has_a_process(pipeline: str, steps: dict[str, int], 
         ("training", {}, {"pretrain": 1, "classify": 1, "detect": 1, "invert": 1, "at most": 3}),
         ("smoke", {"nodes": 4}, {"pretrain": 4, "classify": 1, "detect": 1, "invert": 1, "at most": 4}),
         ("study", {}, {"pretrain": 4, "classify": 4, "at most": 4}),
+        ("sweep", {"nodes": 2}, {"pretrain": 2, "classify": 4, "at most": 4}),
     ],
 )
 def test_gpu_budget(name: str, changes: dict[str, Any], expected: dict[str, int], example: Settings, params: Params) -> None:
