@@ -13,13 +13,17 @@ from components.preprocess.rows import Note
 # Paths are blobs, since they need not be UTF-8; they sort by code point.
 _SCHEMA = """
 CREATE TABLE files (path BLOB PRIMARY KEY, sha256 TEXT, image TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
-CREATE TABLE images (id TEXT PRIMARY KEY, path BLOB, content TEXT, files INTEGER, conflict INTEGER) WITHOUT ROWID;
+CREATE TABLE images (id TEXT PRIMARY KEY, path BLOB, content TEXT, files INTEGER, conflict INTEGER, split TEXT) WITHOUT ROWID;
 CREATE TABLE refused_images (id TEXT PRIMARY KEY);
 CREATE TABLE patients (split TEXT, id TEXT, PRIMARY KEY (split, id)) WITHOUT ROWID;
 """
 _KEEP_FIRST_PATH = """
-INSERT INTO images VALUES (?, ?, ?, 1, 0) ON CONFLICT (id) DO UPDATE
+INSERT INTO images VALUES (?, ?, ?, 1, 0, NULL) ON CONFLICT (id) DO UPDATE
 SET path = min(path, excluded.path), files = files + 1, conflict = conflict OR content != excluded.content
+"""
+_SAME_PIXELS = """
+SELECT IFNULL(SUM(images), 0), IFNULL(SUM(CASE WHEN splits > 1 THEN images ELSE 0 END), 0) FROM
+(SELECT COUNT(*) AS images, COUNT(DISTINCT split) AS splits FROM images GROUP BY content HAVING images > 1)
 """
 _REFUSE = """
 UPDATE files SET reason = ?, detail = 'one of ' || (SELECT images.files FROM images WHERE id = image) || ?
@@ -76,9 +80,15 @@ class Ledger:
         query = "SELECT 1 FROM images WHERE id = :id UNION ALL SELECT 1 FROM refused_images WHERE id = :id"
         return self._database.execute(query, {"id": image_id}).fetchone() is not None
 
-    def add_patient(self, split: str, patient_id: str) -> None:
-        """Adds the patient of a row."""
+    def add_row(self, image_id: str | None, split: str, patient_id: str) -> None:
+        """Adds what only a row tells: split and patient of its image."""
+        self._database.execute("UPDATE images SET split = ? WHERE id = ?", (split, image_id))
         self._database.execute("INSERT OR IGNORE INTO patients VALUES (?, ?)", (split, patient_id))
+
+    def same_pixels(self) -> dict[str, int]:
+        """Counts the images with the pixels of another image, which has another id, and those of them that are in several splits."""
+        images, across = self._database.execute(_SAME_PIXELS).fetchone()
+        return {"images": images, "across_splits": across}
 
     def patients(self) -> dict[str, int]:
         """Returns the number of patients by split."""

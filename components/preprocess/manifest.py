@@ -52,7 +52,7 @@ class Summary:
             self.labels[split].update((finding, _label_name(value)) for finding, value in zip(self.findings, row["labels"], strict=True))
             self.boxes[split].update(box["label"] for box in row["boxes"])
             self.statistics.add(row, note, part.name, number)
-            ledger.add_patient(split, row["patient_id"])
+            ledger.add_row(note.image_id, split, row["patient_id"])
             self.identities[str(note.identity)] += 1
             self.unnamed += not note.named
             if split == "train":
@@ -121,6 +121,7 @@ def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary,
             "quarantined": quarantined,
             "reasons": ledger.reasons,
             "duplicates": ledger.duplicates,
+            "same_pixels": ledger.same_pixels(),
             "unnamed": summary.unnamed,
             **summary.counts(ledger.patients()),
         },

@@ -99,7 +99,7 @@ def render(manifest: Manifest, statistics: ReportStatistics, pictures: Mapping[s
         names=SPLIT_NAMES,
         styles=STYLES,
         ratio=_ratio,
-        notices=empty_splits(manifest) + unmatched(manifest),
+        notices=empty_splits(manifest) + shared_pictures(manifest) + unmatched(manifest),
         shortages=_shortages(manifest),
         mostly_unknown=_mostly_unknown(counts),
         min_positives=MIN_POSITIVES,
@@ -121,6 +121,13 @@ def empty_splits(manifest: Manifest) -> list[str]:
     patients = sum(manifest["counts"]["patients"].values())
     cause = f"too few patients ({patients}); add more, or change preprocess.val_fraction and preprocess.test_fraction"
     return [f"The {SPLIT_NAMES[split].lower()} split has no images: {cause}." for split in _empty(manifest["counts"])]
+
+
+def shared_pictures(manifest: Manifest) -> list[str]:
+    """Returns a sentence if different splits have images with the same pixels."""
+    count = manifest["counts"]["same_pixels"]["across_splits"]
+    advice = "give the same patient to both, or remove one; `evaluate duplicates` lists them and finds altered copies"
+    return [f"{plural(count, 'image')} have the pixels of an image in another split: {advice}."] if count else []
 
 
 def unmatched(manifest: Manifest) -> list[str]:

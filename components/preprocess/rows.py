@@ -4,8 +4,8 @@ Each step is taken for a group of files before the next one: a decoder evicts ev
 one file at a time would start every other step with cold caches.
 """
 
+import hashlib
 import signal
-import zlib
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Note:
     detail: str | None = None
     identity: str | None = None  # source of the patient's identity
     named: bool = False  # whether a table has a record of the image
-    content: str = ""  # size and CRC-32 of the row's image
+    content: str = ""  # size of the row's image, and a digest of its pixels
     sums: tuple[int, int, int] = (0, 0, 0)  # number of pixels of the row's image, their sum, and the sum of their squares
     histogram: tuple[int, ...] = ()  # number of pixels in BINS equal bins of brightness
     text: bool = False  # whether there seems to be text near the border
@@ -213,7 +213,7 @@ def _pack(context: Context, work: _Work) -> None:
             row["image_id"],
             identity=identity.source,
             named=work.record is not None,
-            content="{}x{} {:08x}".format(*image.shape, zlib.crc32(np.ascontiguousarray(image).data)),
+            content="{}x{} {}".format(*image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).hexdigest()),
             sums=sums,
             histogram=histogram,
             text=work.has_text,

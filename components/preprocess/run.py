@@ -116,7 +116,7 @@ def _complete(
         written = manifest.write_manifest(job.folder / MANIFEST, shared, ledger, summary, threads)
         rows = written["counts"]["rows"]
         log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
-        for sentence in (report.empty_splits(written) if to_train else []) + report.unmatched(written):
+        for sentence in ([*report.empty_splits(written), *report.shared_pictures(written)] if to_train else []) + report.unmatched(written):
             log.warning("preprocess: %s", sentence)
         return _metrics(written)
 
@@ -125,5 +125,6 @@ def _metrics(written: Manifest) -> dict[str, float]:
     counts, pixels = written["counts"], written["train_pixels"]
     flat = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")}
     flat |= {f"quarantined_{reason}": count for reason, count in counts["reasons"].items()}
+    flat |= {f"same_pixels_{name}": count for name, count in counts["same_pixels"].items()}
     flat |= {f"{kind}_{split}": counts[kind][split] for kind in ("images", "patients") for split in SPLITS}
     return flat | {"train_mean": pixels["mean"], "train_std": pixels["std"]}

@@ -101,6 +101,7 @@ def test_every_file_is_a_row_or_quarantined_and_counted(tmp_path: Path, raw: Pat
     rows, manifest = rows_of(folder), manifest_of(folder)
     counts = manifest["counts"]
     assert (counts["files"], counts["rows"], counts["quarantined"], counts["duplicates"]) == (27, 24, 3, 0)
+    assert counts["same_pixels"] == {"images": 24, "across_splits": 0}, "the two images of a patient are the same"
     assert counts["images"] == {split: sum(row["split"] == split for row in rows) for split in shards.SPLITS}
     assert counts["reasons"] == {"not_dicom": 2, "wrong_body_part": 1}
     quarantine = {entry["path"]: entry["reason"] for entry in pq.read_table(folder / "quarantine.parquet").to_pylist()}
@@ -172,6 +173,23 @@ def test_the_first_path_of_duplicates_is_kept(tmp_path: Path, raw: Path) -> None
         assert len({row["image_id"] for row in rows}) == len(rows) == 4
         patients = Counter(row["patient_id"] for row in rows)
         assert min(patients.values()) == 1, "the kept duplicate is the one of patient `first`"
+
+
+def test_images_with_the_same_pixels_and_other_ids_are_counted(tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(20):
+        write(raw / f"{number}.dcm", picture(seed=0 if number < 8 else number), SOPInstanceUID=f"2.25.{number}", PatientID=str(number))
+    for number in (8, 9, 8):
+        write(raw / f"copy of {number}.dcm", picture(seed=number), SOPInstanceUID=f"2.25.10{number}", PatientID=str(number))
+    assert main(arguments(tmp_path)) == 0
+    pictures: dict[bytes, list[str]] = {}
+    for row in rows_of(tmp_path / "shards"):
+        pictures.setdefault(shards.decode(row).tobytes(), []).append(row["split"])
+    shared = [splits for splits in pictures.values() if len(splits) > 1]
+    across = sum(len(splits) for splits in shared if len(set(splits)) > 1)
+    assert sorted(map(len, shared)) == [2, 2, 8] and across >= 8
+    assert manifest_of(tmp_path / "shards")["counts"]["same_pixels"] == {"images": 12, "across_splits": across}
+    assert f"{across} images have the pixels of an image in another split" in caplog.text
+    assert f"{across} images have the pixels" in (tmp_path / "shards" / "report.html").read_text()
 
 
 def test_the_shards_do_not_depend_on_processes_partial_work_or_file_times(tmp_path: Path, raw: Path) -> None:

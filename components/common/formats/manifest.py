@@ -46,7 +46,7 @@ class Manifest(Origin):
     size: int  # longer side of the images, in pixels
     bits: int  # Bits per stored pixel
     train_pixels: PixelStatistics
-    counts: dict[str, Any]  # files, rows, quarantined files, duplicates and rows in no table; images, patients, labels and boxes by split
+    counts: dict[str, Any]  # of files, rows and images by outcome; of images, patients, labels and boxes by split
     patient_id_from: dict[str, int]  # number of rows by what identifies their patient
     patient_id_invented: int  # number of those whose patient is not known, so that the study or the file stands in
     input: str  # SHA-256 over paths and digests of the raw files
