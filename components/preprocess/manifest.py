@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from components.common.formats import shards
+from components.common.formats import croissant, shards
 from components.common.formats.manifest import Manifest, Origin, PartEntry, PixelStatistics
 from components.common.runs import storage
 from components.preprocess import report
@@ -104,7 +104,7 @@ def describe(context: Context) -> Origin:
 
 
 def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary, threads: int) -> Manifest:
-    """Writes manifest.json and the report; `shared` is the result of `describe`, ledger and summary are of all parts."""
+    """Writes manifest.json, croissant.json and the report; `shared` is the result of `describe`, ledger and summary are of all parts."""
     size, bits = shared["params"]["size"], shared["params"]["bits"]
     rows = sum(summary.rows.values())
     files, quarantined = ledger.files, ledger.quarantined
@@ -134,6 +134,7 @@ def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary,
         "parts": _part_entries(path.parent, summary.rows, threads),
     }
     storage.write_json(path, manifest)
+    storage.write_json(path.with_name(croissant.CROISSANT), croissant.describe(manifest))
     report.write(path.parent, manifest, summary.statistics)
     return manifest
 
