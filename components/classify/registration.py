@@ -17,6 +17,8 @@ from components.common.statistics.ranking import paired_auroc_difference
 
 METRIC = "classify_test_auroc_macro"
 MEASURE = "macro AUROC"
+METRIC_TYPE = "roc_auc"
+TASK_TYPE = "image-classification"
 KIND = "classifier"
 FLOOR_PARAMETERS: tuple[str, ...] = ("min_auroc",)
 ROWS = {

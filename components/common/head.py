@@ -205,6 +205,10 @@ class RegistrationModule(Protocol):
     """Metric in the evaluation's metrics.json by which models are compared; METRIC_low and METRIC_high hold its interval."""
     MEASURE: str
     """Its name for readers."""
+    METRIC_TYPE: str
+    """Its name in the Hugging Face Hub's list of metrics."""
+    TASK_TYPE: str
+    """The Hub's name of the task."""
     KIND: str
     """MLflow's type of the model."""
     FLOOR_PARAMETERS: tuple[str, ...]

@@ -20,6 +20,8 @@ from components.detect import serving as network
 
 METRIC = "detect_test_map_50"
 MEASURE = "mAP@50"
+METRIC_TYPE = "mean_average_precision"
+TASK_TYPE = "object-detection"
 KIND = "detector"
 FLOOR_PARAMETERS: tuple[str, ...] = ()
 ROWS = {

@@ -22,6 +22,8 @@ from components.invert.metrics import NAMES
 
 METRIC = "invert_test_psnr"
 MEASURE = "PSNR"
+METRIC_TYPE = "psnr"
+TASK_TYPE = "image-feature-extraction"
 KIND = "encoder"
 FLOOR_PARAMETERS: tuple[str, ...] = ()
 GAIN = "invert_test_psnr_gain"

@@ -1,8 +1,13 @@
-"""The model card for users and auditors, from the templates HEAD/card.md and register/card.md."""
+"""The model card for users and auditors, from the templates HEAD/card.md and register/card.md.
+
+It begins with YAML for programs, in the format of the Hugging Face Hub (model-index); model.json beside it has all metrics.
+"""
 
 from pathlib import Path
 from string import Template
 from typing import Any
+
+import yaml
 
 from components.common.head import Candidate
 from components.common.html.markdown import escape, joined, listing, table
@@ -32,7 +37,31 @@ def render(candidate: Candidate, name: str, licence: str, earlier: list[dict[str
         **registration.card_values(candidate),
     }
     templates = [(TEMPLATES / file).read_text(encoding="utf-8") for file in (f"{candidate.head}/card.md", COMMON)]
-    return Template("\n".join(templates)).substitute(values)
+    return _front_matter(candidate, name) + Template("\n".join(templates)).substitute(values)
+
+
+def _front_matter(candidate: Candidate, name: str) -> str:
+    """Returns the headline metric with its interval as the Hub's model-index."""
+    about, registration = candidate.description, HEADS[candidate.head].registration
+    bounds = {"": "", "_low": ", lower end of the 95 % interval", "_high": ", upper end of the 95 % interval"}
+    values = {text: candidate.metrics.get(f"{registration.METRIC}{end}") for end, text in bounds.items()}
+    result = {
+        "task": {"type": registration.TASK_TYPE},
+        "dataset": {"type": "chest-radiographs", "name": "Chest radiographs of the training cohort", "split": "test"},
+        "metrics": [
+            {"type": registration.METRIC_TYPE, "name": f"{registration.MEASURE}{text}", "value": value}
+            for text, value in values.items()
+            if value is not None
+        ],
+    }
+    content = {
+        "license": "other",
+        "license_name": "terms-in-this-card",
+        "pipeline_tag": registration.TASK_TYPE,
+        "tags": ["chest-radiograph", candidate.head, about["arch"]],
+        "model-index": [{"name": name, "results": [result] if result["metrics"] else []}],
+    }
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
 def _training(record: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score
 
@@ -184,6 +185,14 @@ def test_the_card_is_complete_and_its_code_loads_the_export(registered: Register
     ):
         assert part in card, part
     assert "$" not in card
+
+    front = yaml.safe_load(card.split("---\n")[1])
+    (model,) = front["model-index"]
+    (result,) = model["results"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert model["name"] == name and result["task"] == {"type": front["pipeline_tag"]} == {"type": "image-classification"}
+    assert result["metrics"][0] == {"type": "roc_auc", "name": "macro AUROC", "value": metrics["classify_test_auroc_macro"]}
+    assert [round(each["value"] - metrics["classify_test_auroc_macro"], 6) for each in result["metrics"]] == [0, -0.05, 0.05]
 
     pyfunc, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert tracking.client().get_model_version(name, "2").source in pyfunc

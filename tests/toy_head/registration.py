@@ -14,6 +14,8 @@ from components.common.statistics.intervals import Interval
 
 METRIC = "toy_test_closeness"
 MEASURE = "closeness"
+METRIC_TYPE = "accuracy"
+TASK_TYPE = "image-classification"
 KIND = "regressor"
 FLOOR_PARAMETERS: tuple[str, ...] = ()
 
