@@ -216,6 +216,7 @@ def test_boxes_are_regions_of_the_report_and_outlines_of_the_presentation_state(
             assert {item.GraphicAnnotationUnits for item in annotation.GraphicObjectSequence} == {"PIXEL"}
             outlines += len(drawn)
     assert outlines > len(states)
+    check_definition(next((folder / "dicom").glob("*/SR.*.dcm")))
 
 
 @needs_dcmtk
