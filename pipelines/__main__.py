@@ -1,4 +1,4 @@
-"""`python -m pipelines compile | local | doctor | submit | schedule | status | cancel | clean`; NAME is training, smoke or study."""
+"""`python -m pipelines compile | local | doctor | submit | schedule | status | cancel | clean | serve`; NAME is a pipeline."""
 
 import argparse
 import pkgutil
@@ -17,6 +17,7 @@ COMMANDS = {
     "submit": "pipelines.submission:submit",
     "status": "pipelines.follow:status",
     "doctor": "pipelines.doctor.command:run",
+    "serve": "pipelines.serving:serve",
     "cancel": "pipelines.follow:cancel",
     "clean": "pipelines.clean:run",
     "schedule": "pipelines.schedules:create",
@@ -86,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--wait", action="store_true", help="follow the run until it ends")
     _add_schedule(commands, [stages, sent], [common, listed])
     commands.add_parser("doctor", parents=[stages, server], help="check what the cluster of a settings file lacks, with your rights")
+    serving = commands.add_parser("serve", parents=[common], help="print manifests with which KServe serves a registered model")
+    serving.add_argument("--model", required=True, metavar="URI", help="models:/NAME@champion or the like")
+    serving.add_argument("--artifacts", metavar="URI", help="--artifacts-destination of the MLflow server, if it passes files on itself")
     for name, text in (("status", "show the state of a run"), ("cancel", "stop a run")):
         command = commands.add_parser(name, parents=[common, server], help=text)
         command.add_argument("run", metavar="RUN_ID", help="id that submit printed")

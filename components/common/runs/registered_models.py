@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -14,6 +15,40 @@ from components.common.runs.mlflow_errors import refusal
 NOTE = "registered_model_meta"
 """YAML file with `model_name` and `model_version` that MLflow writes beside the files of a registered model when it downloads them."""
 SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
+_VERSION = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")
+
+
+class Version(NamedTuple):
+    """A version of a registered model."""
+
+    name: str
+    number: str
+    run_id: str  # MLflow run that registered it; empty if there is none
+
+    @property
+    def uri(self) -> str:
+        """Its address, which means the same model at any time."""
+        return f"models:/{self.name}/{self.number}"
+
+
+def is_version(uri: str) -> bool:
+    """Whether an address is that of a version: models:/NAME/VERSION or models:/NAME@ALIAS."""
+    return bool(_VERSION.fullmatch(uri))
+
+
+def find_version(uri: str) -> Version:
+    """Looks up the version that models:/NAME/VERSION or models:/NAME@ALIAS means at present; raises UserError if there is none."""
+    found = _VERSION.fullmatch(uri)
+    if not found:
+        raise UserError(f"{uri}: is not the address of a version; give models:/NAME@ALIAS or models:/NAME/VERSION")
+    client, (name, alias, number) = tracking.client(), found.groups()
+    try:
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        server = tracking.server_name()
+        why = refusal(server, error) or f"{server} has no such version ({reason(error)})"
+        raise UserError(f"{uri}: {why}; name a registered version") from None
+    return Version(name, str(version.version), str(version.run_id or ""))
 
 
 def download(uri: str, folder: Path) -> None:
@@ -50,14 +85,7 @@ def kept(uri: str, name: str, folder: Path, advice: str) -> Path:
 
 
 def _run_id(uri: str) -> str:
-    found = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
-    if not found:
-        raise UserError(f"{uri}: is not the address of a version; give models:/NAME@ALIAS or models:/NAME/VERSION")
-    client, (name, alias, number) = tracking.client(), found.groups()
-    try:
-        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except MlflowException as error:
-        raise UserError(f"{uri}: {refusal(tracking.server_name(), error) or reason(error)}; name a registered version") from None
-    if not version.run_id:
+    run_id = find_version(uri).run_id
+    if not run_id:
         raise UserError(f"{uri}: was registered without a run, which files could be attached to; register it by register")
-    return str(version.run_id)
+    return run_id

@@ -97,7 +97,8 @@ def post(message: Message) -> bool:
     if not address and not name:
         return False
     if not address or name not in FORMATS:
-        log.warning("webhook: no message, since it needs an address in %s and one of %s in %s", URL_VARIABLE, _formats(), FORMAT_VARIABLE)
+        known = ", ".join(FORMATS)
+        log.warning("webhook: no message, since it needs an address in %s and one of %s in %s", URL_VARIABLE, known, FORMAT_VARIABLE)
         return False
     body = json.dumps(FORMATS[name](message)).encode()
     problem = ""
@@ -111,10 +112,6 @@ def post(message: Message) -> bool:
             break
     log.warning("webhook: no message, since the server %s; check %s and %s", problem, URL_VARIABLE, FORMAT_VARIABLE)
     return False
-
-
-def _formats() -> str:
-    return ", ".join(FORMATS)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
