@@ -110,26 +110,25 @@ def _output(root: str, path: str, files: dict[str, Entry]) -> Found:
     found = Found(path or ".", sum(entry.size for entry in files.values()), max(entry.modified for entry in files.values()))
     marker = RUN_RECORD if RUN_RECORD in files else UPLOADING
     marked = storage.read(storage.join(uri, marker))
+    found.unfinished = marker == UPLOADING
     try:
         record = parse_json(marked, marker, "its stage")
+        found.stage, found.begun, found.run_id = str(record["stage"]), bool(record.get(DELETING)), record.get("mlflow_run_id")
         if marker == RUN_RECORD:
-            check_document(record, RunRecord, marker, "its stage", REQUIRED)
+            found.provides = {uri, record["fingerprint"], *filter(None, [found.run_id])}
+            found.needs = {*record["inputs"].values(), *record["upstream_mlflow_run_ids"].values()}
+            check_document(record, RunRecord, marker, "its stage", REQUIRED)  # those of early versions do not list the files
             found.changed = max(files[marker].modified, datetime.fromisoformat(record["started"]).timestamp() + record["seconds"])
-        names = [name for name in record["files"] if isinstance(name, str)]
-        found.stage = str(record["stage"])
-    except (UserError, KeyError, TypeError, ValueError):
+        names = {*record["files"]}
+    except (UserError, KeyError, TypeError, AttributeError, ValueError):
         found.keep = f"its {marker} is not one of this project, or of an early version"
         return found
-    found.unfinished, found.begun = marker == UPLOADING, bool(record.get(DELETING))
-    if strange := sorted(set(files) - {*names, RUN_RECORD, UPLOADING}):
+    if not found.unfinished:
+        found.provides |= {_digest(uri, name) for name in files if "/" not in name and name.endswith(_IDENTIFYING) and name != marker}
+    if strange := sorted(set(files) - names - {RUN_RECORD, UPLOADING}):
         found.keep = f"holds {strange[0]}, which is not part of it"
     if faults := [f"{name} is {entry.fault}" for name, entry in files.items() if entry.fault]:
         found.keep = faults[0]
-    if not found.unfinished:
-        found.run_id = record.get("mlflow_run_id")
-        identifying = [name for name in files if "/" not in name and name.endswith(_IDENTIFYING) and name != marker]
-        found.provides = {uri, record["fingerprint"], *filter(None, [found.run_id]), *(_digest(uri, name) for name in identifying)}
-        found.needs = {*record["inputs"].values(), *record["upstream_mlflow_run_ids"].values()}
     found.delete = lambda: _delete_output(root, uri, marker, marked, sorted(set(files) - {RUN_RECORD, UPLOADING}))
     return found
 

@@ -2,7 +2,8 @@
 
 An output names its inputs by their SHA-256 and MLflow runs, in run.json and in the tags of its own run (components/common/runs/lineage.py).
 Kept is, with all that it comes from, what is younger than the given age: outputs, unfinished work and runs; and, at any age, registered
-versions, the references of their models, and open runs. An output whose run MLflow does not have is kept, too.
+versions, the references of their models, and open runs. Predictions of registered versions are kept without the images that they were made
+from, and so is an output whose run MLflow does not have.
 """
 
 import time
@@ -19,6 +20,7 @@ from components.common.runs import tracking
 from components.common.runs.lineage import needs
 from pipelines.outputs import Found
 
+_MODEL = ("input.model.sha256", "upstream.model.run_id")  # tags of a version that name the output of its head
 REGISTERED = "registered.name"  # tag that `register` gives its run
 OVERLAP_SECONDS = 600.0  # by how much the clocks of the machines that begin runs may differ
 PAGE = 1000
@@ -79,7 +81,9 @@ class Lineage:
         models = list(_pages(self._client.search_registered_models, max_results=PAGE))
         self._refuse_hidden({model.name for model in models})
         holders = {(model.name, str(number)): alias for model in models for alias, number in model.aliases.items()}
-        versions = _pages(self._client.search_model_versions, max_results=PAGE)
+        versions = list(_pages(self._client.search_model_versions, max_results=PAGE))
+        named = {each.run_id for each in versions} | {each.tags.get(name) for each in versions for name in _MODEL}
+        self.models: set[str] = {*filter(None, named)}
         return [Root(f"{_name(each, holders)} needs it", self._of_version(each)) for each in versions]
 
     def _of_version(self, version: ModelVersion) -> set[str]:
@@ -113,9 +117,10 @@ def keep(found: list[Found], lineage: Lineage, since: float) -> dict[str, str]:
     for each in found:
         for token in each.provides:
             providers[token].append(each)
-    registered = {token for root in lineage.versions for token in root.needs}
+    scored = [each for each in found if each.stage == "predict" and each.needs & lineage.models]
+    known = lineage.models.union(*(each.provides for each in scored))
     young = [each for each in found if each.changed >= since and not each.begun]
-    references = [each for each in found if each.stage == "reference" and each.needs & registered]
+    references = [each for each in found if each.stage == "reference" and each.needs & known]
     unknown = [each for each in found if not each.unfinished and not lineage.knows(each.run_id)]
     reasons = {each.path: each.keep for each in found if each.keep}
     for why, some in (
@@ -134,6 +139,8 @@ def keep(found: list[Found], lineage: Lineage, since: float) -> dict[str, str]:
                 reasons.setdefault(each.path, root.reason)
                 waiting |= each.needs - seen
             waiting |= lineage.inputs(token) - seen
+    for each in scored:  # what they were made from is not needed
+        reasons.setdefault(each.path, "what a registered model has scored, which it does not score again")
     return reasons
 
 

@@ -18,7 +18,8 @@ from components.common.runs.stage_run import stage_run
 from components.common.runs.work import UPLOADING, partial_folder
 from pipelines import clean, outputs
 from pipelines.__main__ import main
-from tests import seaweed
+from tests import mlflow_server, seaweed
+from tests.pipelines.conftest import Workplace, isolate
 
 DAY = 86400.0
 LATER = 100  # days by which the clock of `clean` is ahead of that of the stages
@@ -111,6 +112,9 @@ def test_only_what_nothing_depends_on_is_deleted(root: str, capsys: pytest.Captu
     model = storage.digest(storage.read(storage.join(root, "classify/a/model.json")))
     register(make(root, "register/a", "classify/a", "evaluate/a"), **{"input.model.sha256": model})
     make(root, "reference/a", "classify/a")
+    make(root, "shards/scored")
+    make(root, "predict/a", "register/a", "shards/scored")
+    make(root, "predict/old", "shards/scored")
     make(root, "classify/old", "shards/a", "pretrain/a")
     make(root, "shards/b")
     make(root, "classify/b", "shards/b")
@@ -121,7 +125,7 @@ def test_only_what_nothing_depends_on_is_deleted(root: str, capsys: pytest.Captu
     for name in ("raw/a.dcm", "labels.csv", "classify/note.txt"):
         storage.write(storage.join(root, name), b"not an output")
     before = content(root)
-    old = below(before, "classify/old", "shards/old", "reference/old", "study")
+    old = below(before, *(gone := ("classify/old", "shards/old", "reference/old", "shards/scored", "predict/old", "study/k/cells/a")))
 
     assert call(root, "--dry-run") == 0
 
@@ -131,12 +135,11 @@ def test_only_what_nothing_depends_on_is_deleted(root: str, capsys: pytest.Captu
     assert "80 d  evaluate/b: younger" in lines["evaluate/b"]
     assert "shards/b: evaluate/b needs it" in lines["shards/b"]
     assert "reference/a: the reference of a registered model" in lines["reference/a"]
-    assert {path for path, line in lines.items() if line.startswith("delete")} == {
-        *("classify/old", "shards/old", "reference/old", "study/k/cells/a")
-    }
+    assert "predict/a: what a registered model has scored, which it does not score again" in lines["predict/a"]
+    assert {path for path, line in lines.items() if line.startswith("delete")} == {*gone}
     assert call(root) == 0
     assert content(root) == {path: each for path, each in before.items() if path not in old}
-    assert "4 outputs," in capsys.readouterr().out.splitlines()[-1]
+    assert "6 outputs," in capsys.readouterr().out.splitlines()[-1]
     assert call(root) == 0
     assert "0 outputs, 0.0 B deleted" in capsys.readouterr().out
     if not storage.is_s3(root):
@@ -202,8 +205,9 @@ def test_nothing_is_deleted_without_mlflow(
 
 def test_what_is_not_only_an_output_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
-    for name in ("foreign", "linked", "listed", "early", "strange"):
-        make(str(root), f"classify/{name}")
+    make(str(root), "shards/early")
+    for name, inputs in {"foreign": (), "linked": (), "listed": (), "early": ("shards/early",), "strange": ()}.items():
+        make(str(root), f"classify/{name}", *inputs)
     make(str(outside), "classify/a")
     (root / "classify/foreign/notes.txt").write_text("mine")
     (root / "classify/linked/figures/a.png").unlink()
@@ -232,6 +236,7 @@ def test_what_is_not_only_an_output_is_kept(tmp_path: Path, capsys: pytest.Captu
     assert "classify/foreign: holds notes.txt, which is not part of it" in out
     assert "classify/linked: figures/a.png is a link" in out
     assert "classify/early: its run.json is not one of this project, or of an early version" in out
+    assert "shards/early: classify/early needs it" in out
     assert "elsewhere: its run.json is not one" in out
 
 
@@ -377,3 +382,48 @@ def test_many_objects_and_versions(root: str) -> None:
         assert kept["Body"].read() == b"classify/old"
     finally:
         client.put_bucket_versioning(Bucket=seaweed.BUCKET, VersioningConfiguration={"Status": "Suspended"})
+
+
+@pytest.mark.slow
+def test_after_a_pipeline(tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All outputs of a real pipeline are what its registered model comes from, and none is once the version is deleted."""
+    isolate(tmp_path, monkeypatch)
+    place = Workplace(tmp_path, cohort)
+    given = ["--raw", str(place.raw), "--out", str(place.out), "--settings", place.settings(), "--params", str(tmp_path / "params.yaml")]
+    assert main(["local", "training", *given]) == 0
+    made = {str(path.parent.relative_to(place.out)) for path in place.out.glob("*/*/run.json")}
+    assert {path.split("/")[0] for path in made} == {"preprocess", "shards", "pretrain", "classify", "evaluate", "register"}
+    before = content(str(place.out))
+    capsys.readouterr()
+
+    assert call(str(place.out), "--dry-run") == 0
+
+    assert capsys.readouterr().out.count("cxr-classify version 1, champion, needs it") == len(made) == 7
+    assert call(str(place.out)) == 0
+    assert content(str(place.out)) == before
+    MlflowClient(tracking.uri()).delete_model_version("cxr-classify", "1")
+    assert call(str(place.out)) == 0
+    assert content(str(place.out)) == {path: each for path, each in before.items() if path.startswith("ui/")}
+
+
+@pytest.mark.services
+def test_models_that_this_user_may_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow.server.auth.client import AuthServiceClient
+
+    with mlflow_server.serve(tmp_path / "server", login=True) as running:
+        for name, value in {"MLFLOW_TRACKING_URI": running.address, **mlflow_server.LOGIN}.items():
+            monkeypatch.setenv(name, value)
+        root = str(tmp_path / "root")
+        run_id = make(root, "register/a")
+        MlflowClient(tracking.uri()).set_tag(run_id, "registered.name", "cxr-classify")
+        register(run_id)
+        AuthServiceClient(running.address).create_user("guest", "correct-horse-battery-2")
+        AuthServiceClient(running.address).grant_user_permission("guest", "registered_model", "cxr-classify", "NO_PERMISSIONS")
+        before = content(root)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "guest")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-horse-battery-2")
+        assert MlflowClient(tracking.uri()).search_registered_models() == []
+
+        assert "the user guest needs the permission READ on the registered model" in refused(capsys, call(root))
+
+        assert content(root) == before
