@@ -418,7 +418,7 @@ def test_models_that_this_user_may_not_see(tmp_path: Path, monkeypatch: pytest.M
         MlflowClient(tracking.uri()).set_tag(run_id, "registered.name", "cxr-classify")
         register(run_id)
         AuthServiceClient(running.address).create_user("guest", "correct-horse-battery-2")
-        AuthServiceClient(running.address).grant_user_permission("guest", "registered_model", "cxr-classify", "NO_PERMISSIONS")
+        AuthServiceClient(running.address).grant_user_permission("guest", "registered_model", "cxr-classify", "DENY")
         before = content(root)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "guest")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-horse-battery-2")
