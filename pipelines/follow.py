@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 
 from components.common.errors import UserError
+from components.common.runs.delivery import ui
 from components.common.runs.signals import EXIT_CODE
 from pipelines.cluster import MAIN, RUN_LABEL, SINGLE_USER_NAMESPACE, Cluster
 from pipelines.progress import FINISHED, LEFT_OUT, Step, steps
@@ -172,5 +173,5 @@ def last_lines(log: str) -> list[str]:
 
 def _reachable(link: str) -> str:
     """Returns the link with the address of MLflow that this machine is configured for, if it is: pods may know it by another name."""
-    address = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return address.rstrip("/") + link[link.index("/#/") :] if address.startswith("http") and "/#/" in link else link
+    address = ui(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return address + link[link.index("/#/") :] if address and "/#/" in link else link

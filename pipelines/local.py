@@ -15,6 +15,7 @@ from kfp import local
 
 from components.common.errors import UserError
 from components.common.runs import storage
+from components.common.runs.delivery import shown
 from components.common.runs.provenance import KFP_VARIABLE
 from components.params import Params
 from pipelines import packages, parameters
@@ -80,7 +81,7 @@ def _runner(name: str, settings: Settings, inputs: tuple[str, ...], root: str) -
     from pipelines import containers
 
     with containers.runner(settings, inputs, root) as found:
-        print(f"local: MLflow runs go to {containers.tracking(root)}")
+        print(f"local: MLflow runs go to {shown(containers.tracking(root))}")
         yield found
 
 

@@ -147,7 +147,12 @@ def test_last_lines(log: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "base"), [("", "http://mlflow.cxr.svc:5000"), ("https://mlflow.example.org/", "https://mlflow.example.org")]
+    ("address", "base"),
+    [
+        ("", "http://mlflow.cxr.svc:5000"),
+        ("https://mlflow.example.org/", "https://mlflow.example.org"),
+        ("http://a:secret@host:5", "http://host:5"),
+    ],
 )
 def test_the_link_to_mlflow(
     kubeflow: double.Double, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str, base: str

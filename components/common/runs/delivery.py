@@ -57,13 +57,17 @@ def shown(text: str) -> str:
     return re.sub(r"(?<=:)[^/@\s]+(?=@)", "***", text)
 
 
-def run_page(server: str, run: "Run") -> str:
-    """Returns the page of a run in the UI of a server, without its password; empty if `server` is a database."""
+def ui(server: str) -> str:
+    """Returns the address of the UI of a server, without a login; empty if `server` is a database."""
     address = urlsplit(server)
     if not address.scheme.startswith("http"):
         return ""
-    place = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    return f"{place}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def run_page(server: str, run: "Run") -> str:
+    """Returns the page of a run in the UI of a server; empty if `server` is a database."""
+    return f"{place}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" if (place := ui(server)) else ""
 
 
 def _refusals(client: "MlflowClient", run_id: str, message: Message) -> list[str]:
