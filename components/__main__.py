@@ -60,6 +60,13 @@ COHORT = (
 
 COMPARED = replace(BACKBONE, help="output folder of pretrain, whose features monitor is to compare")
 
+SCORED = Input(
+    "scored",
+    "output folders of predict, or folders that hold such: images that the same model has scored there are left out",
+    many=True,
+    required=False,
+)
+
 COMMANDS = {
     "simulate": Command("make a cohort of phantom DICOM files"),
     "preprocess": Command(
@@ -119,6 +126,7 @@ COMMANDS = {
         (
             *COHORT,
             COMPARED,
+            SCORED,
             Input("dicom", "folder for the results as DICOM objects, which name patients; not for --shards", required=False, metavar="DIR"),
         ),
     ),

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     stages.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
     pipeline = _Parser(add_help=False, parents=[stages])
     pipeline.add_argument("name", choices=sorted(PARAMETERS), metavar="NAME", help=", ".join(sorted(PARAMETERS)))
+    model = "registered model of the pipeline scoring: models:/NAME@champion, or models:/NAME/VERSION"
     start = "starting point of pretraining: a checkpoint, a ResNet or an output folder of pretrain (default: random weights)"
     server = _Parser(add_help=False)
     server.add_argument("--host", metavar="URL", help="address of Kubeflow Pipelines (default: from the settings)")
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sent = _Parser(add_help=False, parents=[listed])
     sent.add_argument("--raw", metavar="URI", help="raw files: s3://BUCKET/PREFIX, or dvc:REVISION for data.dvc at that commit")
     sent.add_argument("--start", default="", metavar="URI", help=start)
+    sent.add_argument("--model", default="", metavar="URI", help=model)
     sent.add_argument("--out", metavar="URI", help="prefix of all outputs (default: from the settings)")
     sent.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
 
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     local.add_argument("--raw", default="data", metavar="PATH", help="raw files (default: data)")
     local.add_argument("--start", default="", metavar="PATH", help=start)
+    local.add_argument("--model", default="", metavar="URI", help=model)
     local.add_argument("--out", default="artifacts/pipeline", metavar="PATH", help="folder of all outputs (default: artifacts/pipeline)")
     submit = commands.add_parser("submit", parents=[pipeline, sent], help="run a pipeline on the cluster")
     submit.add_argument("--wait", action="store_true", help="follow the run until it ends")

@@ -1,4 +1,4 @@
-"""The Kubeflow components that belong to no stage: `begin` and `end` of a pipeline, and those of a study and a sweep."""
+"""The Kubeflow components that belong to no stage: the first and the last of a pipeline, and those of a study and a sweep."""
 
 from typing import NamedTuple
 
@@ -40,6 +40,42 @@ def begin(
         listing = begin(name=name, raw=raw, root=root, tags={"data.dvc.md5": data_version} if data_version else {})
     slices = [json.dumps({"number": f"{number}/{partitions}", "raw": raw, "listing": listing}) for number in range(partitions)]
     return (slices, json.dumps(known))
+
+
+@dsl.component(base_image="cpu", install_kfp_package=False)
+def begin_scoring(
+    raw: str,
+    model: str,
+    root: str,
+    partitions: int,
+    data_version: str,
+) -> NamedTuple("Outputs", [("Output", list[str]), ("model", str), ("reference", str)]):  # type: ignore[valid-type]
+    """Does what `begin` does, and looks up the model, so that all steps use the same version.
+
+    Args:
+        raw: folder of the raw files.
+        model: models:/NAME@ALIAS or models:/NAME/VERSION.
+        root: parent folder of all outputs.
+        partitions: number of partitions.
+        data_version: MD5 of the raw files if DVC tracks them, else empty.
+
+    Returns:
+        For each partition a JSON text as from `begin`, with what `preprocess` needs to know of the model and of the images that it has
+        scored; the version and the folder of its predictions as JSON; and the SHA-256 of its reference for `monitor`, empty if there is
+        none.
+    """
+    import json
+
+    from components.common.runs.step import exit_codes
+    from pipelines.pipeline_run import begin
+    from pipelines.scoring_run import look_up
+
+    with exit_codes("begin"):
+        found = look_up(model, root)
+        tags = {"model": found.uri} | ({"data.dvc.md5": data_version} if data_version else {})
+        shared = {"raw": raw, "listing": begin(name="scoring", raw=raw, root=root, tags=tags), **found.for_partition()}
+    slices = [json.dumps({"number": f"{number}/{partitions}", **shared}) for number in range(partitions)]
+    return (slices, found.for_predict(), found.reference)
 
 
 @dsl.component(base_image="cpu", install_kfp_package=False)

@@ -39,15 +39,19 @@ def run(options: argparse.Namespace, settings: Settings, params: Params) -> int:
         start = str(Path(start).absolute())
         if not Path(start).exists():
             raise UserError(f"--start {options.start}: no such file or folder; leave it out for random weights")
-    return 0 if execute(options.name, settings, params, raw, str(Path(options.out).absolute()), options.runner, start) else 1
+    out = str(Path(options.out).absolute())
+    return 0 if execute(options.name, settings, params, raw, out, options.runner, start, options.model) else 1
 
 
-def execute(name: str, settings: Settings, params: Params, raw: str, root: str, runner: str = "subprocess", start: str = "") -> bool:
+def execute(
+    name: str, settings: Settings, params: Params, raw: str, root: str, runner: str = "subprocess", start: str = "", model: str = ""
+) -> bool:
     """Runs a pipeline and returns whether it succeeded.
 
     Of the settings, resources are ignored; images, user and environment count for the runner `docker` only, while the runner
     `subprocess` uses this environment.
     """
+    arguments = parameters.arguments(name, params, raw, root, start=start, model=model)
     pipeline = packages.build(name, settings, params)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     os.environ[KFP_VARIABLE] = f"local-{uuid.uuid4().hex[:12]}"
@@ -55,7 +59,7 @@ def execute(name: str, settings: Settings, params: Params, raw: str, root: str, 
         with _runner(runner, settings, (raw, start), root) as chosen, _restored_print(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about resources, which local runs ignore
             local.init(chosen, pipeline_root=str(Path(root, UI_FILES)), raise_on_error=True)
-            pipeline(**parameters.arguments(name, params, raw, root, start=start))
+            pipeline(**arguments)
     except RuntimeError as error:
         print(f"local: {error}", file=sys.stderr)
         return False

@@ -8,7 +8,7 @@ from components.common.errors import UserError
 from components.common.html.numbers import listing
 from components.common.runs import tracking, webhook
 from components.common.runs.delivery import run_page
-from components.common.runs.lineage import HEADLINE
+from components.common.runs.lineage import ALARM, HEADLINE
 from components.common.runs.provenance import KFP_VARIABLE
 
 NOTIFIED = "notified"  # tag of the run of a pipeline: the outcome that a message was posted about
@@ -47,7 +47,7 @@ def _message(parent: Any, stages: list[Any], outcome: str) -> webhook.Message:
         if headline := run.data.tags.get(HEADLINE):
             known = facts.get(_stage(run))
             facts[_stage(run)] = f"{known}; {headline}" if known else headline
-    alarm = any(run.data.tags.get("alarm") == "yes" for run in stages)
+    alarm = any(run.data.tags.get(ALARM) == "yes" for run in stages)
     return webhook.Message(parent.info.run_name if parent else "pipeline", outcome, alarm, facts, _link(parent))
 
 

@@ -10,12 +10,13 @@ from kfp.dsl.base_component import BaseComponent
 
 from components.common.errors import UserError
 from components.params import Params
-from pipelines import study, sweep, training
+from pipelines import scoring, study, sweep, training
 from pipelines.settings import Settings
 
 PIPELINES: dict[str, Callable[[Settings, Params], BaseComponent]] = {
     "training": training.training,
     "smoke": training.smoke,
+    "scoring": scoring.scoring,
     "study": study.study,
     "sweep": sweep.sweep,
 }

@@ -13,6 +13,7 @@ from components.common.errors import UserError
 from components.common.formats.backbone import BACKBONE
 from components.common.runs import storage, tracking
 from components.common.runs.delivery import reason, run_page
+from components.common.runs.lineage import ALARM
 from components.common.runs.provenance import KFP_VARIABLE, git_state
 from pipelines.notification import notify
 
@@ -53,13 +54,18 @@ def end(*, state: str) -> None:
     with tracking.reachable():
         found = {run_id: client.get_run(run_id) for run_id, _, _ in runs}
         gpu_hours = sum(_gpu_hours(found[run_id].data.metrics) for run_id, name, _ in runs if name != tracking.PIPELINE)
+        alarm = any(found[run_id].data.tags.get(ALARM) == "yes" for run_id, name, _ in runs if name != tracking.PIPELINE)
         for run_id, name, status in runs:
             if name == tracking.PIPELINE:
                 client.log_metric(run_id, GPU_HOURS, gpu_hours)
+                if alarm:
+                    client.set_tag(run_id, ALARM, "yes")
                 client.set_terminated(run_id, final)
             elif status == "RUNNING":  # its process was killed
                 client.set_terminated(run_id, "KILLED" if final == "KILLED" else "FAILED")
     log.info("pipeline: %s, %.1f GPU-hours", final, gpu_hours)
+    if alarm:
+        log.warning("pipeline: ALARM, the scored images have changed; the page of the step monitor shows how")
     notify(client, found, final)
 
 

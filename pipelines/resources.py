@@ -130,6 +130,9 @@ def _timeout_seconds(step: StepResources) -> int:
 
 def gpus(name: str, settings: Settings, params: Params) -> dict[str, int]:
     """Returns the number of GPUs of each step of a pipeline that uses any, and the most that are in use at a time."""
+    if name == "scoring":
+        count = settings.step("predict").gpus
+        return {"predict": count, "at most": count} if count else {"at most": 0}
     models = settings.parallel_models if name in ("study", "sweep") else 1
     pretrain = settings.step("pretrain").gpus * (models if name == "study" else params.runtime.nodes)
     trained = {"study": [GATED], "sweep": [params.sweep.stage]}.get(name, settings.heads)

@@ -21,7 +21,7 @@ RUN_PAGE = "/#/runs/details/"
 """Path of the page of a run in the UI of Kubeflow Pipelines, to which its id is added."""
 COMMIT = "{commit}"
 """Placeholder for the git commit in the name of an image."""
-STEPS = ("begin", "simulate", "preprocess", "merge", "pretrain", "launch", *HEADS, "evaluate", "register", "end")
+STEPS = ("begin", "simulate", "preprocess", "merge", "pretrain", "launch", *HEADS, "evaluate", "register", "predict", "monitor", "end")
 ALL_HEADS = "heads"
 """Key in `steps` for all heads that have no entry of their own."""
 GATED = next(iter(HEADS))

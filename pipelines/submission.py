@@ -45,6 +45,7 @@ def prepared(
     if options.start and not storage.is_s3(options.start):
         raise UserError(f"--start {options.start}: must be an s3:// URI, which the cluster can read")
     raw, md5 = _raw(options, settings)
+    arguments = parameters.arguments(options.name, params, raw, options.out or settings.root, md5, options.start, options.model)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, f"{options.name}.yaml")
         packages.compile_to(package, options.name, settings, params)
@@ -59,7 +60,7 @@ def prepared(
                 version=f"{commit()}{dirty}-{storage.digest_file(package)[:8]}",
                 run=name,
                 service_account=settings.service_account,
-                parameters=parameters.arguments(options.name, params, raw, options.out or settings.root, md5, options.start),
+                parameters=arguments,
             ),
             package,
         )

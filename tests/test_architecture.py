@@ -89,7 +89,7 @@ def test_third_party_imports_are_restricted(path: str) -> None:
         assert module in MLFLOW or module.startswith("components.register") or module.endswith(".registration")
 
 
-@pytest.mark.parametrize("stage", ["preprocess", "evaluate", "simulate"])
+@pytest.mark.parametrize("stage", ["preprocess", "evaluate", "simulate", "monitor"])
 def test_stages_of_the_small_image_need_no_torch(stage: str) -> None:
     evaluations = [f"components.{name}.evaluation" for name in HEADS] if stage == "evaluate" else []
     for path in modules(f"components.{stage}.run", *evaluations):

@@ -21,6 +21,11 @@ def render(drift: Drift, reference: Reference, params: Monitor, inputs: dict[str
     )
 
 
+def render_skipped(why: str, inputs: dict[str, str]) -> str:
+    """Renders the report.html of a batch that is not compared."""
+    return page.render("monitor/skipped.html", why=why, inputs=inputs)
+
+
 def _chart(quantity: Quantity) -> Chart:
     """Cumulative shares of the bins: the largest distance between the lines is the statistic."""
     lines = []

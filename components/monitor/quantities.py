@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.common.formats.appearance import HEADER, LEVELS
-from components.common.formats.predictions import COLUMNS, DETECTIONS, META, TARGETS, target_column
+from components.common.formats.predictions import META, scores_of
 from components.common.formats.reference import Variable
 from components.common.statistics.arrays import Floats, Integers
 
@@ -47,21 +47,11 @@ def one_per_patient(predictions: pa.Table, appearance: pa.Table) -> Cohort:
         groups[name] = "metadata"
     for name in LEVELS:
         values[name], groups[name] = _numbers(appearance[name]), "appearance"
-    for name, column in _scores(predictions).items():
+    for name, column in scores_of(predictions).items():
         values[name], groups[name] = column, "scores"
     backbone = appearance["backbone"][0].as_py()
     waves, features = (np.array(appearance[name].to_pylist(), np.float64).reshape(len(rows), -1) for name in ("waves", "features"))
     return Cohort(values, groups, waves, features if backbone else np.empty((len(rows), 0)), backbone)
-
-
-def _scores(predictions: pa.Table) -> dict[str, Floats]:
-    """Returns what the model said: numbers of any head, and of boxes their number and the highest score."""
-    if DETECTIONS in predictions.column_names:
-        boxes = [[box["score"] for box in row] for row in predictions[DETECTIONS].to_pylist()]
-        return {"boxes": np.array([len(row) for row in boxes], float), "highest_score": np.array([max(row, default=0.0) for row in boxes])}
-    known = {*COLUMNS, *META, TARGETS}
-    names = [name for name in predictions.column_names if name not in known and not name.startswith(target_column(""))]
-    return {name: _numbers(predictions[name]) for name in names if pa.types.is_floating(predictions[name].type)}
 
 
 def _numbers(column: pa.ChunkedArray) -> Floats:

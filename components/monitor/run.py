@@ -15,9 +15,8 @@ from components.common.formats.documents import parse_json
 from components.common.formats.pages import REPORT
 from components.common.formats.predictions import PREDICTIONS, parse_predictions
 from components.common.formats.reference import MADE_BY, REFERENCE, SCHEMA_VERSION, Reference, check_reference
-from components.common.runs import storage, webhook
+from components.common.runs import lineage, storage, webhook
 from components.common.runs.inputs import read_document, read_model, upstream_run_ids
-from components.common.runs.lineage import HEADLINE
 from components.common.runs.provenance import KFP_VARIABLE
 from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import stage_run
@@ -33,11 +32,12 @@ FEWEST = 20  # patients in a reference
 log = logging.getLogger(__name__)
 
 
-def run(*, reference: str, predictions: str, out: str, params: Monitor) -> int:
-    """Compares a scored batch with a reference.
+def run(*, reference: str | None, predictions: str, out: str, params: Monitor) -> int:
+    """Compares a scored batch with a reference. A batch without images is no mistake: nothing new may have been there to score.
 
     Args:
-        reference: output folder of `monitor reference`, or the address of a registered model that one was attached to.
+        reference: output folder of `monitor reference`, or the address of a registered model that one was attached to. None, which a
+            pipeline gives if nothing is attached: nothing is compared, and the page says so.
         predictions: output folder of predict.
         out: output folder.
         params: the section `monitor`.
@@ -48,10 +48,15 @@ def run(*, reference: str, predictions: str, out: str, params: Monitor) -> int:
     Raises:
         UserError: an input is not what it should be, or the scores are of another model than those of the reference.
     """
+    description, model_digest = read_model(predictions, "predict")
+    if reference is None:
+        why = f"the model version has no reference: make one by {MADE_BY} --model models:/NAME/VERSION"
+        return _skip(why, predictions, out, params, {"model": model_digest})
     known, digest = _read_reference(reference)
-    description, _ = read_model(predictions, "predict")
     if description.get("sha256") != known["model"]:
         raise UserError(f"{predictions}: was scored by another model than {reference}; make a reference of its model by {MADE_BY}")
+    if not _count(predictions):
+        return _skip("no image was scored", predictions, out, params, {"reference": digest, "model": model_digest})
     batch, digests = _read_cohort(predictions)
     if known["backbone"] and batch.backbone != known["backbone"]:
         raise UserError(f"{predictions}: lacks the features that {reference} has; run predict with the --backbone of the reference")
@@ -62,7 +67,7 @@ def run(*, reference: str, predictions: str, out: str, params: Monitor) -> int:
         storage.write(str(job.folder / REPORT), page.render(found, known, params, inputs).encode())
         job.attach(REPORT)
         loud, lines = drift.alarm(found)
-        job.tracker.tag({"alarm": "yes" if loud else "no", HEADLINE: "; ".join(lines) or "no alarm"})
+        job.tracker.tag({lineage.ALARM: "yes" if loud else "no", lineage.HEADLINE: "; ".join(lines) or "no alarm"})
         for line in lines:
             log.warning("monitor: %s", line)
         log.info("monitor: %s; %d patients", "alarm" if loud else "no alarm", batch.images)
@@ -70,6 +75,23 @@ def run(*, reference: str, predictions: str, out: str, params: Monitor) -> int:
     if loud and not os.environ.get(KFP_VARIABLE):  # in a pipeline, `end` posts it
         webhook.post(webhook.Message("monitor", "succeeded", True, {"changed": "; ".join(lines)}, link=""))
     return ALARM if loud else 0
+
+
+def _skip(why: str, predictions: str, out: str, params: Monitor, inputs: dict[str, str]) -> int:
+    """Makes an output that says why nothing is compared."""
+    with stage_run("monitor", out, params, inputs, upstream=upstream_run_ids({"predictions": predictions})) as job:
+        storage.write(str(job.folder / REPORT), page.render_skipped(why, inputs).encode())
+        job.attach(REPORT)
+        job.tracker.tag({lineage.ALARM: "no", lineage.HEADLINE: f"not compared: {why}"})
+        log.warning("monitor: nothing is compared, since %s", why)
+        job.publish({"alarm": 0.0, "alarms": 0.0, "patients": 0.0})
+    return 0
+
+
+def _count(folder: str) -> int:
+    """Counts the rows of predictions."""
+    path = storage.join(folder, PREDICTIONS)
+    return len(parse_predictions(storage.read(path), path))
 
 
 def reference(
@@ -125,7 +147,10 @@ def _read_reference(uri: str) -> tuple[Reference, str]:
         from components.common.runs.registered_models import kept  # imports MLflow, which takes seconds
 
         with tempfile.TemporaryDirectory() as folder:
-            raw = kept(uri, REFERENCE, Path(folder), f"make one by {MADE_BY} --model {uri}").read_bytes()
+            path = kept(uri, REFERENCE, Path(folder))
+            if path is None:
+                raise UserError(f"{uri}: has no {REFERENCE}; make one by {MADE_BY} --model {uri}")
+            raw = path.read_bytes()
         content, digest = parse_json(raw, f"{uri}: {REFERENCE}", MADE_BY), storage.digest(raw)
     else:
         content, digest = read_document(uri, REFERENCE, MADE_BY)

@@ -1,14 +1,17 @@
 """Scoring of another cohort with a trained model: `python -m components predict --model URI --raw DIR --out DIR`.
 
 Raw files are preprocessed with the parameters of the model's training and end as rows, duplicates or quarantine entries. All rows are
-in the `test` split, since the model was trained and calibrated elsewhere.
+in the `test` split, since the model was trained and calibrated elsewhere. Images that earlier runs have scored with the same model can be
+left out. If no image is new, predictions.parquet has no rows, and only the columns that the predictions of all heads share.
 """
 
 import logging
 import shutil
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from components.common.errors import UserError
@@ -18,19 +21,23 @@ from components.common.formats.documents import RUN_RECORD
 from components.common.formats.history import HISTORY, write_history
 from components.common.formats.labels import LABELS
 from components.common.formats.manifest import MANIFEST
-from components.common.formats.model import DESCRIPTION
+from components.common.formats.model import DESCRIPTION, preprocessing_of
+from components.common.formats.pages import REPORT
 from components.common.formats.predictions import META, common_columns, write_predictions
 from components.common.formats.quarantine import QUARANTINE
+from components.common.formats.shards import SCHEMA
+from components.common.runs import scored as earlier
 from components.common.runs import storage
 from components.common.runs.cores import threads
 from components.common.runs.inputs import read_document
+from components.common.runs.lineage import HEADLINE
 from components.common.runs.params import Evaluate, Runtime
-from components.common.runs.registered_models import SCHEMES
+from components.common.runs.registered_models import SCHEMES, find_version, is_version
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
 from components.common.training.inference import decoded, digests, scan
-from components.predict import source
+from components.predict import page, source
 from components.predict.appearance import describe
 from components.predict.source import Source
 from components.preprocess import run as preprocess
@@ -55,6 +62,7 @@ def run(
     backbone: str | None = None,
     evaluate: Evaluate | None = None,
     dicom: str | None = None,
+    scored: list[str] | None = None,
 ) -> None:
     """Scores every image of a folder, or of shards.
 
@@ -68,6 +76,8 @@ def run(
         backbone: output folder of pretrain, whose features `monitor` is to compare.
         evaluate: the section `evaluate`, if the predictions are to be evaluated; labels are then required.
         dicom: local folder for the results as DICOM objects, which name patients; not for shards.
+        scored: output folders of predict, or folders that hold such; images that the same model has scored there are left out. `out`
+            itself does not count, so that the same command can be run again.
 
     Raises:
         UserError: there is no such model, no usable file, or no pseudonym key; the shards are of another size, or of the training;
@@ -80,35 +90,42 @@ def run(
 
         dicom_results.prepare(dicom, raw, out)
     torch.set_num_threads(threads())
+    version = find_version(model) if is_version(model) else None
+    model = version.uri if version else model  # an alias may move while this runs
     loaded = source.read(model, evaluate)
     if dicom and not loaded.network.labels:
         raise UserError(f"{model}: a model of {loaded.head} has no findings to be reported; run it without --dicom")
-    params = Preprocess.model_validate({**params.model_dump(), **_of_training(loaded)})
+    params = Preprocess.model_validate({**params.model_dump(), **preprocessing_of(loaded.description)})
     given = open_shards(shards) if shards else None
     inputs = {"model": loaded.digest, **(given.inputs if given else {})}
+    skip = earlier.scored_images(scored or (), loaded.digest, apart_from=out)
     if backbone:
         inputs["backbone"] = read_document(backbone, BACKBONE, "pretrain")[1]
-    depends: dict[str, Any] = {"training": loaded.external["training"]}
+    depends: dict[str, Any] = {"training": loaded.external["training"]} | ({"scored": earlier.digest(skip)} if skip else {})
     index = Index()
     if raw:
         index.add_files(storage.walk(raw, faults=True), 1, Partition())
         depends |= {"raw": index.digest(), "pseudonym_key": load_pseudonyms().key_id}
-    with stage_run("predict", out, params, inputs, runtime=runtime, depends=depends) as job:
-        opened = given or _preprocess(str(raw), job, params, runtime)
+    upstream = ({"model": version.run_id} if version and version.run_id else {}) | (given.upstream if given else {})
+    with stage_run("predict", out, params, inputs, runtime=runtime, depends=depends, upstream=upstream) as job:
+        opened = given or _preprocess(str(raw), job, params, runtime, skip)
         job.upstream |= opened.upstream
         _check(loaded, opened, labelled=evaluate is not None)
-        table = predict(loaded, opened)
+        table = predict(loaded, opened, skip)
         write_predictions(job.folder, [table])
-        write_appearance(job.folder, describe(opened, backbone=backbone))
+        write_appearance(job.folder, describe(opened, {*table["image_id"].to_pylist()} if skip else None, backbone))
         write_json(job.folder / DESCRIPTION, _described(loaded))
         write_history(job.folder / HISTORY, [])  # nothing was trained here
-        if dicom:
+        if dicom and len(table):
             dicom_results.write(dicom, str(raw), index, opened, table, loaded)
         if raw:
             for name in (MANIFEST, QUARANTINE):
                 shutil.copyfile(job.folder / SHARDS / name, job.folder / name)
         metrics = _metrics(opened, table, loaded)
         _warn(metrics, opened, loaded)
+        storage.write(str(job.folder / REPORT), page.render(table, loaded, metrics, _reasons(opened), job.inputs).encode())
+        job.attach(REPORT)
+        job.tracker.tag({HEADLINE: "{rows} images scored, {skipped} scored before, {quarantined} files quarantined".format(**metrics)})
         if model.startswith(SCHEMES) and "://" not in model:  # a folder or a server could name a hospital
             job.tracker.tag({"model": model})
         job.publish(metrics, drop=(SHARDS, f"{SHARDS}.partial"))
@@ -130,21 +147,22 @@ def _check(loaded: Source, shards: Shards, labelled: bool) -> None:
         )
 
 
-def predict(loaded: Source, shards: Shards) -> pa.Table:
-    """Scores all rows of the shards and counts those of the training; returns the rows of predictions.parquet."""
+def predict(loaded: Source, shards: Shards, skip: frozenset[str] = frozenset()) -> pa.Table:
+    """Scores the rows of the shards but those of the images to `skip`, and counts those of the training.
+
+    Returns:
+        The rows of predictions.parquet, with the common columns only if there are none.
+    """
     tables = []
-    for batch in scan(shards, ["patient_id", "labels", "boxes", *META]):
+    left_out = pa.array(list(skip), pa.string())
+    for rows in scan(shards, ["patient_id", "labels", "boxes", *META]):
+        batch = rows.filter(pc.invert(pc.is_in(rows["image_id"], left_out))) if skip else rows
+        if not len(batch):
+            continue
         if loaded.images is not None:
             loaded.external["seen"] = (loaded.external["seen"] or 0) + sum(each in loaded.images for each in digests(decoded(batch)))
         tables.append(pa.table({**common_columns(batch, "test", loaded.head), **loaded.network.columns(batch, shards.findings)}))
-    return pa.concat_tables(tables)
-
-
-def _of_training(loaded: Source) -> dict[str, Any]:
-    """Returns the preprocessing parameters of the model's training, as far as model.json has them."""
-    names = ("clip_percentile", "views")
-    known = loaded.description.get("preprocessing", {})
-    return {"size": loaded.network.size, "bits": loaded.network.bits, **{name: known[name] for name in names if name in known}}
+    return pa.concat_tables(tables) if tables else pa.table(common_columns(SCHEMA.empty_table(), "test", loaded.head))
 
 
 def _described(loaded: Source) -> dict[str, Any]:
@@ -153,26 +171,38 @@ def _described(loaded: Source) -> dict[str, Any]:
     return {**known, "external": loaded.external}
 
 
-def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime) -> Shards:
+def _preprocess(raw: str, job: StageRun, params: Preprocess, runtime: Runtime, skip: frozenset[str]) -> Shards:
     """Preprocesses the raw files into the work folder, unless an earlier attempt has."""
     folder = job.folder / SHARDS
     if not (folder / RUN_RECORD).is_file():
-        preprocess.run(raw=raw, out=str(folder), params=params, runtime=runtime, to_train=False)
+        preprocess.run(raw=raw, out=str(folder), params=params, runtime=runtime, to_train=False, skip=skip)
     return open_shards(str(folder))
 
 
 def _metrics(shards: Shards, table: pa.Table, loaded: Source) -> dict[str, float]:
-    """Counts files, and known targets."""
+    """Counts files and rows, those that were left out (`skipped`), and known targets."""
     counts = [manifest.get("counts", {}) for manifest in shards.manifests]
-    found: dict[str, float] = {name: sum(each.get(name, 0) for each in counts) for name in ("files", "rows", "quarantined", "duplicates")}
-    return found | loaded.network.counts(table)
+    found: dict[str, float] = {
+        name: sum(each.get(name, 0) for each in counts) for name in ("files", "quarantined", "duplicates", "skipped")
+    }
+    found["skipped"] += sum(part.rows for part in shards.parts()) - len(table)
+    return {**found, "rows": len(table), **(loaded.network.counts(table) if len(table) else {})}
+
+
+def _reasons(shards: Shards) -> dict[str, int]:
+    """Counts the quarantined files by reason."""
+    counts = (Counter(manifest.get("counts", {}).get("reasons", {})) for manifest in shards.manifests)
+    return dict(sum(counts, Counter()))
 
 
 def _warn(metrics: dict[str, float], shards: Shards, loaded: Source) -> None:
+    log.info("predict: %d images scored, %d left out that this model has scored before", metrics["rows"], metrics["skipped"])
+    if not metrics["rows"]:
+        log.info("predict: there is nothing new to score, and predictions.parquet has no rows")
     if metrics["quarantined"]:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in shards.manifests[0]["counts"]["reasons"].items())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in _reasons(shards).items())
         log.warning("predict: %d files are not scored (%s); %s lists them", metrics["quarantined"], reasons, QUARANTINE)
-    if missing := loaded.network.unlabelled(shards.findings):
+    if metrics["rows"] and (missing := loaded.network.unlabelled(shards.findings)):
         have = ", ".join(shards.findings) or "none"
         log.warning("predict: no labels of %s: scored, but not to be evaluated (labels: %s)", ", ".join(missing), have)
     if seen := loaded.external["seen"]:

@@ -9,7 +9,7 @@ def preprocess(partition: str, root: str, params: str, runtime: str) -> str:
 
     Args:
         partition: JSON of its number (`i/n`), the folder of the raw files, and the digest of its listing, so that the cache is not
-            used if files have changed.
+            used if files have changed; from `begin_scoring` also parameters of the model and the list of the images that it has scored.
         root: parent folder of all outputs.
         params: JSON of the section `preprocess`.
         runtime: JSON of the section `runtime`.
@@ -19,13 +19,15 @@ def preprocess(partition: str, root: str, params: str, runtime: str) -> str:
     """
     import json
 
+    from components.common.runs.scored import read_list
     from components.common.runs.step import step
     from components.preprocess.params import Preprocess
     from components.preprocess.run import run
 
-    inputs = json.loads(partition)
-    with step("preprocess", root, Preprocess, params, inputs, runtime) as this:
-        run(raw=inputs["raw"], out=this.out, params=this.params, runtime=this.runtime, partition=inputs["number"])
+    given = json.loads(partition)
+    with step("preprocess", root, Preprocess, params, given, runtime, given.get("overrides")) as this:
+        skip = read_list(given["skip"]) if "skip" in given else frozenset()
+        run(raw=given["raw"], out=this.out, params=this.params, runtime=this.runtime, partition=given["number"], skip=skip)
     return this.out
 
 

@@ -1,4 +1,4 @@
-"""Index of a run: the paths of the raw files by part, and what tables say by image.
+"""Index of a run: the paths of the raw files by part, what tables say by image, and the images to be left out.
 
 It is a SQLite file, so that memory does not grow with the number of files, and every process looks up only what it needs.
 """
@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS files (
     part INTEGER, hash BLOB, path BLOB, size INTEGER, version TEXT, fault TEXT, PRIMARY KEY (part, hash)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS maps (map TEXT, plain BLOB, key BLOB, value TEXT, PRIMARY KEY (map, plain, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS skipped (image TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
 
@@ -106,6 +107,14 @@ class Index:
         """Whether a file with this relative path was added."""
         key = part_of(path, parts), bytes.fromhex(path_hash(path))
         return self.connection.execute("SELECT 1 FROM files WHERE part = ? AND hash = ?", key).fetchone() is not None
+
+    def skip(self, images: Iterable[str]) -> None:
+        """Adds ids of images that are to be left out."""
+        self.connection.executemany("INSERT OR IGNORE INTO skipped VALUES (?)", ((image,) for image in images))
+
+    def is_skipped(self, image: str) -> bool:
+        """Whether an image is to be left out."""
+        return self.connection.execute("SELECT 1 FROM skipped WHERE image = ?", (image,)).fetchone() is not None
 
     def save(self, path: Path) -> None:
         """Moves the database to a file, atomically; an earlier one with the same content is replaced."""

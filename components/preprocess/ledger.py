@@ -14,7 +14,7 @@ from components.preprocess.rows import Note
 _SCHEMA = """
 CREATE TABLE files (path BLOB PRIMARY KEY, sha256 TEXT, image TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
 CREATE TABLE images (id TEXT PRIMARY KEY, path BLOB, content TEXT, files INTEGER, conflict INTEGER, split TEXT) WITHOUT ROWID;
-CREATE TABLE refused_images (id TEXT PRIMARY KEY);
+CREATE TABLE other_images (id TEXT PRIMARY KEY);
 CREATE TABLE patients (split TEXT, id TEXT, PRIMARY KEY (split, id)) WITHOUT ROWID;
 """
 _KEEP_FIRST_PATH = """
@@ -33,12 +33,13 @@ _CONFLICT = " files with this SOPInstanceUID, which hold different images; give 
 
 
 class Ledger:
-    """Which files are rows, duplicates or quarantined, and which patients the rows have."""
+    """Which files are rows, duplicates, quarantined or left out, and which patients the rows have."""
 
     def __init__(self, path: Path):
         path.unlink(missing_ok=True)
         self.files = 0
-        self.kept = 0  # files that are not quarantined, including duplicates
+        self.kept = 0  # files that are neither quarantined nor left out, including duplicates
+        self.skipped = 0  # files of images that were to be left out
         self.reasons: dict[str, int] = {}  # number of quarantined files by reason
         self._database = connect(path)
         self._database.executescript(_SCHEMA)
@@ -50,12 +51,15 @@ class Ledger:
             self.files += 1
             row = (to_key(note.path), note.sha256, note.image_id, note.reason, note.detail)
             self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", row)
-            if note.reason is not None:
-                reasons[note.reason] += 1
-                self._database.execute("INSERT OR IGNORE INTO refused_images VALUES (?)", (note.image_id,))
-            else:
+            if note.has_row:
                 self.kept += 1
                 self._database.execute(_KEEP_FIRST_PATH, (note.image_id, to_key(note.path), note.content))
+                continue
+            self._database.execute("INSERT OR IGNORE INTO other_images VALUES (?)", (note.image_id,))
+            if note.reason is None:
+                self.skipped += 1
+            else:
+                reasons[note.reason] += 1
         self._database.commit()
         self.reasons = dict(sorted(reasons.items()))
 
@@ -63,7 +67,7 @@ class Ledger:
         """Quarantines all files whose image_id other files with other pixels have; to be called once, after all notes were added."""
         refused = self._database.execute(_REFUSE, (Reason.CONFLICTING_UID.value, _CONFLICT)).rowcount
         if refused:
-            self._database.execute("INSERT OR IGNORE INTO refused_images SELECT id FROM images WHERE conflict")
+            self._database.execute("INSERT OR IGNORE INTO other_images SELECT id FROM images WHERE conflict")
             self._database.execute("DELETE FROM images WHERE conflict")
             self.kept -= refused
             self.reasons[Reason.CONFLICTING_UID.value] = refused
@@ -71,13 +75,13 @@ class Ledger:
         self._database.commit()
 
     def is_row(self, note: Note) -> bool:
-        """Whether a file that is not quarantined is the first one with its image, by path."""
+        """Whether a file that has a row is the first one with its image, by path."""
         found = self._database.execute("SELECT path FROM images WHERE id = ?", (note.image_id,)).fetchone()
         return found is not None and found[0] == to_key(note.path)
 
     def is_known(self, image_id: str) -> bool:
-        """Whether any file has this image, be it a row, a duplicate or quarantined."""
-        query = "SELECT 1 FROM images WHERE id = :id UNION ALL SELECT 1 FROM refused_images WHERE id = :id"
+        """Whether any file has this image, be it a row, a duplicate, quarantined or left out."""
+        query = "SELECT 1 FROM images WHERE id = :id UNION ALL SELECT 1 FROM other_images WHERE id = :id"
         return self._database.execute(query, {"id": image_id}).fetchone() is not None
 
     def add_row(self, image_id: str | None, split: str, patient_id: str) -> None:

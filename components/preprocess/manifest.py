@@ -45,7 +45,7 @@ class Summary:
         if not (out / part.name).exists():
             return
         before = sum(self.images.values())
-        notes = (note for note in read_notes(folder, part) if note.reason is None and ledger.is_row(note))
+        notes = (note for note in read_notes(folder, part) if note.has_row and ledger.is_row(note))
         for number, (row, note) in enumerate(zip(_small_columns(out / part.name), notes, strict=True)):
             split = row["split"]
             self.images[split] += 1
@@ -108,7 +108,7 @@ def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary,
     size, bits = shared["params"]["size"], shared["params"]["bits"]
     rows = sum(summary.rows.values())
     files, quarantined = ledger.files, ledger.quarantined
-    assert rows + quarantined + ledger.duplicates == files, "a file was lost or counted twice"
+    assert rows + quarantined + ledger.duplicates + ledger.skipped == files, "a file was lost or counted twice"
     manifest: Manifest = {
         "schema_version": shared["schema_version"],
         "findings": shared["findings"],
@@ -122,6 +122,7 @@ def write_manifest(path: Path, shared: Origin, ledger: Ledger, summary: Summary,
             "reasons": ledger.reasons,
             "duplicates": ledger.duplicates,
             "same_pixels": ledger.same_pixels(),
+            **({"skipped": ledger.skipped} if ledger.skipped else {}),
             "unnamed": summary.unnamed,
             **summary.counts(ledger.patients()),
         },

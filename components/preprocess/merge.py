@@ -25,7 +25,7 @@ def check_quarantine(ledger: Ledger, max_quarantined: float, quarantine: Path) -
     """Raises UserError if more than the given fraction of the files is quarantined, or all of them."""
     files, quarantined = ledger.files, ledger.quarantined
     reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.reasons.items())
-    if not ledger.kept:
+    if not ledger.kept and not ledger.skipped:
         raise UserError(f"none of the {files} files is a usable radiograph ({reasons}); see {quarantine}")
     if quarantined > max_quarantined * files:
         limit = f"more than runtime.max_quarantined = {max_quarantined:g}"
@@ -78,7 +78,7 @@ def finish_parts(parts: list[Part], ledger: Ledger, folder: Path, out: Path, thr
         for part in parts:
             if (out / part.name).exists() or not (folder / part.name).exists():
                 continue
-            keep = np.array([ledger.is_row(note) for note in read_notes(folder, part) if note.reason is None])
+            keep = np.array([ledger.is_row(note) for note in read_notes(folder, part) if note.has_row])
             if keep.all():
                 (folder / part.name).rename(out / part.name)
             else:

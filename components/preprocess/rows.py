@@ -56,6 +56,12 @@ class Note:
     histogram: tuple[int, ...] = ()  # number of pixels in BINS equal bins of brightness
     text: bool = False  # whether there seems to be text near the border
     levels: int = 0  # number of gray levels of the row's image, as `Rendered` counts them
+    skipped: bool = False  # whether the image was to be left out; then there is neither a row nor a reason
+
+    @property
+    def has_row(self) -> bool:
+        """Whether a row was made of the file."""
+        return self.reason is None and not self.skipped
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Context:
 class Processed(NamedTuple):
     """The outcome for one file."""
 
-    row: Row | None  # None if it is quarantined
+    row: Row | None  # None if it is quarantined or left out
     note: Note
 
 
@@ -169,6 +175,10 @@ def _open(context: Context, work: _Work) -> None:
     work.sha256 = storage.digest(work.content)
     file = recipe.open_file(work.content)
     work.header, work.uid = file.header, file.header.sop_instance_uid
+    image_id = context.pseudonyms.image(work.uid or work.path)
+    if context.index.is_skipped(image_id):  # before it is decoded
+        work.processed = Processed(None, Note(work.path, work.sha256, image_id, skipped=True))
+        return
     work.record = context.table.record(work.path, work.uid)
     view = deidentify.view_of(work.header, work.record)
     work.decode = recipe.prepare(file, context.params.views, view, context.params.body_parts)

@@ -13,7 +13,7 @@ from components.common.errors import UserError
 from components.common.formats.manifest import MANIFEST, Manifest, Origin
 from components.common.formats.quarantine import QUARANTINE, write_quarantine
 from components.common.formats.shards import SPLITS
-from components.common.runs import storage
+from components.common.runs import scored, storage
 from components.common.runs.inputs import upstream_run_ids
 from components.common.runs.params import Runtime
 from components.common.runs.stage_run import StageRun, stage_run
@@ -33,11 +33,21 @@ INDEX = "index.sqlite"
 log = logging.getLogger(__name__)
 
 
-def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: str | None = None, to_train: bool = True) -> None:
+def run(
+    *,
+    raw: str,
+    out: str,
+    params: Preprocess,
+    runtime: Runtime,
+    partition: str | None = None,
+    to_train: bool = True,
+    skip: frozenset[str] = frozenset(),
+) -> None:
     """Turns every file below `raw` (DICOM, PNG, JPEG, and the tables of the layout) into a row or a quarantine entry.
 
     With `partition` (`i/n`), only the i-th of n partitions is made; `merge_partitions` joins their outputs. `to_train` warns of splits
-    without images. Raises UserError without files or pseudonym key, for a mistake in a table, and if too many files are quarantined.
+    without images. Images whose ids are in `skip` are neither decoded nor in the output, and counted. Raises UserError without files or
+    pseudonym key, for a mistake in a table, and if too many files are quarantined.
     """
     this_partition = parse_partition(partition) if partition else Partition()
     _refuse_nesting(raw, out)
@@ -49,8 +59,10 @@ def run(*, raw: str, out: str, params: Preprocess, runtime: Runtime, partition: 
     entries = storage.walk(raw, faults=True, apart_from="" if storage.is_s3(out) else out)
     index.add_files(matching.select(entries), params.parts, this_partition)
     matching.check(raw)
+    index.skip(skip)
     inputs = {"raw": index.digest(), **table.digests}
     depends = {"pseudonym_key": pseudonyms.key_id} | ({"partition": partition} if partition else {})
+    depends |= {"skip": scored.digest(skip)} if skip else {}
     with stage_run("preprocess", out, params, inputs, runtime=runtime, depends=depends, connect=False) as job:
         folder = job.folder / WORK_FOLDER
         folder.mkdir(exist_ok=True)
@@ -116,14 +128,15 @@ def _complete(
         written = manifest.write_manifest(job.folder / MANIFEST, shared, ledger, summary, threads)
         rows = written["counts"]["rows"]
         log.info("preprocess: %d rows, %d files quarantined %s, %d duplicates", rows, ledger.quarantined, ledger.reasons, ledger.duplicates)
-        for sentence in ([*report.empty_splits(written), *report.shared_pictures(written)] if to_train else []) + report.unmatched(written):
+        about_splits = [*report.empty_splits(written), *report.shared_pictures(written)] if to_train and not ledger.skipped else []
+        for sentence in about_splits + report.unmatched(written):
             log.warning("preprocess: %s", sentence)
         return _metrics(written)
 
 
 def _metrics(written: Manifest) -> dict[str, float]:
     counts, pixels = written["counts"], written["train_pixels"]
-    flat = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates")}
+    flat: dict[str, float] = {name: counts[name] for name in ("files", "rows", "quarantined", "duplicates", "skipped") if name in counts}
     flat |= {f"quarantined_{reason}": count for reason, count in counts["reasons"].items()}
     flat |= {f"same_pixels_{name}": count for name, count in counts["same_pixels"].items()}
     flat |= {f"{kind}_{split}": counts[kind][split] for kind in ("images", "patients") for split in SPLITS}

@@ -18,6 +18,7 @@ from components.__main__ import main
 from components.common.dicom import recipe
 from components.common.errors import UserError
 from components.common.formats.appearance import FEATURES, SCHEMA, WAVES, write_appearance
+from components.common.formats.predictions import scores_of
 from components.common.formats.reference import check_reference
 from components.common.formats.shards import decode
 from components.common.runs import tracking
@@ -171,7 +172,7 @@ def test_the_distance_of_ages_is_near_that_of_all_values(known: str, tmp_path: P
 
 def test_boxes_are_counted() -> None:
     boxes = pa.array([[{"score": 0.2}, {"score": 0.9}], [], [{"score": 0.5}]])
-    found = quantities._scores(pa.table({"boxes": boxes}))
+    found = scores_of(pa.table({"boxes": boxes}))
     assert found["boxes"].tolist() == [2, 0, 1] and found["highest_score"].tolist() == [0.9, 0, 0.5]
 
 

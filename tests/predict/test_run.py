@@ -103,6 +103,7 @@ def test_nothing_is_dropped_silently(model: str, raw: Path, params: Params, tmp_
             "model.json",
             "predictions.parquet",
             "quarantine.parquet",
+            "report.html",
             "run.json",
         ]
     )

@@ -46,7 +46,7 @@ class Manifest(Origin):
     size: int  # longer side of the images, in pixels
     bits: int  # Bits per stored pixel
     train_pixels: PixelStatistics
-    counts: dict[str, Any]  # of files, rows and images by outcome; of images, patients, labels and boxes by split
+    counts: dict[str, Any]  # of files, rows and images by outcome; of images, patients, labels and boxes by split; `skipped` if not 0
     patient_id_from: dict[str, int]  # number of rows by what identifies their patient
     patient_id_invented: int  # number of those whose patient is not known, so that the study or the file stands in
     input: str  # SHA-256 over paths and digests of the raw files
@@ -71,7 +71,7 @@ def check_manifest(content: dict[str, Any], folder: str) -> Manifest:
         (not 0 <= pixels["mean"] <= 1, f"train_pixels.mean is {pixels['mean']}, not a fraction"),
         (not 0 <= pixels["std"] <= 1, f"train_pixels.std is {pixels['std']}, not a fraction"),
         (pixels["count"] < 0, f"train_pixels.count is {pixels['count']}"),
-        (not found["parts"], "parts is empty"),
+        (not found["parts"] and not found.get("counts", {}).get("skipped"), "parts is empty"),
         (any("/" in part["name"] for part in found["parts"]), "parts lie in other folders"),
         (len(set(found["findings"])) < len(found["findings"]), "findings has a name twice"),
     ):

@@ -34,6 +34,7 @@ class External(TypedDict):
 
 
 DESCRIPTION = "model.json"
+_PREPROCESSING = ("clip_percentile", "views")
 WEIGHTS = "model.safetensors"
 IMAGES = "images.txt"
 """One line per image of the training cohort, whatever its split, sorted: the first 16 hexadecimal digits of the SHA-256 of its pixels."""
@@ -47,6 +48,12 @@ def parse_description(content: bytes, path: str, made_by: str) -> dict[str, Any]
         UserError: it is not JSON, or of a later version.
     """
     return upgrade_description(parse_json(content, path, made_by), path)
+
+
+def preprocessing_of(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of preprocess that images need for a model, as far as its model.json has them."""
+    known = description.get("preprocessing", {})
+    return {"size": description["size"], "bits": description["bits"], **{name: known[name] for name in _PREPROCESSING if name in known}}
 
 
 def upgrade_description(found: dict[str, Any], path: str) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def common_columns(rows: pa.Table, split: str, head: str) -> dict[str, Any]:
     return {
         "image_id": rows["image_id"],
         "patient_id": rows["patient_id"],
-        "split": pa.array([split] * len(rows)),
-        "task": pa.array([head] * len(rows)),
+        "split": pa.array([split] * len(rows), pa.string()),
+        "task": pa.array([head] * len(rows), pa.string()),
         **{name: rows[name] for name in META},
     }
 
@@ -75,6 +75,16 @@ def findings_of(table: pa.Table) -> list[str]:
     """Returns the findings that a table of the head `classify` has scores for."""
     prefix = score_column("")
     return [name.removeprefix(prefix) for name in table.column_names if name.startswith(prefix)]
+
+
+def scores_of(table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+    """Returns what a model of any head said: columns of numbers, and of boxes their number and the highest score; null as NaN."""
+    if DETECTIONS in table.column_names:
+        boxes = [[box["score"] for box in row] for row in table[DETECTIONS].to_pylist()]
+        return {"boxes": np.array([len(row) for row in boxes], float), "highest_score": np.array([max(row, default=0.0) for row in boxes])}
+    known = {*COLUMNS, *META, TARGETS}
+    names = [name for name in table.column_names if name not in known and not name.startswith(target_column(""))]
+    return {name: table[name].to_numpy().astype(np.float64) for name in names if pa.types.is_floating(table[name].type)}
 
 
 def matrix(rows: pa.Table, columns: list[str]) -> npt.NDArray[np.float64]:

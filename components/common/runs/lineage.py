@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from components.common.runs import provenance
 from components.common.runs.work import Work
 
+ALARM = "alarm"  # tag of the runs of monitor, yes or no, and of the run of a pipeline with an alarm
 HEADLINE = "headline"  # tag of a run: its result in a few words, for messages; names no file, image or patient
 _INPUTS = ("input.", "upstream.", "train.inputs.", "train.upstream_mlflow_run_ids.")
 

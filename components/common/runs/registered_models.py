@@ -74,14 +74,14 @@ def keep(uri: str, path: Path) -> None:
         tracking.client().log_artifact(run_id, str(path))
 
 
-def kept(uri: str, name: str, folder: Path, advice: str) -> Path:
-    """Downloads a file that was attached to the run of a version; raises UserError with the advice if there is none."""
+def kept(uri: str, name: str, folder: Path) -> Path | None:
+    """Downloads a file that was attached to the run of a version; returns None if there is none."""
     run_id = _run_id(uri)
     with tracking.reachable():
         client = tracking.client()
         if name in [item.path for item in client.list_artifacts(run_id)]:
             return Path(client.download_artifacts(run_id, name, str(folder)))
-    raise UserError(f"{uri}: has no {name}; {advice}")
+    return None
 
 
 def _run_id(uri: str) -> str:
