@@ -35,7 +35,7 @@ def render(table: pa.Table, loaded: Source, metrics: Mapping[str, float], reason
         reasons: number of quarantined files by reason.
         inputs: SHA-256 by name of input.
     """
-    known = {name: values[~np.isnan(values)] for name, values in scores_of(table).items()}
+    known = {name: values[np.isfinite(values)] for name, values in scores_of(table).items()}
     return page.render(
         "predict/report.html",
         model=loaded.external["model"],
