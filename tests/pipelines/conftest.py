@@ -9,7 +9,10 @@ import pytest
 import torch
 import torchvision
 import yaml
+from kfp import local
+from kfp.components import load_component_from_text
 
+from components.common.runs.provenance import KFP_VARIABLE
 from components.params import Params, load
 from components.simulate.run import run as simulate
 from pipelines import follow, packages, server
@@ -127,6 +130,16 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[double
     monkeypatch.chdir(ROOT)
     with double.serve() as running:
         yield running
+
+
+def run_schedule(kubeflow: double.Double, night: str, raw: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the package of the only schedule on this machine, from what the server has been sent, with other folders."""
+    (recurring,), (version,) = kubeflow.recurring.values(), kubeflow.versions.values()
+    package = load_component_from_text(yaml.safe_dump_all(version["pipeline_spec"].values()))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(KFP_VARIABLE, night)
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root / "ui"), raise_on_error=True)
+    package(**{**recurring["runtime_config"]["parameters"], "raw": str(raw), "root": str(root)})
 
 
 def submit(kubeflow: double.Double, *more: str, name: str = "training") -> int:

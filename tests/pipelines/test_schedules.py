@@ -8,18 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kfp import local
-from kfp.components import load_component_from_text
 
 from components.common.errors import UserError
-from components.common.runs.provenance import KFP_VARIABLE
 from components.simulate.params import Simulate
 from components.simulate.run import run as simulate
 from pipelines.__main__ import main
 from pipelines.cron import Cron
-from tests import ROOT
 from tests.pipelines import double
-from tests.pipelines.conftest import RAW, Workplace, isolate
+from tests.pipelines.conftest import RAW, Workplace, isolate, run_schedule
 
 NIGHTLY = ["--cron", "0 2 * * *"]
 
@@ -192,28 +188,21 @@ def test_cron_agrees_with_a_search_through_all_minutes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["training"])
 def test_a_scheduled_package_reads_what_is_there_when_it_runs(
-    name: str, kubeflow: double.Double, tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
+    kubeflow: double.Double, tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs the package of a schedule twice, from what the server has been sent, with a file more the second time."""
+    """Runs the package of a schedule twice, with a file more the second time."""
     place = Workplace(tmp_path, tmp_path / "raw")
     shutil.copytree(cohort, place.raw)
     other = tmp_path / "other"
     simulate(out=str(other), params=Simulate(patients=1, size=64, seed=7))
     isolate(tmp_path, monkeypatch)
     given = ["--settings", place.settings(), "--params", str(tmp_path / "params.yaml"), "--set", "register.min_auroc=1"]
-    assert main(["schedule", name, *NIGHTLY, "--host", kubeflow.url, "--namespace", "cxr", "--raw", RAW, *given]) == 0
-    (recurring,), (version,) = kubeflow.recurring.values(), kubeflow.versions.values()
-    package = load_component_from_text(yaml.safe_dump_all(version["pipeline_spec"].values()))
-    arguments = {**recurring["runtime_config"]["parameters"], "raw": str(place.raw), "root": str(place.out)}
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["schedule", "training", *NIGHTLY, "--host", kubeflow.url, "--namespace", "cxr", "--raw", RAW, *given]) == 0
 
     made = []
     for night in range(2):
-        monkeypatch.setenv(KFP_VARIABLE, f"night-{night}")
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.out / "ui"), raise_on_error=True)
-        package(**arguments)
+        run_schedule(kubeflow, f"night-{night}", place.raw, place.out, monkeypatch)
         made.append({path.parent for path in place.out.glob("*/*/run.json")})
         shutil.copy(min(other.rglob("*.dcm")), place.raw / "new.dcm")
 

@@ -21,7 +21,7 @@ from components.preprocess import component as preprocessing
 from components.register.run import run as register
 from pipelines import kfp_components, parameters
 from pipelines.__main__ import main
-from tests.pipelines.conftest import PARAMS, RAW, Workplace, isolate
+from tests.pipelines.conftest import PARAMS, RAW, Workplace, isolate, run_schedule
 from tests.pipelines.double import Double
 from tests.register import folders
 
@@ -244,6 +244,31 @@ def test_submission(kubeflow: Double) -> None:
     given = run["runtime_config"]["parameters"]
     assert set(given) == set(parameters.PARAMETERS["scoring"])
     assert (given["raw"], given["model"]) == (RAW, CHAMPION)
+
+
+@pytest.mark.slow
+def test_on_a_schedule(
+    _registered: None, kubeflow: Double, mlflow_database: Path, tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs the package of a schedule on two nights, with files more on the second: only these are scored then."""
+    place, new = Workplace(tmp_path, tmp_path / "raw"), last(cohort)
+    shutil.copytree(cohort, place.raw, ignore=shutil.ignore_patterns("*.csv"))
+    for path in new:
+        (place.raw / path.relative_to(cohort)).unlink()
+    isolate(tmp_path, monkeypatch)
+    (tmp_path / "params.yaml").write_text(json.dumps(CONTENT))
+    given = ["--host", kubeflow.url, "--settings", place.settings(), "--params", str(tmp_path / "params.yaml"), "--model", CHAMPION]
+    assert main(["schedule", "scoring", "--cron", "0 3 * * *", "--raw", RAW, *given]) == 0
+
+    monkeypatch.setenv("CXR_PSEUDONYM_KEY", KEY)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
+    for night in range(2):
+        run_schedule(kubeflow, f"scoring-night-{night}", place.raw, place.out, monkeypatch)
+        for path in new:
+            shutil.copy(path, place.raw / path.relative_to(cohort))
+    record = place.out / "scored" / NAME / "1" / "predict"
+    counts = sorted(len(images_of(path.parent)) for path in record.glob("*/run.json"))
+    assert counts == [len(new), len(list(cohort.rglob("*.dcm"))) - len(new)]
 
 
 @pytest.mark.slow
