@@ -81,8 +81,8 @@ def closed() -> int:
 @pytest.mark.parametrize(
     "address",
     [
-        f"http://127.0.0.1:{closed()}{double.SECRET}",
-        f"https://127.0.0.1:{closed()}{double.SECRET}",
+        f"http://127.0.0.1:CLOSED{double.SECRET}",
+        f"https://127.0.0.1:CLOSED{double.SECRET}",
         f"file://{double.SECRET}",
         f"hooks.example.org{double.SECRET}",
         f"http://{double.SECRET}",
@@ -90,7 +90,7 @@ def closed() -> int:
         f"http://127.0.0.1:port{double.SECRET}",
         f"http://127.0.0.1:9/a b{double.SECRET}",
         f"http://127.0.0.1:9/ö{double.SECRET}",
-        f"http://user:a-secret-9f2c@127.0.0.1:{closed()}/",
+        "http://user:a-secret-9f2c@127.0.0.1:CLOSED/",
     ],
 )
 def test_an_address_is_never_printed(
@@ -100,7 +100,7 @@ def test_an_address_is_never_printed(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv(URL_VARIABLE, address)
+    monkeypatch.setenv(URL_VARIABLE, address.replace("CLOSED", str(closed())))
     with caplog.at_level(logging.DEBUG):
         assert not post(PLAIN)
     assert "webhook: no message, since the server" in caplog.text
