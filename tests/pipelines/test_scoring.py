@@ -257,8 +257,8 @@ def test_on_a_schedule(
         (place.raw / path.relative_to(cohort)).unlink()
     isolate(tmp_path, monkeypatch)
     (tmp_path / "params.yaml").write_text(json.dumps(CONTENT))
-    given = ["--host", kubeflow.url, "--settings", place.settings(), "--params", str(tmp_path / "params.yaml"), "--model", CHAMPION]
-    assert main(["schedule", "scoring", "--cron", "0 3 * * *", "--raw", RAW, *given]) == 0
+    given = ["--host", kubeflow.url, "--namespace", "cxr", "--settings", place.settings(), "--model", CHAMPION]
+    assert main(["schedule", "scoring", "--cron", "0 3 * * *", "--raw", RAW, "--params", str(tmp_path / "params.yaml"), *given]) == 0
 
     monkeypatch.setenv("CXR_PSEUDONYM_KEY", KEY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
