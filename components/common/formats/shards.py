@@ -86,12 +86,6 @@ def encode(image: Pixels) -> dict[str, Any]:
     return {"pixels": _zstd.compress(planes, asbytes=True), "codec": CODEC, "height": height, "width": width, "bits": 8 * image.itemsize}
 
 
-def packed_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Lists the rows of a table for `decode`; their pixels are not copied, and keep the table in memory."""
-    pixels = [value.as_buffer() for value in table["pixels"]]
-    return [row | {"pixels": value} for row, value in zip(table.drop_columns("pixels").to_pylist(), pixels, strict=True)]
-
-
 def decode(row: dict[str, Any]) -> Pixels:
     """Unpacks the image of a row.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from components.common.errors import UserError
 from components.common.formats.atomic import replaced
 from components.common.formats.model import DESCRIPTION, IMAGES, SCHEMA_VERSION, WEIGHTS
-from components.common.formats.shards import PACKED, Pixels, decode, packed_rows, square
+from components.common.formats.shards import PACKED, Pixels, decode, square
 from components.common.runs import storage
 from components.common.runs.shards import Shards
 from components.common.runs.stage_run import StageRun
@@ -65,7 +65,7 @@ def digests(images: Sequence[Pixels]) -> list[str]:
 
 def decoded(rows: pa.Table) -> list[Pixels]:
     """Decodes the images of rows of shards."""
-    return [decode(row) for row in packed_rows(rows.select(PACKED))]
+    return [decode(row) for row in rows.select(PACKED).to_pylist()]
 
 
 def batches(images: Sequence[Pixels], size: int, bits: int, device: torch.device) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.common.errors import UserError
-from components.common.formats.shards import SPLITS, Pixels, centre, decode, packed_rows
+from components.common.formats.shards import SPLITS, Pixels, centre, decode
 from components.common.runs.cores import cores
 from components.common.runs.shards import Shards
 from components.common.training import processes
@@ -120,7 +120,7 @@ class Reader:
         table = self._groups[self._group[rows[0]]].read()
         if len(rows) < len(table):
             table = table.take(pa.array(self._offset[rows]))
-        return dict(zip(rows.tolist(), packed_rows(table), strict=True))
+        return dict(zip(rows.tolist(), table.to_pylist(), strict=True))
 
     def _decode(self, rows: Indices, packed: list[dict[str, Any]]) -> Batch:
         images: Pixels = np.zeros((len(rows), self.size, self.size), self._dtype)
