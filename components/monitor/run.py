@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -55,9 +55,10 @@ def run(*, reference: str | None, predictions: str, out: str, params: Monitor) -
     known, digest = _read_reference(reference)
     if description.get("sha256") != known["model"]:
         raise UserError(f"{predictions}: was scored by another model than {reference}; make a reference of its model by {MADE_BY}")
-    if not _count(predictions):
+    scores = _read_scores(predictions)
+    if not len(scores.table):
         return _skip("no image was scored", predictions, out, params, {"reference": digest, "model": model_digest})
-    batch, digests = _read_cohort(predictions)
+    batch, digests = _read_cohort(scores)
     if known["backbone"] and batch.backbone != known["backbone"]:
         raise UserError(f"{predictions}: lacks the features that {reference} has; run predict with the --backbone of the reference")
     inputs = {"reference": digest, **digests}
@@ -88,10 +89,18 @@ def _skip(why: str, predictions: str, out: str, params: Monitor, inputs: dict[st
     return 0
 
 
-def _count(folder: str) -> int:
-    """Counts the rows of predictions."""
+class _Scores(NamedTuple):
+    """The predictions of a folder."""
+
+    folder: str
+    table: pa.Table
+    digest: str
+
+
+def _read_scores(folder: str) -> _Scores:
     path = storage.join(folder, PREDICTIONS)
-    return len(parse_predictions(storage.read(path), path))
+    content = storage.read(path)
+    return _Scores(folder, parse_predictions(content, path), storage.digest(content))
 
 
 def reference(
@@ -117,7 +126,7 @@ def reference(
         UserError: an input is not what it should be, or too few patients.
     """
     description, model_digest = read_model(predictions, "a head or predict")
-    cohort, digests = _read_cohort(predictions, shards, backbone)
+    cohort, digests = _read_cohort(_read_scores(predictions), shards, backbone)
     if cohort.images < FEWEST:
         raise UserError(f"{predictions}: holds {cohort.images} patients, too few for a reference; score {FEWEST} or more")
     inputs = {"model": model_digest, **digests}
@@ -157,14 +166,11 @@ def _read_reference(uri: str) -> tuple[Reference, str]:
     return check_reference(content, f"{uri}: {REFERENCE}"), digest
 
 
-def _read_cohort(folder: str, shards: list[str] | None = None, backbone: str | None = None) -> tuple[quantities.Cohort, dict[str, str]]:
-    """Reads one image per patient of predictions, and the digests of the inputs."""
-    path = storage.join(folder, PREDICTIONS)
-    content = storage.read(path)
-    table = parse_predictions(content, path)
-    digests = {"predictions": storage.digest(content)}
+def _read_cohort(scores: _Scores, shards: list[str] | None = None, backbone: str | None = None) -> tuple[quantities.Cohort, dict[str, str]]:
+    """Reads what belongs to one image per patient of predictions, and returns it with the digests of the inputs."""
+    folder, table, digests = scores.folder, scores.table, {"predictions": scores.digest}
     if not len(table):
-        raise UserError(f"{path}: has no rows; score images first")
+        raise UserError(f"{storage.join(folder, PREDICTIONS)}: has no rows; score images first")
     if shards:
         opened = open_shards(shards)
         appearance = describe(opened, {*table["image_id"].to_pylist()}, backbone)
