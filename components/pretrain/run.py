@@ -24,7 +24,8 @@ def run(*, shards: list[str], out: str, params: Pretrain, runtime: Runtime, star
     with training_run("pretrain", out, params, runtime, prepare) as (pretraining, job):
         processes.on_main(lambda: _show_views(pretraining, job))
         history = train(pretraining, "pretrain", job, params.passes, runtime)
-        processes.on_main(lambda: _finish(pretraining, job, history))
+        metrics = metrics_of(history[-1]) if history else pretraining.control_metrics()
+        processes.on_main(lambda: _finish(pretraining, job, metrics))
 
 
 def _weights(params: Pretrain, start: str | None) -> initial_weights.InitialWeights | None:
@@ -39,10 +40,10 @@ def _show_views(pretraining: Pretraining, job: StageRun | None) -> None:
     job.attach(VIEWS, FIGURES)
 
 
-def _finish(pretraining: Pretraining, job: StageRun | None, history: list[dict[str, float]]) -> None:
+def _finish(pretraining: Pretraining, job: StageRun | None, metrics: dict[str, float]) -> None:
     assert job, "the main process writes"
     pretraining.export(job)
-    if not history:
-        write_history(job.folder / HISTORY, history)
+    if not pretraining.params.passes:
+        write_history(job.folder / HISTORY, [])
     attach_results(job)
-    job.publish(metrics_of(history[-1]) if history else {}, drop=(checkpoints.FOLDER,))
+    job.publish(metrics, drop=(checkpoints.FOLDER,))

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Pretraining(loop.Trainable):
     """The model, its optimizer and its data: this process's share of the training."""
 
-    stateful = ("model", "optimizer", "step")
+    stateful = ("model", "optimizer", "step", "auroc_at_start")
     less_memory = "raise pretrain.accumulate, or lower pretrain.batch_size"
 
     def __init__(self, params: Pretrain, runtime: Runtime, shards: Shards, start: initial_weights.InitialWeights | None = None):
@@ -60,6 +60,7 @@ class Pretraining(loop.Trainable):
         self.batch_size, self.patience = params.batch_size, runtime.collapse_epochs
         self.steps_per_epoch = len(self.reader) // params.batch_size
         self.step = 0
+        self.auroc_at_start = math.nan
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields this process's share of the batches of an epoch from number `start` on."""
@@ -73,6 +74,9 @@ class Pretraining(loop.Trainable):
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer, the key encoder and the queue."""
+        if self.step == 0 and self.probe:
+            self.auroc_at_start = self.probe_features()
+            log.info("pretrain: before the first step, %s %.3f", self.metric, self.auroc_at_start)
         set_learning_rate(self.optimizer, self.params.lr, progress, warmup=0)
         self.model.move_key_encoder()
         self.optimizer.zero_grad(set_to_none=True)
@@ -112,14 +116,22 @@ class Pretraining(loop.Trainable):
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Probes the features every few epochs and after the last one."""
-        if self.probe is None:
+        if not self.metric:
             return {}
-        if (epoch + 1) % self.params.probe_epochs and epoch + 1 < self.params.epochs:
-            return {"knn_auroc_macro": math.nan}
+        due = (epoch + 1) % self.params.probe_epochs == 0 or epoch + 1 == self.params.epochs
+        return {self.metric: self.probe_features() if due else math.nan, f"{self.metric}_at_start": self.auroc_at_start}
+
+    def control_metrics(self) -> dict[str, float]:
+        """Returns the metrics of a control, which is not trained."""
+        return {self.metric: self.probe_features()} if self.metric else {}
+
+    def probe_features(self) -> float:
+        """Computes the macro AUROC of nearest neighbours on the val split; there must be a probe."""
+        assert self.probe
         self.model.eval()
         value = self.probe(self._features, self.batch_size)
         self.model.train()
-        return {"knn_auroc_macro": value}
+        return value
 
     def health_check(self, row: dict[str, float]) -> str | None:
         """Tells whether the projections have collapsed."""

@@ -161,6 +161,17 @@ def test_a_probe_every_few_epochs_and_at_the_end(make_shards: MakeShards, tiny: 
     assert known == [False, True, True]
 
 
+def test_the_probe_at_the_start_is_that_of_the_weights_without_training(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
+    shards = make_shards()
+    params = with_pretrain(tiny, epochs=2, probe_epochs=1)
+    for preset in ("ifa", "scratch"):
+        pretrain.run(shards=[shards], out=str(tmp_path / preset), **with_pretrain(params, preset=preset).arguments("pretrain"))
+    control = json.loads((tmp_path / "scratch" / "metrics.json").read_text())
+    at_start = {row["knn_auroc_macro_at_start"] for row in history(tmp_path / "ifa")}
+    assert at_start == {control["knn_auroc_macro"]}
+    assert history(tmp_path / "ifa")[-1]["knn_auroc_macro"] not in at_start
+
+
 def test_a_collapse_stops_the_run_and_keeps_the_last_good_checkpoint(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
     params = with_pretrain(tiny, epochs=3, collapse_std=2.0, collapse_epochs=2)  # no features can reach it
