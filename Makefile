@@ -36,8 +36,11 @@ demo: .venv  ## go from phantoms to registered models: simulate, dvc repro, regi
 	dvc status dvc.yaml data.dvc
 	@$(MAKE) --no-print-directory report
 
-study: .venv  ## test the paper's claims on artifacts/shards; writes artifacts/study/page/study.html
+study: .venv | data  ## test the paper's claims on artifacts/shards; writes artifacts/study/page/study.html
 	dvc repro study/dvc.yaml
+
+data: | .venv  # without a cohort of one's own
+	python -m components simulate --out data
 
 test: .venv  ## run the default tests; tests/README.md describes all tiers
 	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadfile
