@@ -28,6 +28,7 @@ ALWAYS = "all"  # condition of a claim that varies nothing
 LEVEL = 0.05  # of significance, of all comparisons of a claim together
 ENOUGH_SEEDS = 3
 UNKNOWN = float("nan")
+NOT_SHOWN = "is not shown on this cohort: no difference beyond chance"
 
 
 class Claim(NamedTuple):
@@ -160,9 +161,14 @@ def verdict(found: Answer, arm: str) -> str:
         return f"holds on this cohort: better{several}"
     if worse:
         return f"does not hold on this cohort: worse{several}"
-    smallest = sorted(one.smallest for one in judged if math.isfinite(one.smallest))
-    shown = " to ".join(dict.fromkeys(map(number, (smallest[0], smallest[-1]))))
-    return f"is not shown on this cohort: no difference beyond chance; the smallest effect that could be shown is {shown}"
+    return NOT_SHOWN
+
+
+def smallest_effects(found: Answer, arms: Iterable[str]) -> str:
+    """Returns the range of the smallest effects that the study could have shown for these arms."""
+    smallest = [found.estimates[condition, arm].smallest for condition in found.conditions for arm in arms]
+    known = [value for value in smallest if math.isfinite(value)]
+    return " to ".join(dict.fromkeys(map(number, (min(known), max(known)))))
 
 
 def _estimates(

@@ -1,15 +1,15 @@
-"""The page of a study: for each claim a plain sentence, a plot and a table; and the same as Markdown."""
+"""The page of a study: for each claim plain sentences, a plot and a table; and the same as Markdown."""
 
 import math
 from collections.abc import Sequence
 
 from components.common.html import page
 from components.common.html.charts import Axis, Chart, Line, nice_axis
-from components.common.html.numbers import limits, number, probability, signed
+from components.common.html.numbers import limits, listing, number, probability, signed
 from components.common.runs.params import Evaluate
 from components.common.statistics.differences import smallest_p
 from components.evaluate.params import Study
-from components.evaluate.study import ALWAYS, ENOUGH_SEEDS, LEVEL, Answer, verdict
+from components.evaluate.study import ALWAYS, ENOUGH_SEEDS, LEVEL, NOT_SHOWN, Answer, smallest_effects, verdict
 from components.pretrain.params import CONTROLS
 
 STYLES = ("eighth", "sixth", "third", "first", "second", "fourth", "fifth", "seventh")  # classes of page.css, one per arm
@@ -29,7 +29,7 @@ def render(answers: Sequence[Answer], study: Study, params: Evaluate) -> str:
 
 
 def summary(answers: Sequence[Answer], study: Study, params: Evaluate) -> list[str]:
-    """Returns the caveats, and one sentence per claim and arm, without markup."""
+    """Returns the caveats, and one sentence per claim and verdict, without markup."""
     return [*caveats(answers, params), *(sentence for one in answers for sentence in _sentences(one, study))]
 
 
@@ -76,8 +76,16 @@ def _text(found: Answer, study: Study) -> list[str]:
 
 
 def _sentences(found: Answer, study: Study) -> list[str]:
-    arms = [arm for arm in found.arms if arm not in (study.reference, *CONTROLS)]
-    return [f"That {arm} pretraining {found.claim.statement}, compared with {study.reference}, {verdict(found, arm)}." for arm in arms]
+    """Says which arms the claim holds for, one sentence per verdict."""
+    arms_of: dict[str, list[str]] = {}
+    for arm in found.arms:
+        if arm not in (study.reference, *CONTROLS):
+            arms_of.setdefault(verdict(found, arm), []).append(arm)
+    return [
+        f"That {listing(arms, 'or')} pretraining {found.claim.statement}, compared with {study.reference}, {said}"
+        + (f"; the smallest effect that could be shown is {smallest_effects(found, arms)}." if said == NOT_SHOWN else ".")
+        for said, arms in arms_of.items()
+    ]
 
 
 def _plot(found: Answer) -> Chart | None:

@@ -52,10 +52,10 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listing(items: Iterable[str]) -> str:
-    """Joins one or more items with commas and `and`."""
+def listing(items: Iterable[str], conjunction: str = "and") -> str:
+    """Joins one or more items with commas and, before the last, a conjunction."""
     *first, last = list(items)
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def words(name: str) -> str:
