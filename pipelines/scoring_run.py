@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.common.errors import UserError
-from components.common.formats.documents import parse_json
 from components.common.formats.model import DESCRIPTION, parse_description, preprocessing_of
 from components.common.formats.reference import MADE_BY, REFERENCE, check_reference
 from components.common.runs import scored, storage
@@ -46,18 +45,18 @@ def look_up(uri: str, root: str) -> Scorer:
     with tempfile.TemporaryDirectory() as folder:
         download(f"{version.uri}/artifacts/{DESCRIPTION}", Path(folder))
         content = next(Path(folder).rglob(DESCRIPTION)).read_bytes()
-        reference = _reference(version.uri, Path(folder)) if version.run_id else ""
+    reference = _reference(version.uri) if version.run_id else ""
     description = parse_description(content, f"{version.uri}: {DESCRIPTION}", "register")
     record = scored.record(root, version.name, version.number)
     images = scored.scored_images([record], storage.digest(content))
     return Scorer(version.uri, preprocessing_of(description), record, scored.write_list(images, record), reference)
 
 
-def _reference(uri: str, folder: Path) -> str:
-    path = kept(uri, REFERENCE, folder)
-    if path is None:
+def _reference(uri: str) -> str:
+    found = kept(uri, REFERENCE, MADE_BY)
+    if found is None:
         return ""
-    content, name = path.read_bytes(), f"{uri}: {REFERENCE}"
-    if check_reference(parse_json(content, name, MADE_BY), name)["backbone"]:
+    content, digest = found
+    if check_reference(content, name := f"{uri}: {REFERENCE}")["backbone"]:
         raise UserError(f"{name} has features of a backbone, which this pipeline does not compute; make one without --backbone")
-    return storage.digest(content)
+    return digest

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -11,7 +9,6 @@ import pyarrow as pa
 from components.common.errors import UserError
 from components.common.formats.appearance import APPEARANCE, parse_appearance
 from components.common.formats.backbone import BACKBONE
-from components.common.formats.documents import parse_json
 from components.common.formats.pages import REPORT
 from components.common.formats.predictions import PREDICTIONS, parse_predictions
 from components.common.formats.reference import MADE_BY, REFERENCE, SCHEMA_VERSION, Reference, check_reference
@@ -155,15 +152,12 @@ def _read_reference(uri: str) -> tuple[Reference, str]:
     if uri.startswith(VERSION):
         from components.common.runs.registered_models import kept  # imports MLflow, which takes seconds
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = kept(uri, REFERENCE, Path(folder))
-            if path is None:
-                raise UserError(f"{uri}: has no {REFERENCE}; make one by {MADE_BY} --model {uri}")
-            raw = path.read_bytes()
-        content, digest = parse_json(raw, f"{uri}: {REFERENCE}", MADE_BY), storage.digest(raw)
+        found = kept(uri, REFERENCE, MADE_BY)
+        if found is None:
+            raise UserError(f"{uri}: has no {REFERENCE}; make one by {MADE_BY} --model {uri}")
     else:
-        content, digest = read_document(uri, REFERENCE, MADE_BY)
-    return check_reference(content, f"{uri}: {REFERENCE}"), digest
+        found = read_document(uri, REFERENCE, MADE_BY)
+    return check_reference(found[0], f"{uri}: {REFERENCE}"), found[1]
 
 
 def _read_cohort(scores: _Scores, shards: list[str] | None = None, backbone: str | None = None) -> tuple[quantities.Cohort, dict[str, str]]:

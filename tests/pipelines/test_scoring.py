@@ -203,11 +203,10 @@ def test_an_alarm_is_in_the_run_of_the_pipeline(steps: Steps, tmp_path: Path, ca
 
 
 def test_a_reference_with_features_is_refused_at_once(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pipelines.scoring_run.check_reference", lambda *_: {"backbone": "a" * 64})
-    (tmp_path / "reference.json").write_text("{}")
-    monkeypatch.setattr("pipelines.scoring_run.kept", lambda *_: tmp_path / "reference.json")
+    monkeypatch.setattr("pipelines.scoring_run.kept", lambda *_: ({}, ""))
     with pytest.raises(SystemExit) as ended:
         steps.begin()
     assert ended.value.code == 2

@@ -1,14 +1,16 @@
 """Registered models in MLflow: their download, and files that are kept with a version."""
 
 import re
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlflow
 from mlflow.exceptions import MlflowException
 
 from components.common.errors import UserError
-from components.common.runs import tracking
+from components.common.formats.documents import parse_json
+from components.common.runs import storage, tracking
 from components.common.runs.delivery import reason
 from components.common.runs.mlflow_errors import refusal
 
@@ -74,14 +76,19 @@ def keep(uri: str, path: Path) -> None:
         tracking.client().log_artifact(run_id, str(path))
 
 
-def kept(uri: str, name: str, folder: Path) -> Path | None:
-    """Downloads a file that was attached to the run of a version; returns None if there is none."""
+def kept(uri: str, name: str, made_by: str) -> tuple[dict[str, Any], str] | None:
+    """Reads a JSON document that was attached to the run of a version; returns its content and its SHA-256, None if there is none.
+
+    Raises:
+        UserError: MLflow cannot be reached, or has no such version, or the file is not JSON.
+    """
     run_id = _run_id(uri)
-    with tracking.reachable():
+    with tracking.reachable(), tempfile.TemporaryDirectory() as folder:
         client = tracking.client()
-        if name in [item.path for item in client.list_artifacts(run_id)]:
-            return Path(client.download_artifacts(run_id, name, str(folder)))
-    return None
+        if name not in [item.path for item in client.list_artifacts(run_id)]:
+            return None
+        content = Path(client.download_artifacts(run_id, name, folder)).read_bytes()
+    return parse_json(content, f"{uri}: {name}", made_by), storage.digest(content)
 
 
 def _run_id(uri: str) -> str:
