@@ -5,6 +5,7 @@ stopped run begins again. Fits take seconds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -44,6 +45,11 @@ class Linear(NamedTuple):
 class Frozen(Task):
     """A task whose backbone stays as it is."""
 
+    @cached_property
+    def val_features(self) -> Tensor:
+        """Pooled features (N, C) of the validation split."""
+        return self.features(self.val)
+
     def features(self, reader: Reader) -> Tensor:
         """Computes pooled features (N, C) in the order of the reader's table; rows that the reader leaves out are 0."""
         head, self.network.fc = self.network.fc, nn.Identity()
@@ -79,7 +85,7 @@ class LinearProbe(Frozen):
         features, targets = self.labelled()
         self._mean, self._std = features.double().mean(0), features.double().std(0, correction=0).clamp_min(SMALLEST_STD)
         path = list(regression_path(self._standard(features), targets, self.trained, STRENGTHS))
-        val = self._standard(self.features(self.val))
+        val = self._standard(self.val_features)
         self._chosen, auroc = self.choose(path, lambda each: (val @ each.weight + each.bias).cpu().numpy(), job)
         return {"strength": self._chosen.strength, "val_auroc_macro": auroc}
 
@@ -97,6 +103,14 @@ class LinearProbe(Frozen):
         processes.broadcast([self.network.fc.weight, self.network.fc.bias])
         return self.network
 
+    @torch.no_grad()
+    def predict(self, network: nn.Module, reader: Reader) -> Array:
+        """Computes logits (N, findings); those of the validation split from its features, unless the mirror images are needed too."""
+        if reader is not self.val or self.params.tta_flip:
+            return super().predict(network, reader)
+        logits: Tensor = self.network.fc(self.val_features)
+        return logits.cpu().numpy()
+
 
 class NearestNeighbours(Frozen):
     """A weighted vote of the nearest labelled training images (Wu et al. 2018); their number is chosen on the validation split."""
@@ -106,14 +120,13 @@ class NearestNeighbours(Frozen):
         features, targets = self.labelled()
         self._bank, self._known = F.normalize(features, dim=1), targets.double().cpu().numpy()
         self._prior = torch.sigmoid(prior_logits(targets)).cpu().numpy()
-        val = self.features(self.val)
         counts = sorted({min(count, len(features) - 1) for count in NEIGHBOURS})
-        self._neighbours, auroc = self.choose(counts, lambda count: self._vote(val, count), job)
+        self._neighbours, auroc = self.choose(counts, lambda count: self._vote(self.val_features, count), job)
         return {"neighbours": self._neighbours, "val_auroc_macro": auroc}
 
     def scores(self, reader: Reader) -> Array:
         """Computes shares of votes (N, findings) in the order of the reader's table."""
-        return self._vote(self.features(reader), self._neighbours)
+        return self._vote(self.val_features if reader is self.val else self.features(reader), self._neighbours)
 
     def _vote(self, features: Tensor, neighbours: int) -> Array:
         votes = nearest_neighbours(F.normalize(features, dim=1), self._bank, self._known, neighbours)

@@ -50,7 +50,7 @@ def run(*, shards: list[str], out: str, params: Classify, runtime: Runtime, back
 
 def _finish(task: Task, job: StageRun | None, metrics: dict[str, float]) -> None:
     """Calibrates a network on val and scores val and test, in all processes; the main one writes them with the metrics."""
-    shards, val, test = task.shards, Reader(task.shards, "val", META), Reader(task.shards, "test", META)
+    shards, val, test = task.shards, task.val, Reader(task.shards, "test", META)
     description: dict[str, Any] = {
         "arch": task.params.arch,
         "findings": shards.findings,

@@ -13,6 +13,7 @@ from components.classify.imbalance import set_positive_rates
 from components.classify.network import attach_head
 from components.classify.params import Classify
 from components.common.errors import UserError
+from components.common.formats.predictions import META
 from components.common.runs.params import Runtime
 from components.common.runs.shards import Shards
 from components.common.runs.stage_run import StageRun
@@ -36,7 +37,7 @@ class Task(ABC):
         self.device = devices.set_up(params.device, params.seed)
         resnet, self.mean, self.std, self.inputs, self.upstream = backbones.start(folder, params.arch, shards)
         self.network = attach_head(resnet, len(shards.findings)).to(self.device).to(memory_format=torch.channels_last)
-        self.train, self.val = Reader(shards, "train"), Reader(shards, "val")
+        self.train, self.val = Reader(shards, "train"), Reader(shards, "val", META)
         self.targets, self.rows = self._labels()
         self.train.keep(self.rows)
 
