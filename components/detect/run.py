@@ -38,8 +38,9 @@ def finish(detection: Detection, job: StageRun | None, history: list[dict[str, f
     """Detects in val and test by the best epoch's model, in all processes; the main one writes them, the model and some figures."""
     weights, classes = detection.best["weights"], detection.classes
     detection.network.model.load_state_dict(weights)
-    readers = {split: Reader(detection.shards, split, (*annotations.COLUMNS, *META)) for split in ("val", "test")}
-    known = {split: detection.annotate(reader) for split, reader in readers.items()}
+    test = Reader(detection.shards, "test", (*annotations.COLUMNS, *META))
+    readers = {"val": detection.val, "test": test}
+    known = {"val": detection.val_known, "test": detection.annotate(test)}
     found = {split: detection.predict(reader, known[split]) for split, reader in readers.items()}
     threshold = operating_threshold(compared(found["val"], known["val"]), len(classes))
     description = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from components.common.errors import UserError
+from components.common.formats.predictions import META
 from components.common.runs.shards import Shards
 from components.common.statistics.detection_matching import mean_average_precision
 from components.common.training import backbones, devices, loop, optimization, processes
@@ -35,7 +36,7 @@ class Detection(loop.Trainable):
             raise UserError("detect.batch_norm: frozen needs a pretrained --backbone; from scratch its statistics must be trained")
         self.params, self.shards = params, shards
         self.device = devices.set_up(params.device, params.seed)
-        self.train, self.val = (Reader(shards, split, annotations.COLUMNS) for split in ("train", "val"))
+        self.train, self.val = (Reader(shards, split, (*annotations.COLUMNS, *META)) for split in ("train", "val"))
         self.classes = choose_classes(self.train, params.classes)
         self.known, self.val_known = self.annotate(self.train), self.annotate(self.val)
         self.rows = self._choose_rows()
