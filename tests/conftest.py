@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,6 +47,24 @@ def _no_request_to_stop() -> Iterator[None]:
     """Clears a requested stop, so that it does not affect later tests."""
     yield
     signals._stop.clear()
+
+
+@pytest.fixture
+def decoded_images(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry for each image of shards that is decoded."""
+    found: list[None] = []
+    unpack = imagecodecs.bitshuffle_decode
+    monkeypatch.setattr(imagecodecs, "bitshuffle_decode", lambda *args: (found.append(None), unpack(*args))[1])
+    return found
+
+
+@pytest.fixture
+def files_read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was read as a whole, by path."""
+    found: Counter[str] = Counter()
+    original = storage.read
+    monkeypatch.setattr(storage, "read", lambda uri: (found.update([uri]), original(uri))[1])
+    return found
 
 
 @pytest.fixture(scope="session")

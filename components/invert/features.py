@@ -1,5 +1,6 @@
 """Frozen backbones that measure similarity: the perceptual loss, feature distances, and the feature space of KID."""
 
+import copy
 from itertools import islice
 
 import torch
@@ -58,11 +59,11 @@ def maps_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack(terms).sum(0)
 
 
-def pretrained_space(folder: str, arch: str, device: torch.device) -> FeatureSpace:
-    """Loads the feature space of a backbone of pretrain; raises UserError if it is none, or has another architecture."""
-    resnet, description, _ = backbones.load(folder, arch)
-    name = f"{arch}, pretrained by {description.get('method', 'an unknown method')} ({description['sha256'][:8]})"
-    return FeatureSpace(name, resnet, (description["normalisation"]["mean"], description["normalisation"]["std"]), device)
+def pretrained_space(backbone: backbones.Loaded, device: torch.device) -> FeatureSpace:
+    """Makes the feature space of a backbone of pretrain, which it leaves as it is."""
+    resnet, description, _ = backbone
+    name = f"{description['arch']}, pretrained by {description.get('method', 'an unknown method')} ({description['sha256'][:8]})"
+    return FeatureSpace(name, copy.deepcopy(resnet), (description["normalisation"]["mean"], description["normalisation"]["std"]), device)
 
 
 def random_space(params: Invert, seed: int, train: Reader, mean_std: tuple[float, float], device: torch.device) -> FeatureSpace:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -10,11 +11,10 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from components.common.errors import UserError
-from components.common.formats.backbone import BACKBONE
 from components.common.formats.model import DESCRIPTION, WEIGHTS
 from components.common.formats.predictions import META
 from components.common.runs import storage
-from components.common.runs.inputs import read_document, read_model, upstream_run_ids
+from components.common.runs.inputs import read_model, upstream_run_ids
 from components.common.runs.shards import Shards
 from components.common.training import backbones, devices
 from components.common.training.reader import Reader
@@ -60,24 +60,31 @@ def open_inputs(params: Invert, shards: Shards, folders: InputFolders) -> Inputs
     if shards.size < params.size:
         raise UserError(f"invert.size: {params.size}, but the shards hold images of {shards.size} pixels; lower it")
     used = folders._replace(perceptual=_perceptual_folder(params, folders))
-    generator = _read_generator(used.generator, params, shards) if used.generator else None
+    generator, generator_digest = _read_generator(used.generator, params, shards) if used.generator else (None, None)
     device = devices.set_up(params.device, params.seed)
     train, val, test = (Reader(shards, split, META) for split in ("train", "val", "test"))
     for name in ("batch_size",) if generator else ("gan_batch_size", "batch_size"):
         if len(train) < (asked := getattr(params, name)):
             raise UserError(f"invert.{name}: {asked}, but the train split has {len(train)} images; lower it or add patients")
-    resnet, mean, std, digests, upstream = backbones.start(used.backbone, params.arch, shards)
-    _add_lineage(used, digests, upstream)
+    load = cache(backbones.load)  # each folder is read once
+    resnet, mean, std, digests, upstream = backbones.start(used.backbone, params.arch, shards, load)
+    upstream |= upstream_run_ids({name: folder for name, folder in used._asdict().items() if folder and name != "backbone"})
 
-    def space(folder: str | None, seed: int) -> FeatureSpace:
-        if folder:
-            return pretrained_space(folder, params.arch, device)
+    def space(name: str, seed: int) -> FeatureSpace:
+        if folder := getattr(used, name):
+            loaded = load(folder, params.arch)
+            digests[name] = loaded[2]
+            return pretrained_space(loaded, device)
         whole = Reader(shards, "train", rank=0, ranks=1)  # all processes make the same network
         return random_space(params, seed, whole, shards.mean_std, device)
 
-    perceptual = None if params.perceptual == "none" else space(used.perceptual, PERCEPTUAL_SEED)
-    judge = space(used.judge, JUDGE_SEED)
+    perceptual = None if params.perceptual == "none" else space("perceptual", PERCEPTUAL_SEED)
+    judge = space("judge", JUDGE_SEED)
+    if used.judge and digests["judge"] == digests.get("perceptual"):
+        raise UserError(f"--judge {used.judge}: is the backbone of the perceptual loss; name one that the encoder was not trained with")
     log.info("invert: perceptual loss in %s, judged in %s", perceptual.name if perceptual else "no backbone", judge.name)
+    if generator_digest:
+        digests["generator"] = generator_digest
     normalisation = {"mean": mean, "std": std}
     return Inputs(shards, train, val, test, device, resnet, normalisation, perceptual, judge, generator, digests, upstream)
 
@@ -91,19 +98,9 @@ def _perceptual_folder(params: Invert, folders: InputFolders) -> str | None:
     return None
 
 
-def _add_lineage(folders: InputFolders, digests: dict[str, str], upstream: dict[str, str]) -> None:
-    """Adds the SHA-256 and the MLflow run id of each folder."""
-    given = {name: folder for name, folder in folders._asdict().items() if folder}
-    for name, folder in given.items():
-        _, digests[name] = read_document(folder, *((DESCRIPTION, "invert") if name == "generator" else (BACKBONE, "pretrain")))
-    upstream |= upstream_run_ids(given)
-    if folders.judge and digests["judge"] == digests.get("perceptual"):
-        raise UserError(f"--judge {folders.judge}: is the backbone of the perceptual loss; name one that the encoder was not trained with")
-
-
-def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Tensor]:
-    """Reads the generator of an output of invert; raises UserError if its shape is not that of the parameters."""
-    description, _ = read_model(folder, "invert")
+def _read_generator(folder: str, params: Invert, shards: Shards) -> tuple[dict[str, Tensor], str]:
+    """Reads the generator of an output of invert, and the SHA-256 of its model.json; raises UserError if its shape is not as asked for."""
+    description, digest = read_model(folder, "invert")
     if description.get("task") != "invert":
         raise UserError(f"--generator {folder}: is a model of {description.get('task')}; name an output folder of invert")
     for name in SHAPE:
@@ -115,4 +112,4 @@ def _read_generator(folder: str, params: Invert, shards: Shards) -> dict[str, Te
     content = storage.read(storage.join(folder, WEIGHTS))
     if storage.digest(content) != description["sha256"]:
         raise UserError(f"{storage.join(folder, WEIGHTS)}: does not match {DESCRIPTION}; run invert again")
-    return part(load_safetensors(content), GENERATOR)
+    return part(load_safetensors(content), GENERATOR), digest

@@ -70,7 +70,7 @@ def test_pretrained_features_are_the_backbones(tmp_path: Path) -> None:
     resnet = backbones.build("resnet18").eval()
     backbones.export(resnet, tmp_path, {"arch": "resnet18", "method": "ifa", "normalisation": {"mean": 0.25, "std": 0.5}})
     (tmp_path / "run.json").write_text(json.dumps({}))
-    space = pretrained_space(str(tmp_path), "resnet18", CPU)
+    space = pretrained_space(backbones.load(str(tmp_path)), CPU)
     image = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(space.pooled(image), resnet((image - 0.25) / 0.5))

@@ -1,5 +1,6 @@
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -14,11 +15,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from components.common.errors import UserError
 from components.common.formats.shards import Pixels, decode, square
 from components.common.runs import signals
+from components.common.runs.shards import open_shards
 from components.common.runs.storage import digest_file
 from components.common.training import backbones
 from components.invert import encoder_training, gan_training, run
 from components.invert.encoder import Encoder
 from components.invert.generator import Generator, build_generator
+from components.invert.inputs import InputFolders, open_inputs
 from components.invert.inverter import rebuild
 from components.params import Params
 from tests.conftest import MakeShards, replace_part
@@ -69,6 +72,17 @@ def finished(trained: dict[str, Path], make_shards: MakeShards, tmp_path: Path) 
             shards=[str(trained["shards"])], backbone=folder, out=str(tmp_path / "out"), **params(perceptual="backbone").arguments("invert")
         )
     return trained
+
+
+def test_each_backbone_is_read_once(make_shards: MakeShards, tmp_path: Path, files_read: Counter[str]) -> None:
+    backbone, judge = make_backbone(tmp_path / "backbone"), make_backbone(tmp_path / "judge", seed=6)
+    asked = params(perceptual="backbone").invert
+    inputs = open_inputs(asked, open_shards(make_shards()), InputFolders(backbone=backbone, judge=judge))
+    paths = [f"{folder}/backbone.{name}" for folder in (backbone, judge) for name in ("json", "safetensors")]
+    assert {path: files_read[path] for path in paths} == dict.fromkeys(paths, 1)
+    digests = {name: digest_file(Path(folder, "backbone.json")) for name, folder in (("backbone", backbone), ("judge", judge))}
+    assert inputs.inputs.items() >= {**digests, "perceptual": digests["backbone"]}.items()
+    assert inputs.perceptual and inputs.perceptual.resnet is not inputs.resnet  # the encoder is trained
 
 
 def test_every_val_and_test_image_gets_its_errors(finished: dict[str, Path]) -> None:

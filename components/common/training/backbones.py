@@ -1,6 +1,6 @@
 """ResNets with one input channel: construction, the maps after each stage, safe loading and export."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -56,17 +56,21 @@ def export(resnet: torchvision.models.ResNet, folder: Path, description: Descrip
     write_json(folder / BACKBONE, document)
 
 
-def load(folder: str, arch: str) -> tuple[torchvision.models.ResNet, Backbone, str]:
-    """Loads a backbone of pretrain, with content and SHA-256 of backbone.json; raises UserError if that or `arch` does not match."""
+Loaded = tuple[torchvision.models.ResNet, Backbone, str]
+"""A backbone, and content and SHA-256 of backbone.json."""
+
+
+def load(folder: str, arch: str | None = None) -> Loaded:
+    """Loads a backbone of pretrain; raises UserError if it is damaged, or if `arch` is given and differs."""
     content, digest = read_document(folder, BACKBONE, "pretrain")
     description = check_backbone(content, storage.join(folder, BACKBONE))
-    if description["arch"] != arch:
+    if arch and description["arch"] != arch:
         raise UserError(f"{folder}: the backbone is a {description['arch']}, the parameters ask for {arch}; set arch to match")
     path = storage.join(folder, BACKBONE_WEIGHTS)
     weights = storage.read(path)
     if storage.digest(weights) != description["sha256"]:
         raise UserError(f"{path}: does not match {BACKBONE}; run pretrain again")
-    resnet = build(arch)
+    resnet = build(description["arch"])
     load_state(resnet, weights, path)
     return resnet, description, digest
 
@@ -81,8 +85,11 @@ class Start(NamedTuple):
     upstream: dict[str, str]  # MLflow run id by name of input, where known
 
 
-def start(folder: str | None, arch: str, shards: Shards) -> Start:
-    """Loads the backbone in an output folder of pretrain; without one builds a network that normalises by mean and std of the shards."""
+def start(folder: str | None, arch: str, shards: Shards, load: Callable[[str, str], Loaded] = load) -> Start:
+    """Loads the backbone in an output folder of pretrain, through `load`.
+
+    Without one it builds a network that normalises by mean and standard deviation of the shards.
+    """
     if folder is None:
         return Start(build(arch), *shards.mean_std, dict(shards.inputs), dict(shards.upstream))
     resnet, description, digest = load(folder, arch)
