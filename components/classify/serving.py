@@ -16,7 +16,7 @@ from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import score_column, target_column
 from components.common.formats.shards import Pixels
 from components.common.training import backbones
-from components.common.training.inference import InputImage, batches, best_device, decoded
+from components.common.training.inference import InputImage, batches, best_device
 
 REQUIRED = ("arch", "findings", "size", "bits", "normalisation")
 ONNX_OUTPUTS: tuple[str, ...] = ("probability",)
@@ -52,9 +52,9 @@ class Classifier(nn.Module):
         """Returns one row per image and one float32 column per finding."""
         return pd.DataFrame(self.score([image.pixels for image in images]), columns=self.labels)
 
-    def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
+    def columns(self, images: Sequence[Pixels], rows: pa.Table, findings: list[str]) -> dict[str, Any]:
         """Returns score and target of each finding; targets are NaN where unknown."""
-        scores, labels = self.score(decoded(rows)), rows["labels"].to_pylist()
+        scores, labels = self.score(images), rows["labels"].to_pylist()
         found: dict[str, Any] = {}
         for index, name in enumerate(self.labels):
             known = [row[findings.index(name)] if name in findings else float("nan") for row in labels]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the table of heads is read by the command line, which must 
     import torch
     from mlflow.models import ModelSignature
 
+    from components.common.formats.shards import Pixels
     from components.common.statistics.differences import Difference
     from components.common.statistics.intervals import Interval
     from components.common.training.inference import InputImage
@@ -250,11 +251,12 @@ class Network(Protocol):
     def answer(self, images: "Sequence[InputImage]", options: dict[str, Any]) -> "pd.DataFrame":
         """Returns what a user of the packed model gets."""
 
-    def columns(self, rows: "pa.Table", findings: list[str]) -> dict[str, Any]:
+    def columns(self, images: "Sequence[Pixels]", rows: "pa.Table", findings: list[str]) -> dict[str, Any]:
         """Returns the head's columns of predictions.parquet.
 
         Args:
-            rows: of shards.
+            images: (H, W) each, as in shards.
+            rows: those of the images in shards.
             findings: names of their labels.
         """
 

@@ -12,7 +12,7 @@ import torch
 from components.common.formats.documents import mlflow_key
 from components.common.formats.predictions import TARGETS
 from components.common.formats.shards import Pixels
-from components.common.training.inference import InputImage, batches, best_device, decoded, restore
+from components.common.training.inference import InputImage, batches, best_device, restore
 from components.detect.annotations import annotate_rows
 from components.detect.network import SETTINGS, Detector, rebuild
 from components.detect.predictions import Found, box_columns, to_numpy
@@ -52,11 +52,11 @@ class Boxes:
         frame = pd.DataFrame(rows, columns=["image", "label", "score", *PLACE])
         return frame.astype({"image": np.int64, "label": object, **dict.fromkeys(("score", *PLACE), np.float32)})
 
-    def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
+    def columns(self, images: Sequence[Pixels], rows: pa.Table, findings: list[str]) -> dict[str, Any]:
         """Returns detections, and the boxes that are there where these are known."""
         labels = np.array(rows["labels"].to_pylist(), np.float32).reshape(len(rows), -1)
         known = annotate_rows(rows, labels, self.size, self.labels, findings)
-        return box_columns(self.find(decoded(rows)), known, self.labels)
+        return box_columns(self.find(images), known, self.labels)
 
     def unlabelled(self, findings: list[str]) -> list[str]:
         """Returns nothing: `counts` tells in which images a class is unknown."""

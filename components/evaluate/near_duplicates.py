@@ -4,18 +4,17 @@ Candidates share most of a perceptual hash (components/evaluate/fingerprints.py)
 once aligned and, where a backbone is given, if its features agree.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from components.common.formats.shards import SPLITS, Pixels, decode
+from components.common.formats.shards import SPLITS, Pixels
 from components.common.runs.cores import threads
-from components.common.runs.shards import Shards
+from components.common.runs.shards import Shards, map_images
 from components.common.statistics.arrays import Flags, Floats, Integers, divide
 from components.evaluate import fingerprints
 from components.evaluate.params import Duplicates
@@ -25,7 +24,6 @@ THUMBNAILS = "thumbnails.npy"  # in the work folder: 16 kB per image
 _ROWS = 128  # rows that are decoded at a time
 _SAMPLE = 512  # images whose mean features are subtracted
 
-T = TypeVar("T")
 Features = Callable[[Sequence[Pixels]], Floats]
 """From images to their features (N, C)."""
 
@@ -101,7 +99,7 @@ def find(shards: Shards, params: Duplicates, folder: Path, shown: int = 0, featu
     """
     rows = shards.table(list(Image._fields))
     thumbnails = np.lib.format.open_memmap(folder / THUMBNAILS, "w+", np.uint8, (len(rows), fingerprints.SIDE, fingerprints.SIDE))
-    for index, image in _images(shards, range(len(rows)), fingerprints.thumbnail):
+    for index, image in map_images(shards.row_groups(), fingerprints.thumbnail):
         thumbnails[index] = image
     candidates, mirrored = fingerprints.find_candidates(thumbnails)
     correlations = _correlations(thumbnails, candidates, mirrored)
@@ -121,17 +119,6 @@ def find(shards: Shards, params: Duplicates, folder: Path, shown: int = 0, featu
     pairs = sorted(map(pair, kept), key=lambda found: (not found.crosses, not found.two_patients, -found.correlation, found.rows))
     pictures = [(thumbnails[a].copy(), thumbnails[b].copy()) for a, b in (found.rows for found in pairs[:shown])]
     return Found(len(rows), len(candidates), pairs, pictures)
-
-
-def _images(shards: Shards, wanted: Container[int], change: Callable[[Pixels], T]) -> Iterator[tuple[int, T]]:
-    """Yields indices of the wanted rows and their images, decoded and changed."""
-    start = 0
-    with ThreadPoolExecutor(threads()) as pool:
-        for group in shards.row_groups():
-            indices = [index for index in range(start, start + group.rows) if index in wanted]
-            packed = group.read().take(pa.array([index - start for index in indices], pa.int64())).to_pylist() if indices else []
-            yield from zip(indices, pool.map(lambda row: change(decode(row)), packed), strict=True)
-            start += group.rows
 
 
 def _keep(image: Pixels) -> Pixels:
@@ -159,7 +146,7 @@ def _cosines(shards: Shards, features: Features, pairs: Integers, mirrored: Flag
     plain = {*sample, *pairs[~mirrored].ravel().tolist(), *pairs[mirrored, 0].tolist()}
     found: dict[tuple[int, bool], Floats] = {}
     for wanted, turned in ((plain, False), (set(pairs[mirrored, 1].tolist()), True)):
-        images = _images(shards, wanted, _turn if turned else _keep)
+        images = map_images(shards.row_groups(), _turn if turned else _keep, wanted)
         while some := list(islice(images, _ROWS)):
             found |= {(index, turned): values for (index, _), values in zip(some, features([image for _, image in some]), strict=True)}
     centre = np.mean([found[index, False] for index in sample], axis=0)

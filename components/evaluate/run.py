@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from components.common.errors import UserError
-from components.common.formats.backbone import BACKBONE
 from components.common.formats.pages import DUPLICATES, REPORT, STUDY, STUDY_TEXT
 from components.common.formats.predictions import PREDICTIONS
 from components.common.head import CsvTable, Evaluation
 from components.common.runs import storage
-from components.common.runs.inputs import read_document, upstream_run_ids
+from components.common.runs.inputs import upstream_run_ids
 from components.common.runs.lineage import HEADLINE
 from components.common.runs.params import Evaluate
-from components.common.runs.shards import Shards, open_shards
+from components.common.runs.shards import open_shards
 from components.common.runs.stage_run import stage_run
 from components.evaluate import duplicates_page, near_duplicates, study_page
 from components.evaluate.params import Duplicates, Study
@@ -100,10 +99,15 @@ def duplicates(*, shards: list[str], out: str, params: Duplicates, backbone: str
         UserError: shards or backbone that cannot be read.
     """
     opened = open_shards(shards)
-    inputs = opened.inputs | ({"backbone": read_document(backbone, BACKBONE, "pretrain")[1]} if backbone else {})
+    features = None
+    if backbone:
+        from components.common.training.features import Extractor  # imports torch, which the rest of the stage does without
+
+        features = Extractor(backbone, opened.size, opened.bits)
+    inputs = opened.inputs | ({"backbone": features.digest} if features else {})
     upstream = opened.upstream | upstream_run_ids({"backbone": backbone} if backbone else {})
     with stage_run("duplicates", out, params, inputs, upstream=upstream) as job:
-        found = near_duplicates.find(opened, params, job.folder, duplicates_page.SHOWN, _features(backbone, opened) if backbone else None)
+        found = near_duplicates.find(opened, params, job.folder, duplicates_page.SHOWN, features)
         write_csv(job.folder / near_duplicates.LIST, found.table())
         storage.write(str(job.folder / DUPLICATES), duplicates_page.render(found, params, opened).encode())
         metrics = found.metrics()
@@ -111,12 +115,6 @@ def duplicates(*, shards: list[str], out: str, params: Duplicates, backbone: str
         if metrics["pairs_across_splits"]:
             log.warning("duplicates: the splits share pictures; %s/%s lists them, see docs/duplicates.md", out, near_duplicates.LIST)
         job.publish(metrics, drop=(near_duplicates.THUMBNAILS,))
-
-
-def _features(backbone: str, shards: Shards) -> near_duplicates.Features:
-    from components.common.training.features import extractor  # imports torch, which the rest of the stage does without
-
-    return extractor(backbone, shards.size, shards.bits)
 
 
 def write_curves(folder: Path, entries: Sequence[Entry]) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from components.common.formats.shards import Pixels
-from components.common.training.inference import InputImage, batches, best_device, decoded, restore
+from components.common.training.inference import InputImage, batches, best_device, restore
 from components.invert.inverter import ERRORS, MODEL_KEYS, Inverter, TrainedInverter, rebuild
 from components.invert.pixels import shrink
 
@@ -38,9 +38,9 @@ class Latents:
         rows = [row for batch in self._invert([image.pixels for image in images]) for row in _rows(batch)]
         return pd.DataFrame(rows, columns=[*wanted, *ERRORS])
 
-    def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
+    def columns(self, images: Sequence[Pixels], rows: pa.Table, findings: list[str]) -> dict[str, Any]:
         """Returns the errors of the reconstructions."""
-        parts = list(self._invert(decoded(rows)))
+        parts = list(self._invert(images))
         return {name: pa.array(np.concatenate([part[name] for part in parts])) for name in ERRORS}
 
     def unlabelled(self, findings: list[str]) -> list[str]:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from components.common.errors import UserError
-from components.common.formats.appearance import APPEARANCE, parse_appearance
-from components.common.formats.backbone import BACKBONE
+from components.common.formats.appearance import APPEARANCE, HEADER, SCHEMA, parse_appearance
 from components.common.formats.pages import REPORT
 from components.common.formats.predictions import PREDICTIONS, parse_predictions
 from components.common.formats.reference import MADE_BY, REFERENCE, SCHEMA_VERSION, Reference, check_reference
@@ -166,9 +165,15 @@ def _read_cohort(scores: _Scores, shards: list[str] | None = None, backbone: str
     if not len(table):
         raise UserError(f"{storage.join(folder, PREDICTIONS)}: has no rows; score images first")
     if shards:
-        opened = open_shards(shards)
-        appearance = describe(opened, {*table["image_id"].to_pylist()}, backbone)
-        digests |= opened.inputs | ({"backbone": read_document(backbone, BACKBONE, "pretrain")[1]} if backbone else {})
+        opened, features, wanted = open_shards(shards), None, {*table["image_id"].to_pylist()}
+        digests |= opened.inputs
+        if backbone:
+            from components.common.training.features import Extractor  # imports torch
+
+            features = Extractor(backbone, opened.size, opened.bits)
+            digests["backbone"] = features.digest
+        described = [describe(*each, features) for each in opened.scan(HEADER, wanted.__contains__)]
+        appearance = pa.concat_tables([SCHEMA.empty_table(), *described])
     else:
         place = storage.join(folder, APPEARANCE)
         if not storage.exists(place):

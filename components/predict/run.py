@@ -11,12 +11,10 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from components.common.errors import UserError
-from components.common.formats.appearance import write_appearance
-from components.common.formats.backbone import BACKBONE
+from components.common.formats import appearance
 from components.common.formats.documents import RUN_RECORD
 from components.common.formats.history import HISTORY, write_history
 from components.common.formats.labels import LABELS
@@ -29,14 +27,14 @@ from components.common.formats.shards import SCHEMA
 from components.common.runs import scored as earlier
 from components.common.runs import storage
 from components.common.runs.cores import threads
-from components.common.runs.inputs import read_document
 from components.common.runs.lineage import HEADLINE
 from components.common.runs.params import Evaluate, Runtime
 from components.common.runs.registered_models import SCHEMES, find_version, is_version
 from components.common.runs.shards import Shards, open_shards
 from components.common.runs.stage_run import StageRun, stage_run
 from components.common.runs.storage import write_json
-from components.common.training.inference import decoded, digests, scan
+from components.common.training.features import Extractor
+from components.common.training.inference import pixel_digest
 from components.predict import page, source
 from components.predict.appearance import describe
 from components.predict.source import Source
@@ -99,8 +97,9 @@ def run(
     given = open_shards(shards) if shards else None
     inputs = {"model": loaded.digest, **(given.inputs if given else {})}
     skip = earlier.scored_images(scored or (), loaded.digest, apart_from=out)
-    if backbone:
-        inputs["backbone"] = read_document(backbone, BACKBONE, "pretrain")[1]
+    features = Extractor(backbone, loaded.network.size, loaded.network.bits) if backbone else None
+    if features:
+        inputs["backbone"] = features.digest
     depends: dict[str, Any] = {"training": loaded.external["training"]} | ({"scored": earlier.digest(skip)} if skip else {})
     index = Index()
     if raw:
@@ -111,9 +110,9 @@ def run(
         opened = given or _preprocess(str(raw), job, params, runtime, skip)
         job.upstream |= opened.upstream
         _check(loaded, opened, labelled=evaluate is not None)
-        table = predict(loaded, opened, skip)
+        table, described = predict(loaded, opened, skip, features)
         write_predictions(job.folder, [table])
-        write_appearance(job.folder, describe(opened, {*table["image_id"].to_pylist()} if skip else None, backbone))
+        appearance.write_appearance(job.folder, described)
         write_json(job.folder / DESCRIPTION, _described(loaded))
         write_history(job.folder / HISTORY, [])  # nothing was trained here
         if dicom and len(table):
@@ -147,22 +146,21 @@ def _check(loaded: Source, shards: Shards, labelled: bool) -> None:
         )
 
 
-def predict(loaded: Source, shards: Shards, skip: frozenset[str] = frozenset()) -> pa.Table:
-    """Scores the rows of the shards but those of the images to `skip`, and counts those of the training.
+def predict(loaded: Source, shards: Shards, skip: frozenset[str], features: Extractor | None) -> tuple[pa.Table, pa.Table]:
+    """Scores and describes the rows of the shards but those of the images to `skip`, and counts those of the training.
 
     Returns:
-        The rows of predictions.parquet, with the common columns only if there are none.
+        The rows of predictions.parquet, with the common columns only if there are none, and those of appearance.parquet.
     """
-    tables = []
-    left_out = pa.array(list(skip), pa.string())
-    for rows in scan(shards, ["patient_id", "labels", "boxes", *META]):
-        batch = rows.filter(pc.invert(pc.is_in(rows["image_id"], left_out))) if skip else rows
-        if not len(batch):
-            continue
+    tables, described = [], [appearance.SCHEMA.empty_table()]
+    columns = ["patient_id", "labels", "boxes", *META, *appearance.HEADER]
+    for rows, images in shards.scan(columns, lambda image_id: image_id not in skip):
         if loaded.images is not None:
-            loaded.external["seen"] = (loaded.external["seen"] or 0) + sum(each in loaded.images for each in digests(decoded(batch)))
-        tables.append(pa.table({**common_columns(batch, "test", loaded.head), **loaded.network.columns(batch, shards.findings)}))
-    return pa.concat_tables(tables) if tables else pa.table(common_columns(SCHEMA.empty_table(), "test", loaded.head))
+            loaded.external["seen"] = (loaded.external["seen"] or 0) + sum(pixel_digest(image) in loaded.images for image in images)
+        tables.append(pa.table({**common_columns(rows, "test", loaded.head), **loaded.network.columns(images, rows, shards.findings)}))
+        described.append(describe(rows, images, features))
+    table = pa.concat_tables(tables) if tables else pa.table(common_columns(SCHEMA.empty_table(), "test", loaded.head))
+    return table, pa.concat_tables(described)
 
 
 def _described(loaded: Source) -> dict[str, Any]:

@@ -214,6 +214,28 @@ def test_the_strength_of_the_penalty_is_the_best_on_val(make_shards: MakeShards,
     assert aurocs[0] < max(aurocs)
 
 
+@pytest.mark.parametrize(("mode", "passes"), [("linear", [2, 1]), ("knn", [1, 1])])
+def test_images_are_decoded_once_for_features_and_once_per_node_for_digests(
+    make_shards: MakeShards,
+    tiny: Params,
+    tmp_path: Path,
+    pretrained: str,
+    decoded_images: list[None],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    passes: list[int],
+) -> None:
+    monkeypatch.setenv("CXR_CACHE_DIR", str(tmp_path / "cache"))
+    shards = make_shards()
+    for number, expected in enumerate(passes):
+        decoded_images.clear()
+        params = changed(tiny, mode=mode, seed=number)
+        classify.run(shards=[shards], out=str(tmp_path / f"{number}"), **params.arguments("classify"), backbone=pretrained)
+        assert len(decoded_images) == 60 * expected
+    if mode == "linear":
+        assert (tmp_path / "0" / "images.txt").read_bytes() == (tmp_path / "1" / "images.txt").read_bytes()
+
+
 def test_neighbours_vote_and_leave_no_model(make_shards: MakeShards, tiny: Params, tmp_path: Path, pretrained: str) -> None:
     shards = open_shards([make_shards()])
     params = changed(tiny, mode="knn")

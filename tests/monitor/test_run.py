@@ -17,13 +17,13 @@ from scipy.stats import binom, ks_2samp
 from components.__main__ import main
 from components.common.dicom import recipe
 from components.common.errors import UserError
-from components.common.formats.appearance import FEATURES, SCHEMA, WAVES, write_appearance
+from components.common.formats.appearance import FEATURES, HEADER, SCHEMA, WAVES, write_appearance
 from components.common.formats.predictions import scores_of
 from components.common.formats.reference import check_reference
 from components.common.formats.shards import decode
 from components.common.runs import tracking
 from components.common.runs.shards import open_shards
-from components.common.training.features import extractor
+from components.common.training.features import Extractor
 from components.monitor import drift, quantities
 from components.monitor.params import Monitor
 from components.monitor.run import ALARM, reference, run
@@ -234,10 +234,11 @@ def test_reference_of_a_head_takes_the_images_from_the_shards(make_shards: MakeS
 
 def test_features_of_a_backbone(make_shards: MakeShards, pretrained: str, tmp_path: Path) -> None:
     opened = open_shards(make_shards())
-    table = describe(opened, backbone=pretrained)
+    features = Extractor(pretrained, 32, 8)
+    table = pa.concat_tables(describe(*each, features) for each in opened.scan(HEADER, lambda _: True))
     images = [decode(row) for part in opened.parts() for row in pd.read_parquet(part.uri).to_dict("records")]
     directions = np.random.default_rng(0).normal(size=(512, FEATURES)) / np.sqrt(512)
-    expected = extractor(pretrained, 32, 8)(images) @ directions
+    expected = features(images) @ directions
     np.testing.assert_allclose(np.array(table["features"].to_pylist()), expected, rtol=1e-3, atol=1e-4)
 
 

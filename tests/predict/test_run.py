@@ -2,6 +2,7 @@ import json
 import re
 import sqlite3
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 
 from components.__main__ import main
+from components.classify import run as classify
 from components.common.errors import UserError
+from components.common.formats.appearance import FEATURES
 from components.common.formats.shards import decode
 from components.evaluate import run as evaluate
 from components.params import Params
@@ -18,6 +21,7 @@ from components.predict import run as predict
 from components.preprocess import run as preprocess
 from components.register import run as register
 from components.simulate import run as simulate
+from tests.conftest import MakeShards
 from tests.register import folders
 
 NAME = "predict-test"
@@ -83,6 +87,23 @@ def test_an_external_cohort_is_scored_and_evaluated(model: str, raw: Path, param
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert metrics["classify_test_images"] == len(table)
     assert 0 <= metrics["classify_test_auroc_Effusion"] <= 1
+
+
+def test_images_and_the_backbone_are_read_once(
+    make_shards: MakeShards, tiny: Params, pretrained: str, tmp_path: Path, decoded_images: list[None], files_read: Counter[str]
+) -> None:
+    shards = [make_shards()]
+    probe = tiny.model_copy(update={"classify": tiny.classify.model_copy(update={"mode": "linear"})})
+    classify.run(shards=shards, backbone=pretrained, out=str(tmp_path / "model"), **probe.arguments("classify"))
+    decoded_images.clear()
+    files_read.clear()
+    arguments = tiny.arguments("predict")
+    predict.run(model=str(tmp_path / "model"), shards=shards, backbone=pretrained, out=str(tmp_path / "out"), **arguments)
+    assert len(decoded_images) == 60
+    assert {name: files_read[f"{pretrained}/backbone.{name}"] for name in ("json", "safetensors")} == {"json": 1, "safetensors": 1}
+    rows = pd.read_parquet(tmp_path / "out" / "appearance.parquet")
+    assert rows["image_id"].tolist() == pd.read_parquet(tmp_path / "out" / "predictions.parquet")["image_id"].tolist()
+    assert rows["features"].map(len).eq(FEATURES).all() and len(rows) == 60
 
 
 def test_nothing_is_dropped_silently(model: str, raw: Path, params: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

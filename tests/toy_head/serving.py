@@ -12,7 +12,7 @@ from torchvision.models import ResNet
 
 from components.common.formats.shards import Pixels
 from components.common.training import backbones
-from components.common.training.inference import InputImage, batches, decoded
+from components.common.training.inference import InputImage, batches
 
 REQUIRED = ("arch", "size", "bits", "normalisation")
 ONNX_OUTPUTS: tuple[str, ...] = ()
@@ -48,8 +48,8 @@ class Brightness(nn.Module):
     def answer(self, images: Sequence[InputImage], options: dict[str, Any]) -> pd.DataFrame:
         return pd.DataFrame({"brightness": self.compare([image.pixels for image in images])["predicted"]})
 
-    def columns(self, rows: pa.Table, findings: list[str]) -> dict[str, Any]:
-        return self.compare(decoded(rows))
+    def columns(self, images: Sequence[Pixels], rows: pa.Table, findings: list[str]) -> dict[str, Any]:
+        return self.compare(images)
 
     def unlabelled(self, findings: list[str]) -> list[str]:
         return []

@@ -1,5 +1,6 @@
 """A cache on disk for what is read of shards on S3: small columns, and row groups, which every epoch reads again.
 
+Of all shards it holds the digests of their images (components/common/training/inference.py), which every head writes.
 All processes of a node share it. CXR_CACHE_DIR is its folder (default: cxr-cache in the temporary folder), CXR_CACHE_GB its size
 limit in 10^9 bytes (default 20; 0 disables the cache). A file is named by the SHA-256 of its part, so that the same shards at another
 address are not downloaded again. It holds output of preprocess only: pseudonyms, and the same pixels as the bucket.
@@ -31,11 +32,11 @@ _full: set[Path] = set()  # folders without room, for the rest of this process
 log = logging.getLogger(__name__)
 
 
-def table(name: str, fetch: Callable[[], pa.Table]) -> pa.Table:
+def table(name: str, fetch: Callable[[], pa.Table], *, required: bool = True) -> pa.Table:
     """Returns what is kept under a name; it is fetched first if necessary, and kept if there is room.
 
     Raises:
-        UserError: the folder cannot be used, or `fetch` raises it.
+        UserError: the folder cannot be used, although it is required, or `fetch` raises it.
     """
     limit = _limit()
     if not limit:
@@ -50,6 +51,8 @@ def table(name: str, fetch: Callable[[], pa.Table]) -> pa.Table:
             _keep(path, fetched, limit)
             return fetched
     except OSError as error:
+        if not required:
+            return fetch()
         reason = error.strerror or str(error)
         raise UserError(
             f"{place}: cannot hold shards ({reason}); set CXR_CACHE_DIR to a disk with more space, or lower CXR_CACHE_GB"

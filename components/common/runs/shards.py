@@ -1,6 +1,6 @@
 """Opens folders of shards, local or on S3, for reading."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 from components.common.errors import UserError
 from components.common.formats.manifest import MANIFEST, Manifest, check_manifest
 from components.common.formats.parquet import check_columns, check_nulls, damage
-from components.common.formats.shards import PACKED, SCHEMA
+from components.common.formats.shards import PACKED, SCHEMA, Pixels, decode
 from components.common.runs import cache, integrity, storage
+from components.common.runs.cores import threads
 from components.common.runs.inputs import read_document, upstream_run_ids
 from components.common.runs.ranges import RangedObject
 
 MADE_BY = "preprocess"
 _REQUESTS = 16  # parts on S3 that are read at a time
+_ROWS = 256  # rows that are scanned at a time
 T = TypeVar("T")
 
 
@@ -172,6 +174,28 @@ class Shards:
             parts = _each(partial(_read, columns=columns, findings=len(manifest["findings"])), _parts(folder, manifest))
             tables += [_with_labels(part, manifest["findings"], self.findings) for part in parts]
         return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns)
+
+    def scan(self, columns: Sequence[str], wanted: Callable[[str], bool]) -> Iterator[tuple[pa.Table, list[Pixels]]]:
+        """Yields the rows whose image_id is wanted, some at a time, with what `decode` reads and further columns, and their images."""
+        with ThreadPoolExecutor(threads()) as pool:
+            for part in self.parts():
+                with part.open() as file:
+                    for batch in file.iter_batches(_ROWS, columns=[*PACKED, *columns]):
+                        chosen = [wanted(image_id) for image_id in batch["image_id"].to_pylist()]
+                        if any(chosen):
+                            rows = pa.Table.from_batches([batch]).filter(pa.array(chosen))
+                            yield rows, list(pool.map(decode, rows.select(PACKED).to_pylist()))
+
+
+def map_images(groups: Iterable[RowGroup], change: Callable[[Pixels], T], wanted: Container[int] | None = None) -> Iterator[tuple[int, T]]:
+    """Yields the positions of rows, all or those that are wanted, and what `change` makes of their images."""
+    start = 0
+    with ThreadPoolExecutor(threads()) as pool:
+        for group in groups:
+            indices = [index for index in range(start, start + group.rows) if wanted is None or index in wanted]
+            packed = group.read().take(pa.array([index - start for index in indices], pa.int64())).to_pylist() if indices else []
+            yield from zip(indices, pool.map(lambda row: change(decode(row)), packed), strict=True)
+            start += group.rows
 
 
 def open_shards(folders: list[str] | str) -> Shards:

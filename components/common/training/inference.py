@@ -15,15 +15,14 @@ from torch import Tensor
 from components.common.errors import UserError
 from components.common.formats.atomic import replaced
 from components.common.formats.model import DESCRIPTION, IMAGES, SCHEMA_VERSION, WEIGHTS
-from components.common.formats.shards import PACKED, Pixels, decode, square
-from components.common.runs import storage
-from components.common.runs.shards import Shards
+from components.common.formats.shards import Pixels, square
+from components.common.runs import cache, storage
+from components.common.runs.shards import Part, Shards, map_images
 from components.common.runs.stage_run import StageRun
 
 T = TypeVar("T")
 
 BATCH = 32
-ROWS = 256  # rows read at a time
 
 
 class InputImage(NamedTuple):
@@ -45,27 +44,25 @@ def write_model(job: StageRun, weights: dict[str, Tensor] | None, shards: Shards
     if weights is not None:
         with replaced(job.folder / WEIGHTS) as scratch:
             save_file(weights, scratch)
-        lines = sorted(f"{digest}\n" for rows in scan(shards, []) for digest in digests(decoded(rows)))
+        lines = sorted(f"{digest}\n" for part in shards.parts() for digest in _digests(part))
         storage.write(str(job.folder / IMAGES), "".join(lines).encode())
         end["sha256"] = storage.digest_file(job.folder / WEIGHTS)
     storage.write_json(job.folder / DESCRIPTION, {**begin, **description, **end})
 
 
-def scan(shards: Shards, columns: list[str]) -> Iterator[pa.Table]:
-    """Yields the rows of all splits, with what `decoded` takes and further columns."""
-    for part in shards.parts():
-        with part.open() as file:
-            yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(ROWS, columns=[*PACKED, *columns]))
+def _digests(part: Part) -> list[str]:
+    """Returns the lines of images.txt for all images of a part, which are decoded once per node, not once per head."""
+
+    def compute() -> pa.Table:
+        return pa.table({"digest": [digest for _, digest in map_images(part.row_groups(), pixel_digest)]})
+
+    found: list[str] = cache.table(f"{part.sha256}-digests", compute, required=False)["digest"].to_pylist()
+    return found
 
 
-def digests(images: Sequence[Pixels]) -> list[str]:
-    """Computes the line of images.txt for each image (H, W)."""
-    return [hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()[:16] for image in images]
-
-
-def decoded(rows: pa.Table) -> list[Pixels]:
-    """Decodes the images of rows of shards."""
-    return [decode(row) for row in rows.select(PACKED).to_pylist()]
+def pixel_digest(image: Pixels) -> str:
+    """Computes the line of images.txt for an image (H, W)."""
+    return hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def batches(images: Sequence[Pixels], size: int, bits: int, device: torch.device) -> Iterator[Tensor]:

@@ -87,6 +87,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/below: cannot hold shards .* set CXR_CACHE_DIR"):
         get("a", tmp_path / "log")
+    assert cache.table("a", lambda: pa.table({"x": [1]}), required=False)["x"].to_pylist() == [1]
 
 
 @pytest.mark.parametrize("content", [b"", bytes(1200)])
