@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.http_server import in_background
+
 KINDS = ("503", "500", "hang up", "cut", "silence", "stall")
 """503 Slow Down; 500 Internal Error; no answer; half an answer; and the last two with the connection kept open for PATIENCE."""
 PATIENCE = 2.0
@@ -106,11 +108,6 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(upstream: str, period: int) -> Iterator[Proxy]:
     """Runs the proxy in front of the server at the URL `upstream`."""
-    with Proxy(upstream, period) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.shutdown()
-            thread.join()
+    proxy = Proxy(upstream, period)
+    with in_background(proxy):
+        yield proxy

@@ -1,7 +1,6 @@
 """A double of a webhook on the loopback interface, and the formats that Slack and Microsoft Teams document."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ import jsonschema
 import pytest
 
 from components.common.runs.webhook import FORMAT_VARIABLE, URL_VARIABLE
+from tests.http_server import in_background
 
 SECRET = "/services/T0123/B4567/a-secret-9f2c"
 
@@ -159,12 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(monkeypatch: pytest.MonkeyPatch, format: str = "json") -> Iterator[Webhook]:
     """Runs a webhook that the environment names."""
-    with Webhook() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = Webhook()
+    with in_background(server):
         monkeypatch.setenv(URL_VARIABLE, f"{server.address}\n")  # as `echo` writes it into a Secret
         monkeypatch.setenv(FORMAT_VARIABLE, format)
         yield server
-        server.shutdown()
 
 
 def check(message: dict[str, Any], format: str) -> None:

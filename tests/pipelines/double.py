@@ -5,7 +5,6 @@ A run goes through the frames of `PROGRESS`, one with each request; its tasks ar
 
 import json
 import re
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from tests.http_server import in_background
 from tests.pipelines import argo
 
 PREFIX = "/apis/v2beta1"
@@ -321,11 +321,6 @@ def _add(known: dict[str, dict[str, Any]], key: str, content: dict[str, Any]) ->
 
 @contextmanager
 def serve() -> Iterator[Double]:
-    with Double() as double:
-        thread = threading.Thread(target=double.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield double
-        finally:
-            double.shutdown()
-            thread.join()
+    double = Double()
+    with in_background(double):
+        yield double

@@ -1,7 +1,6 @@
 """A double, on loopback, of the parts of the Kubernetes API that a TrainJob needs: objects of Kubeflow Trainer, pods and their logs."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kubeflow_trainer_api import models
+
+from tests.http_server import in_background
 
 NAMESPACE = "cxr"
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
@@ -185,11 +186,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[Kubernetes]:
-    with Kubernetes() as double:
-        thread = threading.Thread(target=double.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield double
-        finally:
-            double.shutdown()
-            thread.join()
+    double = Kubernetes()
+    with in_background(double):
+        yield double

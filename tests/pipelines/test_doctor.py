@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +23,7 @@ from pipelines.doctor import checks, pod, probe
 from pipelines.doctor.rights import NEEDED, Right
 from pipelines.settings import EXAMPLE, Affinity, Pool
 from tests import ROOT
+from tests.http_server import in_background
 from tests.pipelines import double
 from tests.pipelines.test_deploy import allowed
 
@@ -141,8 +141,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kuberne
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr(pod, "POLL_SECONDS", 0.01)
     monkeypatch.chdir(ROOT)
-    with Kubernetes() as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+    running = Kubernetes()
+    with in_background(running):
         content = {
             "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{running.server_port}"}}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
@@ -152,7 +152,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kuberne
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(content))
         monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))  # read when imported
         yield running
-        running.shutdown()
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, str]]:
