@@ -11,6 +11,7 @@ import torchvision
 import yaml
 from kfp import local
 from kfp.components import load_component_from_text
+from kfp.dsl import PipelineTask
 
 from components.common.runs.provenance import KFP_VARIABLE
 from components.params import Params, load
@@ -116,6 +117,8 @@ def _compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "compile_to", reuse)
+        # A check of kfp that looks up the source of every frame of the stack, for each setting of each step: most of the time.
+        patch.setattr(PipelineTask, "_ensure_container_spec_exists", lambda task: None)
         yield
 
 
