@@ -120,6 +120,7 @@ def test_the_link_leads_to_kubeflow_or_else_to_mlflow(server: double.Webhook, tm
 def test_a_server_that_cannot_be_reached_fails_the_step(server: double.Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later attempt posts the message."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="cannot be used"):
         end(state="SUCCEEDED")
     assert not server.messages

@@ -100,6 +100,7 @@ def test_missing_prerequisites(raw: str, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="empty: holds no files"):
         begin(name="training", raw=str(tmp_path / "empty"), root=str(tmp_path / "out"), tags={})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
         begin(name="training", raw=raw, root=str(tmp_path / "out"), tags={})
 
@@ -125,6 +126,7 @@ def test_a_server_that_has_stopped_answering_is_not_taken_for_its_object_store(r
         time.sleep(1)
 
     monkeypatch.setattr(pipeline_run, "ARTIFACT_SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(MlflowClient, "download_artifacts", stop)
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used .* set MLFLOW_TRACKING_URI"):
         start(raw)
