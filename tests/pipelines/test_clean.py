@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,25 +25,13 @@ LATER = 100  # days by which the clock of `clean` is ahead of that of the stages
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with tables and nothing in them, since creating them takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        tracking.client()
-    return path
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with seaweed.serve(tmp_path_factory.mktemp("seaweed")) as environment:
         yield environment
 
 
 @pytest.fixture(autouse=True)
-def _own_mlflow(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(database, tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def _later(tmp_path: Path, own_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clean, "_now", lambda: time.time() + LATER * DAY)
     monkeypatch.chdir(tmp_path)
 
@@ -175,7 +162,7 @@ def test_a_version_that_was_registered_from_a_folder(root: str) -> None:
 
 
 def test_nothing_is_deleted_without_mlflow(
-    tmp_path: Path, database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty_mlflow: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = str(tmp_path / "root")
     make(root, "classify/old")
@@ -185,7 +172,7 @@ def test_nothing_is_deleted_without_mlflow(
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         assert "http://127.0.0.1:9" in refused(capsys, call(root))
     with monkeypatch.context() as patch:  # another server, which knows nothing
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_mlflow}")
         assert call(root, "--dry-run") == 0
         assert "so that nothing is known of what comes from it" in capsys.readouterr().out
         assert call(root) == 0

@@ -18,7 +18,7 @@ from components.simulate import run as simulate
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
     folder = tmp_path_factory.mktemp("croissant")
     content: dict[str, Any] = {
         "runtime": {"workers": 1},
@@ -27,7 +27,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     params = Params.model_validate(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
         simulate.run(out=str(folder / "raw"), **params.arguments("simulate"))
         preprocess.run(raw=str(folder / "raw"), out=str(folder / "shards"), **params.arguments("preprocess"))
     return folder / "shards"

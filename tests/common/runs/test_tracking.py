@@ -236,7 +236,7 @@ def test_the_default_is_mlflow_db_in_the_current_folder(tmp_path: Path, monkeypa
     assert tracking.uri() == "http://mlflow:5000"
 
 
-@pytest.mark.parametrize("name", ["a%20b", "a?b=c", "a#b", "a b", "ä"])
+@pytest.mark.parametrize("name", ["a%20b?c=d", "a#b ä"])  # with and without characters that are escaped in the address
 def test_the_database_may_lie_in_any_folder(name: str, job: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "parent" / name
     folder.mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_the_database_may_lie_in_any_folder(name: str, job: Work, tmp_path: Path
     assert (folder / "mlruns" / job.stage / tracker.run_id / "artifacts" / "report.html").read_text() == "report"
     copied = tracking.client().download_artifacts(tracker.run_id, "report.html", str(tmp_path))
     assert Path(copied).read_text() == "report"
-    assert [path.name for path in folder.parent.iterdir()] == [name]
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(("error", "status"), [(Interrupted, "KILLED"), (ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "FAILED")])
