@@ -21,7 +21,7 @@ PARAMS = Params.model_validate(
         "detect": {"arch": "resnet18", "channels": 64, "epochs": 1, "batch_size": 8, "lr": 0.001, "score_threshold": 0.01},
         "invert": {
             "arch": "resnet18", "size": 16, "latent_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8,
-            "gan_epochs": 1, "gan_batch_size": 8, "epochs": 1, "batch_size": 8, "refine_steps": 20, "path_weight": 0.0,
+            "gan_epochs": 1, "gan_batch_size": 8, "epochs": 1, "batch_size": 8, "refine_steps": 4, "path_weight": 0.0,
         },
         "evaluate": {"resamples": 100},
     }

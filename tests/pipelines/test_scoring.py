@@ -37,6 +37,7 @@ def _registered(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path)
     folder = tmp_path_factory.mktemp("registered")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
+        folders.skip_onnx(patch)
         model = folders.write_model(folder / "model", 1, folders.targets_of(1))
         given = {"model": model, "evaluation": folders.write_evaluation(folder / "evaluation", model)}
         register(**given, out=str(folder / "registration"), **Params.model_validate(CONTENT).arguments("register"))

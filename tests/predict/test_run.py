@@ -56,7 +56,10 @@ def model(tmp_path: Path) -> str:
     return folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
 
 
-def test_an_external_cohort_is_scored_and_evaluated(model: str, raw: Path, params: Params, tmp_path: Path) -> None:
+def test_an_external_cohort_is_scored_and_evaluated(
+    model: str, raw: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders.skip_onnx(monkeypatch)
     register.run(
         model=model,
         evaluation=folders.write_evaluation(tmp_path / "evaluation", model),
@@ -161,7 +164,7 @@ def test_pseudonyms_are_under_the_key_of_the_environment(
 
 
 def test_mlflow_holds_no_path_of_an_input_or_output(
-    model: str, raw: Path, params: Params, tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, raw: Path, params: Params, tmp_path: Path, own_mlflow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -171,9 +174,9 @@ def test_mlflow_holds_no_path_of_an_input_or_output(
     predict.run(model=model, raw=str(raw), out=str(tmp_path / "predicted"), **params.arguments("predict"))
     evaluate.run(predictions=[str(tmp_path / "predicted")], out=str(tmp_path / "evaluated"), **params.arguments("evaluate"))
 
-    with sqlite3.connect(mlflow_database) as connection:
+    with sqlite3.connect(own_mlflow) as connection:
         held = {"database": "\n".join(connection.iterdump()).encode()}
-    held |= {str(path): path.read_bytes() for path in (mlflow_database.parent / "mlruns").rglob("*") if path.is_file()}
+    held |= {str(path): path.read_bytes() for path in (own_mlflow.parent / "mlruns").rglob("*") if path.is_file()}
     assert b"metric" in held["database"] and any(name.endswith("MLmodel") for name in held)
     for folder in (tmp_path, raw):
         assert [name for name, content in held.items() if str(folder).encode() in content] == []

@@ -1,11 +1,13 @@
 """Output folders of classify and evaluate for tiny networks with random weights and their real predictions."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
@@ -13,6 +15,7 @@ from torch import nn
 
 from components.common.runs import storage, tracking
 from components.common.training import backbones
+from components.register import packing
 
 FINDINGS = ["Effusion", "Nodule"]
 SIZE, BITS, MEAN, STD = 48, 8, 0.45, 0.2
@@ -26,6 +29,7 @@ def images(count: int = 60) -> npt.NDArray[np.uint8]:
     return np.kron(coarse, np.ones((12, 12))).astype(np.uint8)
 
 
+@cache
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     resnet = backbones.build("resnet18")
@@ -42,9 +46,14 @@ def scores(resnet: nn.Module, pixels: npt.NDArray[np.uint8]) -> Scores:
     return np.asarray(torch.sigmoid(logits).numpy())
 
 
+@cache
+def _scores_of(seed: int) -> Scores:
+    return scores(network(seed), images())
+
+
 def targets_of(seed: int, flip: float = 0.0) -> Scores:
     """Returns targets that the network with this seed ranks perfectly, except for a fraction `flip` of flipped ones."""
-    values = scores(network(seed), images())
+    values = _scores_of(seed)
     truth = values > np.median(values, axis=0)
     return np.where(np.random.default_rng(1).random(truth.shape) < flip, ~truth, truth).astype(np.float32)
 
@@ -52,8 +61,7 @@ def targets_of(seed: int, flip: float = 0.0) -> Scores:
 def write_model(folder: Path, seed: int, targets: Scores, first_image: int = 0) -> str:
     """Writes the output folder of classify for the network with this seed; the first ten images are the validation split."""
     folder.mkdir(parents=True)
-    resnet = network(seed)
-    save_file(resnet.state_dict(), folder / "model.safetensors")
+    save_file(network(seed).state_dict(), folder / "model.safetensors")
     description = {"task": "classify", "arch": "resnet18", "findings": FINDINGS, "size": SIZE, "bits": BITS,
                    "normalisation": {"mean": MEAN, "std": STD}, "inputs": {"shards": "5ha"},
                    "sha256": storage.digest_file(folder / "model.safetensors")}  # fmt: skip
@@ -66,7 +74,7 @@ def write_model(folder: Path, seed: int, targets: Scores, first_image: int = 0) 
     table["patient_id"] = [f"patient{index // 2:03d}" for index in range(len(targets))]
     table["split"] = ["val"] * 10 + ["test"] * (len(targets) - 10)
     table["task"] = "classify"
-    values = scores(resnet, images())
+    values = _scores_of(seed)
     for index, finding in enumerate(FINDINGS):
         table[f"score_{finding}"], table[f"target_{finding}"] = values[:, index], targets[:, index]
     table.to_parquet(folder / "predictions.parquet", index=False)
@@ -87,6 +95,11 @@ def write_evaluation(folder: Path, model: str, **update: float | None) -> str:
               "params": {"min_positives": 5}, "mlflow_run_id": "evaluate-run"}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))
     return str(folder)
+
+
+def skip_onnx(patch: pytest.MonkeyPatch) -> None:
+    """Skips the export to ONNX, which takes seconds and is tested in test_model and test_heads."""
+    patch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
 
 
 def versions(name: str) -> dict[str, list[str]]:

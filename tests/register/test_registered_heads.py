@@ -20,9 +20,9 @@ from components.common.errors import UserError
 from components.common.runs import tracking
 from components.evaluate import run as evaluate
 from components.params import Params
-from components.register import packing
 from components.register import run as register
 from tests.heads import PARAMS, Heads
+from tests.register import folders
 from tests.register.folders import versions
 
 Change = Callable[[dict[str, Any]], object]
@@ -31,8 +31,7 @@ TASKS = pytest.mark.parametrize("task", ["detect", "invert"])
 
 @pytest.fixture(autouse=True)
 def _without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skips the export to ONNX, which takes seconds and is tested in test_heads."""
-    monkeypatch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
+    folders.skip_onnx(monkeypatch)
 
 
 @pytest.fixture
@@ -164,9 +163,7 @@ def test_models_tested_on_different_data_are_not_compared(heads: Heads, tmp_path
 
 
 @TASKS
-def test_names_follow_the_task_and_tasks_are_not_mixed(task: str, heads: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
-    monkeypatch.chdir(tmp_path)
+def test_names_follow_the_task_and_tasks_are_not_mixed(task: str, heads: Heads, tmp_path: Path, own_mlflow: Path) -> None:
     assert registration_of(None, heads.model(task), heads.evaluation, tmp_path / "out")["name"] == f"cxr-{task}"
     other = {"detect": "invert", "invert": "detect"}[task]
     with pytest.raises(UserError, match=rf"register\.name: cxr-{task} holds models of {task}, not of {other}; choose another name"):

@@ -21,7 +21,6 @@ from components.common.runs import tracking
 from components.common.runs.signals import Interrupted
 from components.common.runs.storage import digest_file
 from components.params import Params
-from components.register import packing
 from components.register import run as register
 from components.register.registry import Registry
 from tests.register import folders
@@ -38,8 +37,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skips the export to ONNX, which takes seconds and is tested in test_model."""
-    monkeypatch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
+    folders.skip_onnx(monkeypatch)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from components.common.runs import storage
 from components.evaluate import run as evaluate
 from components.params import Params
 from components.preprocess import run as preprocess
-from components.register import packing
 from components.register import run as register
 from components.simulate import run as simulate
 from components.validate import run as validate
@@ -61,7 +60,7 @@ def run(model: str, out: Path, **cohort: Any) -> dict[str, Any]:
 
 
 def test_a_registered_model_keeps_its_thresholds_elsewhere(model: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))  # tested in tests/register
+    folders.skip_onnx(monkeypatch)
     evaluation = tmp_path / "evaluation"
     evaluate.run(predictions=[model], out=str(evaluation), **PARAMS.arguments("evaluate"))
     register.run(model=model, evaluation=str(evaluation), out=str(tmp_path / "r"), **PARAMS.arguments("register"))
