@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,23 +91,29 @@ STUDY = {
     "imbalanced": "Effusion",
     "seeds": [0],
 }
+STUDY_COMMAND = ("make", "study")
 
 
 def test_a_study_that_is_stopped_twice_gives_the_page_of_one_that_is_not(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while a base is pretrained, kill -9 while a cell is trained; the other study is made of the models of Kubeflow's plan."""
+    """From a checkout without data: Ctrl-C while a base is pretrained, kill -9 while a cell is trained.
+
+    The other study is made of the models of Kubeflow's plan.
+    """
     params = yaml.safe_load((clone / "study/params.yaml").read_text())
     for section in params.keys() & TINY.keys():
         params[section] |= TINY[section]
     params["study"] |= STUDY
     (clone / "study/params.yaml").write_text(yaml.safe_dump(params))
-    call(clone, "dvc", "repro", "preprocess")
+    shutil.rmtree(clone / "data")
+    (clone / ".venv").mkdir()
+    (clone / ".venv/.complete").touch()  # PATH has the environment of the tests
 
     stop(clone, "bases/0.partial/*/checkpoints/*.pt", signal.SIGINT)
     assert list(clone.glob("artifacts/study/bases/0.partial/*/checkpoints/*.pt"))
     stop(clone, "scarcity/1.0/moco/0.partial/*/checkpoints/*.pt", signal.SIGKILL)
-    call(clone, "dvc", "repro", "study/dvc.yaml")
+    call(clone, *STUDY_COMMAND)
     assert json.loads((clone / "artifacts/study/bases/0/run.json").read_text())["resumed"]
-    assert "up to date" in call(clone, "dvc", "repro", "study/dvc.yaml")
+    assert "up to date" in call(clone, *STUDY_COMMAND)
 
     monkeypatch.chdir(clone)
     given = load("study/params.yaml")
@@ -120,7 +127,7 @@ def test_a_study_that_is_stopped_twice_gives_the_page_of_one_that_is_not(clone: 
 
 def stop(clone: Path, reached: str, how: signal.Signals) -> None:
     """Runs the study until a file is there, and sends a signal to all its processes."""
-    process = subprocess.Popen(["dvc", "repro", "study/dvc.yaml"], cwd=clone, env=activated(), start_new_session=True)
+    process = subprocess.Popen(STUDY_COMMAND, cwd=clone, env=activated(), start_new_session=True)
     while not list((clone / "artifacts/study").glob(reached)):
         assert process.poll() is None, "the study ended before"
         time.sleep(0.01)
