@@ -5,6 +5,7 @@ The folder can also be used without MLflow: README.md says how to load `artifact
 """
 
 import logging
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -104,5 +105,6 @@ def _archive(files: list[Path], path: Path) -> Path:
 def _try_out(folder: Path, content: dict[str, Any]) -> None:
     task = content["task"]
     answer = mlflow.pyfunc.load_model(str(folder)).predict(example(content["size"], content["bits"]))
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # of model.py, with the path of this folder
     if not HEADS[task].registration.is_plausible(answer):
         raise UserError(f"{WEIGHTS}: gives implausible numbers; run {task} again")

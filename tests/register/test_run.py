@@ -75,8 +75,9 @@ def test_first_good_model_is_the_champion(registered: Register, tmp_path: Path, 
     assert {item.path for item in client.list_artifacts(version.run_id)} == {"registration.json", "report.html", "test_predictions.parquet"}
 
 
-def test_a_registered_model_is_ten_files(registered: Register, tmp_path: Path) -> None:
+def test_a_registered_model_is_ten_files(registered: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a request when a model is registered and whenever it is loaded."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     registered(1, folders.targets_of(1))
     export = tmp_path / "out" / "model"
     made = {"MLmodel", "README.md", "conda.yaml", "python_env.yaml", "requirements.txt", "model.py", "code/components.zip"}
