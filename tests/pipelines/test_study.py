@@ -90,6 +90,11 @@ def test_dvc_makes_the_same_models() -> None:
     assert f"--cells {cells} " in stages["page"]["cmd"]
 
 
+def test_dvc_ignores_compiled_modules() -> None:
+    """Stages write them into the folders that they depend on, unless the environment turns that off."""
+    assert Repo(str(ROOT)).dvcignore.is_ignored_dir(str(ROOT / "components/common/dicom/__pycache__"))
+
+
 def parsed(command: str) -> Model:
     """Returns the model that a command of DVC makes."""
     parser = argparse.ArgumentParser()
