@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,10 @@ class Pretraining(loop.Trainable):
         self.step = 0
         self.auroc_at_start = math.nan
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """See Trainable."""
+        super().restore({"auroc_at_start": math.nan} | state)  # not in checkpoints of 0.1.0
+
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields this process's share of the batches of an epoch from number `start` on."""
         loaded = self.reader.shuffled(self.batch_size, self.params.seed, epoch, start)
@@ -119,7 +124,8 @@ class Pretraining(loop.Trainable):
         if not self.metric:
             return {}
         due = (epoch + 1) % self.params.probe_epochs == 0 or epoch + 1 == self.params.epochs
-        return {self.metric: self.probe_features() if due else math.nan, f"{self.metric}_at_start": self.auroc_at_start}
+        at_start = {} if math.isnan(self.auroc_at_start) else {f"{self.metric}_at_start": self.auroc_at_start}
+        return {self.metric: self.probe_features() if due else math.nan, **at_start}
 
     def control_metrics(self) -> dict[str, float]:
         """Returns the metrics of a control, which is not trained."""

@@ -172,6 +172,14 @@ def test_the_probe_at_the_start_is_that_of_the_weights_without_training(make_sha
     assert history(tmp_path / "ifa")[-1]["knn_auroc_macro"] not in at_start
 
 
+def test_a_checkpoint_of_a_version_without_the_probe_at_the_start_is_continued(make_shards: MakeShards, tiny: Params) -> None:
+    task = Pretraining(with_pretrain(tiny, probe_epochs=1).pretrain, tiny.runtime, open_shards(make_shards()))
+    state = task.state()
+    del state["auroc_at_start"]
+    task.restore(state)
+    assert task.end_epoch(0).keys() == {"knn_auroc_macro"}
+
+
 def test_a_collapse_stops_the_run_and_keeps_the_last_good_checkpoint(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
     shards = make_shards()
     params = with_pretrain(tiny, epochs=3, collapse_std=2.0, collapse_epochs=2)  # no features can reach it
