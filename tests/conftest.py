@@ -1,5 +1,6 @@
 """Shared fixtures. Shards are written without preprocess, so that each stage is tested on its own."""
 
+import builtins
 import gc
 import json
 import os
@@ -64,11 +65,12 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
-    """Restores the environment variables, some of which a step of a pipeline sets for its process."""
-    before = dict(os.environ)
+    """Restores the environment variables, some of which a step of a pipeline sets for its process, and `print`, which kfp replaces."""
+    before, printing = dict(os.environ), builtins.print
     yield
     os.environ.clear()
     os.environ.update(before)
+    builtins.print = printing
 
 
 @pytest.fixture(autouse=True)
