@@ -67,6 +67,12 @@ class Pretraining(loop.Trainable):
         """See Trainable."""
         super().restore({"auroc_at_start": math.nan} | state)  # not in checkpoints of 0.1.0
 
+    def before_first_step(self) -> None:
+        """Probes the features of the initial weights."""
+        if self.probe:
+            self.auroc_at_start = self._probe_features(self.probe)
+            log.info("pretrain: before the first step, %s %.3f", self.metric, self.auroc_at_start)
+
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields this process's share of the batches of an epoch from number `start` on."""
         loaded = self.reader.shuffled(self.batch_size, self.params.seed, epoch, start)
@@ -79,9 +85,6 @@ class Pretraining(loop.Trainable):
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> loop.Numbers:
         """Takes one step of the optimizer, the key encoder and the queue."""
-        if self.step == 0 and self.probe:
-            self.auroc_at_start = self.probe_features()
-            log.info("pretrain: before the first step, %s %.3f", self.metric, self.auroc_at_start)
         set_learning_rate(self.optimizer, self.params.lr, progress, warmup=0)
         self.model.move_key_encoder()
         self.optimizer.zero_grad(set_to_none=True)
@@ -121,21 +124,19 @@ class Pretraining(loop.Trainable):
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Probes the features every few epochs and after the last one."""
-        if not self.metric:
+        if not self.probe:
             return {}
         due = (epoch + 1) % self.params.probe_epochs == 0 or epoch + 1 == self.params.epochs
-        at_start = {} if math.isnan(self.auroc_at_start) else {f"{self.metric}_at_start": self.auroc_at_start}
-        return {self.metric: self.probe_features() if due else math.nan, **at_start}
+        at_start = {} if math.isnan(self.auroc_at_start) else {"knn_auroc_macro_at_start": self.auroc_at_start}
+        return {"knn_auroc_macro": self._probe_features(self.probe) if due else math.nan, **at_start}
 
     def control_metrics(self) -> dict[str, float]:
-        """Returns the metrics of a control, which is not trained."""
-        return {self.metric: self.probe_features()} if self.metric else {}
+        """Returns the metrics of a control, whose weights stay the initial ones."""
+        return {"knn_auroc_macro": self.auroc_at_start} if self.probe else {}
 
-    def probe_features(self) -> float:
-        """Computes the macro AUROC of nearest neighbours on the val split; there must be a probe."""
-        assert self.probe
+    def _probe_features(self, probe: Probe) -> float:
         self.model.eval()
-        value = self.probe(self._features, self.batch_size)
+        value = probe(self._features, self.batch_size)
         self.model.train()
         return value
 

@@ -44,6 +44,9 @@ class Trainable(ABC):
         modules = [value for name in self.stateful if isinstance(value := getattr(self, name), nn.Module)]
         processes.broadcast([tensor for module in modules for tensor in module.state_dict().values()])
 
+    def before_first_step(self) -> None:  # noqa: B027 - most need nothing here
+        """Runs after `start`, but not when training resumes."""
+
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields the batches of an epoch from number `start` on."""
@@ -119,6 +122,8 @@ class Trainer:
         trace = traced(self._folder / TRACE, self._runtime.profile_steps) if self._folder else nullcontext(lambda: None)
         out_of_memory = devices.memory_errors(self._trainable.less_memory or f"lower {self._stage}.batch_size")
         with signals.deferred(), trace as self._after_step, out_of_memory:
+            if not self._step:
+                self._trainable.before_first_step()
             while len(self.history) < self._epochs and not self._trainable.finished:
                 row = self._epoch()
                 self.history.append(row)

@@ -27,7 +27,11 @@ class Counting(loop.Trainable):
 
     def __init__(self, stop_at: int = -1, nan_at: int = -1):
         self.seen: list[int] = []
+        self.seen_before_first_step: list[list[int]] = []  # one entry per call
         self.stop_at, self.nan_at = stop_at, nan_at
+
+    def before_first_step(self) -> None:
+        self.seen_before_first_step.append(list(self.seen))
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         for step in range(start, self.steps_per_epoch):
@@ -59,11 +63,12 @@ def train(trainable: Counting, folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 6, 10, 14])
 def test_a_stop_at_any_step_changes_neither_steps_nor_averages(folder: Path, stop_at: int) -> None:
     whole = [10 * epoch + step for epoch in range(3) for step in range(5)]
+    stopped, trainable = Counting(stop_at=stop_at), Counting()
     with pytest.raises(signals.Interrupted):
-        train(Counting(stop_at=stop_at), folder)
+        train(stopped, folder)
     signals._stop.clear()
-    trainable = Counting()
     rows = train(trainable, folder)
+    assert (stopped.seen_before_first_step, trainable.seen_before_first_step) == ([[]], []), "it ran once, before any step"
     assert trainable.seen == whole
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["loss"] for row in rows] == [np.mean(whole[:5]), np.mean(whole[5:10]), np.mean(whole[10:])]
