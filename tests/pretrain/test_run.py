@@ -209,12 +209,13 @@ def test_groups_that_do_not_divide_among_processes_are_named(
 
 @pytest.mark.slow
 def test_compiled_encoders_give_the_same_result(make_shards: MakeShards, tiny: Params, tmp_path: Path) -> None:
-    shards, short = make_shards(), with_pretrain(tiny, epochs=1, lr=1e-4)
+    """Compares a step, and the one after it, which depends on the gradients: later, rounding errors have grown."""
+    shards, short = make_shards(), with_pretrain(tiny, batch_size=32, queue_size=32, epochs=2, lr=1e-4)
     pretrain.run(shards=[shards], out=str(tmp_path / "plain"), **short.arguments("pretrain"))
     pretrain.run(shards=[shards], out=str(tmp_path / "compiled"), **with_pretrain(short, compile=True).arguments("pretrain"))
-    plain, compiled = (history(tmp_path / name)[0] for name in ("plain", "compiled"))
-    for name in ("loss", "loss_nce", "similarity_layer1", "feature_std"):
-        assert compiled[name] == pytest.approx(plain[name], rel=1e-2)
+    for plain, compiled in zip(history(tmp_path / "plain"), history(tmp_path / "compiled"), strict=True):
+        for name in ("loss", "loss_nce", "similarity_layer1", "feature_std"):
+            assert compiled[name] == pytest.approx(plain[name], rel=1e-3)
 
 
 @pytest.mark.gpu
