@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,15 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def open_files(folder: Path) -> list[Path]:
+    """Returns the files below a folder that this process has open, including deleted ones, whose space is still taken."""
+    targets = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, such as that of this listing
+            targets.append(link.readlink())
+    return [target for target in targets if target.is_relative_to(folder)]
 
 
 def restricted(*command: str) -> list[str]:

@@ -9,6 +9,7 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -121,9 +122,8 @@ class Index:
         self.connection.commit()
         scratch = path.with_name(f".{path.name}")
         scratch.unlink(missing_ok=True)
-        with sqlite3.connect(scratch) as target:
+        with closing(sqlite3.connect(scratch)) as target:
             self.connection.backup(target)
-        target.close()
         self.close()
         scratch.replace(path)
         self.path = path

@@ -1,7 +1,9 @@
 """The notes about all files in a database, so that memory does not grow with their number."""
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from components.common.formats.quarantine import Reason
@@ -35,13 +37,12 @@ _CONFLICT = " files with this SOPInstanceUID, which hold different images; give 
 class Ledger:
     """Which files are rows, duplicates, quarantined or left out, and which patients the rows have."""
 
-    def __init__(self, path: Path):
-        path.unlink(missing_ok=True)
+    def __init__(self, database: sqlite3.Connection):
         self.files = 0
         self.kept = 0  # files that are neither quarantined nor left out, including duplicates
         self.skipped = 0  # files of images that were to be left out
         self.reasons: dict[str, int] = {}  # number of quarantined files by reason
-        self._database = connect(path)
+        self._database = database
         self._database.executescript(_SCHEMA)
 
     def add(self, notes: Iterable[Note]) -> None:
@@ -123,17 +124,17 @@ class Ledger:
         for path, sha256 in self._database.execute("SELECT path, sha256 FROM files ORDER BY path"):
             yield to_text(path), sha256
 
-    def close(self) -> None:
-        """Closes the database."""
-        self._database.close()
-
     def _count(self, query: str) -> int:
         return int(self._database.execute(query).fetchone()[0])
 
 
-def read_ledger(folder: Path, parts: list[Part]) -> Ledger:
-    """Reads the notes of all parts."""
-    ledger = Ledger(folder / ".ledger.sqlite")
-    for part in parts:
-        ledger.add(read_notes(folder, part))
-    return ledger
+@contextmanager
+def read_ledger(folder: Path, parts: list[Part]) -> Iterator[Ledger]:
+    """Reads the notes of all parts into a database in the folder, which is open during the block."""
+    path = folder / ".ledger.sqlite"
+    path.unlink(missing_ok=True)
+    with closing(connect(path)) as database:
+        ledger = Ledger(database)
+        for part in parts:
+            ledger.add(read_notes(folder, part))
+        yield ledger

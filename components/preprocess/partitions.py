@@ -5,7 +5,6 @@ find duplicates, and labels of unknown images, across partitions; merged shards 
 """
 
 import shutil
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -63,7 +62,7 @@ class Output(NamedTuple):
 
 def write(context: Context, partition: Partition, parts: list[Part], out: Path) -> dict[str, float]:
     """Links parts and notes into the output, describes them and returns the metrics; idempotent."""
-    with closing(read_ledger(context.folder, parts)) as ledger:
+    with read_ledger(context.folder, parts) as ledger:
         metrics: dict[str, float] = {"files": ledger.files, "quarantined": ledger.quarantined}
     names = [name for part in parts for name in (part.notes_name, part.name)]
     files = [name for name in (NAMES, *names) if (context.folder / name).exists()]

@@ -53,32 +53,32 @@ def run(
     _refuse_nesting(raw, out)
     decoders.check_decoders()
     pseudonyms = load_pseudonyms()
-    index = Index()
-    table = layouts.read(raw, params, index)
-    matching = Matching(table, index)
-    entries = storage.walk(raw, faults=True, apart_from="" if storage.is_s3(out) else out)
-    index.add_files(matching.select(entries), params.parts, this_partition)
-    matching.check(raw)
-    index.skip(skip)
-    inputs = {"raw": index.digest(), **table.digests}
-    depends = {"pseudonym_key": pseudonyms.key_id} | ({"partition": partition} if partition else {})
-    depends |= {"skip": scored.digest(skip)} if skip else {}
-    with stage_run("preprocess", out, params, inputs, runtime=runtime, depends=depends, connect=False) as job:
-        folder = job.folder / WORK_FOLDER
-        folder.mkdir(exist_ok=True)
-        index.save(folder / INDEX)
-        context = Context(raw, folder, params, pseudonyms, table, index)
-        parts = [Part(number, files) for number, files in index.parts().items()]
-        with processing(context, parts, runtime.workers) as finish:
-            job.connect()  # importing MLflow takes seconds, during which the pool works
-            finish()
-        merge.write_names(context, this_partition)
-        if partition:
-            metrics = partitions.write(context, this_partition, parts, job.folder)
-        else:
-            metrics = _complete(job, runtime, parts, manifest.describe(context), [folder / merge.NAMES], raw, to_train)
-            job.attach(MANIFEST)
-        job.publish(metrics, drop=(WORK_FOLDER,))
+    with closing(Index()) as index:
+        table = layouts.read(raw, params, index)
+        matching = Matching(table, index)
+        entries = storage.walk(raw, faults=True, apart_from="" if storage.is_s3(out) else out)
+        index.add_files(matching.select(entries), params.parts, this_partition)
+        matching.check(raw)
+        index.skip(skip)
+        inputs = {"raw": index.digest(), **table.digests}
+        depends = {"pseudonym_key": pseudonyms.key_id} | ({"partition": partition} if partition else {})
+        depends |= {"skip": scored.digest(skip)} if skip else {}
+        with stage_run("preprocess", out, params, inputs, runtime=runtime, depends=depends, connect=False) as job:
+            folder = job.folder / WORK_FOLDER
+            folder.mkdir(exist_ok=True)
+            index.save(folder / INDEX)
+            context = Context(raw, folder, params, pseudonyms, table, index)
+            parts = [Part(number, files) for number, files in index.parts().items()]
+            with processing(context, parts, runtime.workers) as finish:
+                job.connect()  # importing MLflow takes seconds, during which the pool works
+                finish()
+            merge.write_names(context, this_partition)
+            if partition:
+                metrics = partitions.write(context, this_partition, parts, job.folder)
+            else:
+                metrics = _complete(job, runtime, parts, manifest.describe(context), [folder / merge.NAMES], raw, to_train)
+                job.attach(MANIFEST)
+            job.publish(metrics, drop=(WORK_FOLDER,))
 
 
 def merge_partitions(*, shards: list[str], out: str, runtime: Runtime) -> None:
@@ -114,7 +114,7 @@ def _complete(
 ) -> dict[str, float]:
     """Checks all files together, completes the work folder and returns the metrics."""
     folder = job.folder / WORK_FOLDER
-    with closing(read_ledger(folder, parts)) as ledger:
+    with read_ledger(folder, parts) as ledger:
         ledger.refuse_conflicts()
         write_quarantine(job.folder / QUARANTINE, ledger.refused())
         merge.check_names(ledger, names, raw)

@@ -29,6 +29,7 @@ def test_a_full_disk_is_named_and_the_same_command_continues(workers: int, tmp_p
             assert code == 2
             assert [line for line in lines if str(disk) in line and "no space left on device; free some space" in line] == lines[-1:]
             assert not list(disk.rglob(".*"))
+            assert not disks.open_files(disk)
         assert room > 60
         assert digests_of(disk / "shards") == digests_of(tmp_path / "expected")
         assert [path.name for path in disk.iterdir()] == ["shards"]

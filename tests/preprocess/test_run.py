@@ -23,6 +23,7 @@ from components.common.runs.params import Runtime
 from components.common.runs.shards import open_shards
 from components.common.runs.storage import digest_file
 from components.preprocess.deidentify import ENVIRONMENT_VARIABLE
+from components.preprocess.index import connect
 from components.preprocess.ledger import Ledger
 from components.preprocess.manifest import input_digest
 from components.preprocess.rows import Note
@@ -280,8 +281,8 @@ def _spy(done: dict[Path, int], touched: dict[Path, int]) -> Any:
     return read
 
 
-def test_input_digest_is_of_sorted_paths_and_contents(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger")
+def test_input_digest_is_of_sorted_paths_and_contents() -> None:
+    ledger = Ledger(connect(None))
     ledger.add([Note("b", "11", "x"), Note("a", "00", None, "unreadable", "")])
     assert input_digest(ledger) == hashlib.sha256(b"a\x0000\nb\x0011\n").hexdigest()
 
