@@ -23,7 +23,7 @@ from typing import Any, cast
 from components.common.errors import TemporaryError, UserError
 from components.common.formats.documents import LONGEST_KEY, mlflow_key
 from components.common.formats.history import EPOCH, HISTORY, parse_history
-from components.common.runs import provenance, storage
+from components.common.runs import provenance, sqlite_store, storage
 from components.common.runs.delivery import Message, copy, deliver, shown
 from components.common.runs.lineage import run_name, tags
 from components.common.runs.outbox import Outbox
@@ -49,13 +49,10 @@ from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from components.common.runs.mlflow_errors import explain, is_temporary
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-SQLITE = "sqlite:///"
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"  # environment variable with the id of a run that the orchestrator has opened
 PIPELINE = "pipeline"  # experiment of the runs that a pipeline opens, whose child runs are those of its stages
 UNSENT, FILES = ".unsent", ".files"  # suffixes of the messages in OUT.partial that could not be sent, and of their files
@@ -156,11 +153,8 @@ def begin(work: Work) -> Iterator[Tracker]:
 
 
 def uri() -> str:
-    """Returns the address of the tracking server. A relative SQLite path is made absolute, since MLflow caches connections by address."""
-    address = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    if not address.startswith(SQLITE) or address.startswith(f"{SQLITE}/"):
-        return address
-    return f"{storage.sqlite_uri(Path.cwd())}/{address.removeprefix(SQLITE)}"
+    """Returns the address of the tracking server."""
+    return sqlite_store.absolute(os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store.DEFAULT_URI)
 
 
 def server_name() -> str:
@@ -174,7 +168,7 @@ def client() -> MlflowClient:
     Raises:
         UserError: it cannot be reached.
     """
-    with reachable(first=True):
+    with reachable(first=True), sqlite_store.creating(uri()):
         found = MlflowClient(uri())
         found.search_experiments(max_results=1)
     return found
@@ -256,7 +250,7 @@ def experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=_artifacts(name)))
+            return str(client.create_experiment(name, artifact_location=sqlite_store.artifacts(uri(), name)))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # created by another process meanwhile
             if found is None:
@@ -282,13 +276,6 @@ def pipeline_runs() -> list[tuple[str, str, str]]:
         names = {found.experiment_id: found.name for found in server.search_experiments()}
         runs = server.search_runs(list(names), f"tags.`kfp.run_id` = '{identity}'")
     return [(run.info.run_id, names[run.info.experiment_id], run.info.status) for run in runs]
-
-
-def _artifacts(experiment: str) -> str | None:
-    """Returns the artifact folder beside a SQLite database; MLflow would take the current folder. A server decides for itself."""
-    if not uri().startswith("sqlite"):
-        return None
-    return Path(str(make_url(uri()).database)).absolute().with_name("mlruns").joinpath(experiment).as_uri()
 
 
 def _logged_points(client: MlflowClient, run_id: str) -> dict[tuple[str, int], float]:
