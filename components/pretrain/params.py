@@ -121,7 +121,7 @@ class Pretrain(Section):
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Images per step, over all GPUs."""
     lr: Annotated[float, Field(gt=0)] = 0.03
-    """Initial learning rate of SGD; it decays to 0 along a cosine."""
+    """Initial learning rate of SGD; it decays to 0 along a cosine. The default suits batches of 256 (He et al. 2020)."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     weight_decay: NonNegative = 1e-4

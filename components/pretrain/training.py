@@ -146,7 +146,7 @@ class Pretraining(loop.Trainable):
             return None
         return (
             f"the projections have collapsed to a point: feature_std is {row['feature_std']:.2g}, below runtime.collapse_std for "
-            f"{self.patience} epochs; raise pretrain.key_momentum or lower pretrain.lr, or continue with runtime.collapse_std=0"
+            f"{self.patience} epochs; lower pretrain.lr or raise pretrain.key_momentum, or continue with runtime.collapse_std=0"
         )
 
     def export(self, job: StageRun) -> None:
