@@ -77,6 +77,7 @@ def test_a_file_that_does_not_fit_leaves_nothing_and_is_named(
     with disk(tmp_path / "disk") as folder:
         with pytest.raises(UserError) as refused:
             WRITERS[writer](folder)
+        assert not disks.open_files(folder)  # which would keep the space of what is deleted
         left = {path.name for path in folder.rglob("*") if path.is_file()}
     assert str(refused.value).startswith(str(folder))
     assert str(refused.value).count("\n") == 0
