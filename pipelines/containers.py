@@ -15,14 +15,13 @@ from kfp import local
 from kfp.local import docker_task_handler
 
 from components.common.errors import UserError
+from components.common.runs import sqlite_store
 from components.common.runs.provenance import IMAGE_VARIABLE, KFP_VARIABLE
-from components.common.runs.storage import sqlite_uri
 from pipelines.settings import STEPS, Settings, User, memory_bytes
 
 docker = docker_task_handler.docker  # the package of that name; mypy and ruff would take an import for the folder of this repository
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-DATABASE = "mlflow.db"  # MLflow database in the folder of all outputs, used if no server is named
 PASSED_ON = (
     KFP_VARIABLE,
     "AWS_ACCESS_KEY_ID",
@@ -145,7 +144,7 @@ def environment(settings: Settings, root: str) -> dict[str, str]:
 def tracking(root: str) -> str:
     """Returns the address of the MLflow server, or of a database in the folder of all outputs: containers cannot see another."""
     address = os.environ.get(TRACKING_VARIABLE, "")
-    return address if address.startswith("http") else sqlite_uri(Path(root, DATABASE))
+    return address if address.startswith("http") else sqlite_store.address(Path(root, sqlite_store.DATABASE))
 
 
 def _shared_memory(settings: Settings) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.containers import DATABASE
+from components.common.runs.sqlite_store import DATABASE
 from tests.containers.conftest import Images, podman
 from tests.pipelines.conftest import Workplace, isolate
 from tests.pipelines.test_local import by_hand, compare, pipeline_status, registered, run

@@ -8,17 +8,25 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from components.common.runs import storage
-
-DEFAULT_URI = "sqlite:///mlflow.db"
+DATABASE = "mlflow.db"
 _SCHEME = "sqlite:///"
+DEFAULT_URI = f"{_SCHEME}{DATABASE}"
+
+
+def address(path: Path) -> str:
+    """Returns the address of a SQLite database as SQLAlchemy reads it.
+
+    MLflow creates the parent folder of what follows `sqlite:///` without decoding it; naming the driver keeps it from that.
+    """
+    encoded = str(path.absolute()).replace("%", "%25").replace("?", "%3F")
+    return f"{'sqlite+pysqlite' if '%' in encoded else 'sqlite'}:///{encoded}"
 
 
 def absolute(uri: str) -> str:
     """Makes the path in the address of a SQLite database absolute, since MLflow caches connections by address; others are kept."""
     if not uri.startswith(_SCHEME) or uri.startswith(f"{_SCHEME}/"):
         return uri
-    return f"{storage.sqlite_uri(Path.cwd())}/{uri.removeprefix(_SCHEME)}"
+    return f"{address(Path.cwd())}/{uri.removeprefix(_SCHEME)}"
 
 
 def artifacts(uri: str, experiment: str) -> str | None:

@@ -42,15 +42,6 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *names]) if is_s3(uri) else str(Path(uri, *names))
 
 
-def sqlite_uri(path: Path) -> str:
-    """Returns the address of a SQLite database as SQLAlchemy reads it.
-
-    MLflow creates the parent folder of what follows `sqlite:///` without decoding it; naming the driver keeps it from that.
-    """
-    encoded = str(path.absolute()).replace("%", "%25").replace("?", "%3F")
-    return f"{'sqlite+pysqlite' if '%' in encoded else 'sqlite'}:///{encoded}"
-
-
 def exists(uri: str) -> bool:
     """Whether `uri` is a file."""
     return _first_key(uri) == _split(uri)[1] if is_s3(uri) else Path(uri).is_file()
