@@ -113,6 +113,8 @@ def _cause(error: BaseException) -> tuple[int | None, str | None]:
             return _SQLITE.get(found.sqlite_errorcode & 0xFF), None  # the lower byte of an extended code is the primary one
         if number := re.search(r"\(os error (\d+)\)", str(found)):  # safetensors and others that are written in Rust
             return int(number[1]), None
+        if quoted := re.search(r"\[Errno (\d+)\].*", str(found)):  # MLflow's downloads; of two files, the second is written
+            return int(quoted[1]), (re.findall("'([^']+)'", quoted[0]) or [None])[-1]
         found = found.__cause__ or found.__context__
     return None, None
 

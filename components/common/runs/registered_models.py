@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from components.common.errors import UserError
+from components.common.errors import UserError, disk_errors
 from components.common.formats.documents import parse_json
 from components.common.runs import storage, tracking
 from components.common.runs.delivery import reason
@@ -62,7 +62,8 @@ def download(uri: str, folder: Path) -> None:
     tracking.client()
     mlflow.set_tracking_uri(tracking.uri())
     try:
-        mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+        with disk_errors(folder):
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
         server = tracking.server_name()
         why = refusal(server, error) or f"{server} cannot give this model ({reason(error)}); name another or start its store"
