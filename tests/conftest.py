@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import cache
@@ -56,11 +57,16 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
-@pytest.fixture(autouse=True)
-def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> None:
-    """Keeps tests from writing into the repository's MLflow database and the user's cache of shards."""
-    monkeypatch.setenv("CXR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
+@pytest.fixture(scope="session", autouse=True)
+def _own_places(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[None]:
+    """Keeps tests from writing into the repository's MLflow database, the user's cache of shards, and the folder of temporary files."""
+    temporary = str(tmp_path_factory.mktemp("temporary"))  # some libraries leave files there, which pytest deletes with the rest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
+        patch.setenv("CXR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("TMPDIR", temporary)
+        patch.setattr(tempfile, "tempdir", temporary)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -133,11 +139,11 @@ def own_mlflow(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory, mon
 
 
 @pytest.fixture(scope="session")
-def heads(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> "Heads":
+def heads(tmp_path_factory: pytest.TempPathFactory) -> "Heads":
     """A detector and an inversion with their evaluation, trained once per session since it takes seconds."""
     from tests.heads import make  # imports all stages, which few tests need
 
-    return make(tmp_path_factory.mktemp("heads"), mlflow_database)
+    return make(tmp_path_factory.mktemp("heads"))
 
 
 def replace_part(path: Path, table: pa.Table) -> None:
@@ -150,36 +156,34 @@ def replace_part(path: Path, table: pa.Table) -> None:
     path.with_name("manifest.json").write_text(json.dumps(manifest))
 
 
+def write_shards(folder: Path, images: int = 60, parts: int = 2, group: int = 7, seed: int = 0, bits: int = 8, without: str = "") -> str:
+    """Writes shards of 32 x 24 px (H x W) images whose findings `Left` and `Right` are bright spots; returns the folder."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    rows = [_row(rng, index, bits) for index in range(images)]
+    rows = [row for row in rows if row["split"] != without]
+    described = []
+    for part in range(parts):
+        path = folder / f"part-{part:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows[part::parts], schema=SCHEMA), path, row_group_size=group)
+        described.append({"name": path.name, "rows": len(rows[part::parts]), "sha256": storage.digest_file(path)})
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "findings": FINDINGS,
+        "size": 32,
+        "bits": bits,
+        "train_pixels": {"count": 1000, "mean": 0.4, "std": 0.2},
+        "parts": described,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "run.json").write_text(json.dumps({"stage": "preprocess", "mlflow_run_id": "upstream-run"}))
+    return str(folder)
+
+
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """Returns a function that writes shards of 32 x 24 px (H x W) images whose findings `Left` and `Right` are bright spots."""
-
-    def make(
-        name: str = "shards", images: int = 60, parts: int = 2, group: int = 7, seed: int = 0, bits: int = 8, without: str = ""
-    ) -> str:
-        rng = np.random.default_rng(seed)
-        folder = tmp_path / name
-        folder.mkdir()
-        rows = [_row(rng, index, bits) for index in range(images)]
-        rows = [row for row in rows if row["split"] != without]
-        described = []
-        for part in range(parts):
-            path = folder / f"part-{part:05d}.parquet"
-            pq.write_table(pa.Table.from_pylist(rows[part::parts], schema=SCHEMA), path, row_group_size=group)
-            described.append({"name": path.name, "rows": len(rows[part::parts]), "sha256": storage.digest_file(path)})
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "findings": FINDINGS,
-            "size": 32,
-            "bits": bits,
-            "train_pixels": {"count": 1000, "mean": 0.4, "std": 0.2},
-            "parts": described,
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        (folder / "run.json").write_text(json.dumps({"stage": "preprocess", "mlflow_run_id": "upstream-run"}))
-        return str(folder)
-
-    return make
+    """Returns a function that writes shards into a folder of the test: see `write_shards`."""
+    return lambda name="shards", **given: write_shards(tmp_path / name, **given)
 
 
 def _row(rng: np.random.Generator, index: int, bits: int) -> dict[str, object]:
@@ -214,7 +218,7 @@ def pretrained(tmp_path: Path) -> str:
     return str(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Params:
     """Parameters for a few seconds of training on the shards of `make_shards`."""
     return Params.model_validate(

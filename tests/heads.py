@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import pytest
 
 from components.detect import run as detect
 from components.evaluate import run as evaluate
@@ -57,14 +56,12 @@ class Heads(NamedTuple):
         return table[table["split"] == "test"].set_index("image_id")
 
 
-def make(folder: Path, mlflow_database: Path) -> Heads:
+def make(folder: Path) -> Heads:
     """Runs the stages."""
     found = Heads(*(folder / name for name in Heads._fields))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
-        simulate.run(out=str(found.raw), **PARAMS.arguments("simulate"))
-        preprocess.run(raw=str(found.raw), out=str(found.shards), **PARAMS.arguments("preprocess"))
-        detect.run(shards=[str(found.shards)], out=str(found.detect), **PARAMS.arguments("detect"))
-        invert.run(shards=[str(found.shards)], out=str(found.invert), **PARAMS.arguments("invert"))
-        evaluate.run(predictions=[str(found.detect), str(found.invert)], out=str(found.evaluation), **PARAMS.arguments("evaluate"))
+    simulate.run(out=str(found.raw), **PARAMS.arguments("simulate"))
+    preprocess.run(raw=str(found.raw), out=str(found.shards), **PARAMS.arguments("preprocess"))
+    detect.run(shards=[str(found.shards)], out=str(found.detect), **PARAMS.arguments("detect"))
+    invert.run(shards=[str(found.shards)], out=str(found.invert), **PARAMS.arguments("invert"))
+    evaluate.run(predictions=[str(found.detect), str(found.invert)], out=str(found.evaluation), **PARAMS.arguments("evaluate"))
     return found

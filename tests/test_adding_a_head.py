@@ -34,8 +34,8 @@ PARAMS = {
 class Copy:
     """A copy of the code with the toy."""
 
-    def __init__(self, folder: Path, mlflow_database: Path):
-        self.folder, self.tracking = folder, f"sqlite:///{mlflow_database}"
+    def __init__(self, folder: Path):
+        self.folder = folder
         for source, target in (("components", "components"), ("pipelines", "pipelines"), ("tests/toy_head", "components/toy")):
             shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
         table = folder / "components" / "heads.py"
@@ -49,7 +49,7 @@ class Copy:
 
     def run(self, *command: str) -> str:
         """Runs a command in the copy and returns its log."""
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "MLFLOW_TRACKING_URI": self.tracking, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
         done = subprocess.run([sys.executable, "-m", *command], cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stderr
@@ -86,14 +86,12 @@ def _without_indentation(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Copy:
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """A copy with raw files and shards, which do not depend on the heads."""
-    made, params = Copy(tmp_path_factory.mktemp("head"), mlflow_database), Params.model_validate(PARAMS)
+    made, params = Copy(tmp_path_factory.mktemp("head")), Params.model_validate(PARAMS)
     raw, shards = str(made.folder / "raw"), str(made.folder / "shards")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", made.tracking)
-        simulate.run(out=raw, **params.arguments("simulate"))
-        preprocess.run(raw=raw, out=shards, **params.arguments("preprocess"))
+    simulate.run(out=raw, **params.arguments("simulate"))
+    preprocess.run(raw=raw, out=shards, **params.arguments("preprocess"))
     return made
 
 

@@ -28,10 +28,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict
     """Returns the synchronisations of each step, by place, and the error by case."""
     folder = tmp_path_factory.mktemp("fake")
     raw, shards = str(folder / "raw"), str(folder / "shards")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        simulate.run(out=raw, **PARAMS.arguments("simulate"))
-        preprocess.run(raw=raw, out=shards, **PARAMS.arguments("preprocess"))
+    simulate.run(out=raw, **PARAMS.arguments("simulate"))
+    preprocess.run(raw=raw, out=shards, **PARAMS.arguments("preprocess"))
     command = [sys.executable, "-m", "tests.fake_steps", shards]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True, cwd=Path(__file__).parents[1]

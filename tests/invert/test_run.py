@@ -24,7 +24,7 @@ from components.invert.generator import Generator, build_generator
 from components.invert.inputs import InputFolders, open_inputs
 from components.invert.inverter import rebuild
 from components.params import Params
-from tests.conftest import MakeShards, replace_part
+from tests.conftest import MakeShards, replace_part, write_shards
 
 SMALL = {
     "arch": "resnet18",
@@ -57,21 +57,12 @@ def make_backbone(folder: Path, seed: int = 5, method: str = "ifa") -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of one run, filled by the first test that needs them."""
-    return {}
-
-
-@pytest.fixture
-def finished(trained: dict[str, Path], make_shards: MakeShards, tmp_path: Path) -> dict[str, Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of shards, a backbone, and a run that uses the backbone for the encoder and the perceptual loss."""
-    if not trained:
-        folder = make_backbone(tmp_path / "backbone")
-        trained |= {"shards": Path(make_shards()), "backbone": Path(folder), "out": tmp_path / "out"}
-        run.run(
-            shards=[str(trained["shards"])], backbone=folder, out=str(tmp_path / "out"), **params(perceptual="backbone").arguments("invert")
-        )
-    return trained
+    folder = tmp_path_factory.mktemp("finished")
+    shards, backbone = write_shards(folder / "shards"), make_backbone(folder / "backbone")
+    run.run(shards=[shards], backbone=backbone, out=str(folder / "out"), **params(perceptual="backbone").arguments("invert"))
+    return {"shards": Path(shards), "backbone": Path(backbone), "out": folder / "out"}
 
 
 def test_each_backbone_is_read_once(make_shards: MakeShards, tmp_path: Path, files_read: Counter[str]) -> None:

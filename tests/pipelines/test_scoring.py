@@ -32,11 +32,10 @@ KEY = "k" * 64
 
 
 @pytest.fixture(scope="module")
-def _registered(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> None:
+def _registered(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A classifier of random weights as champion, and its copy as second version, since packing takes seconds."""
     folder = tmp_path_factory.mktemp("registered")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
         folders.skip_onnx(patch)
         model = folders.write_model(folder / "model", 1, folders.targets_of(1))
         given = {"model": model, "evaluation": folders.write_evaluation(folder / "evaluation", model)}

@@ -167,7 +167,7 @@ def test_each_image_has_a_report_with_the_probabilities(
 
 
 @pytest.fixture(scope="module")
-def detected(heads: Heads, tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> tuple[Path, float]:
+def detected(heads: Heads, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """Results of a detector with a threshold that about half of the images pass by three boxes, and that threshold."""
     folder = tmp_path_factory.mktemp("detected")
     shutil.copytree(heads.detect, folder / "model")
@@ -175,15 +175,13 @@ def detected(heads: Heads, tmp_path_factory: pytest.TempPathFactory, mlflow_data
     threshold = float(np.median([sorted(box["score"] for box in boxes)[-3] for boxes in known]))
     about = json.loads((folder / "model" / "model.json").read_text())
     (folder / "model" / "model.json").write_text(json.dumps(about | {"threshold": threshold}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
-        predict.run(
-            model=str(folder / "model"),
-            raw=str(heads.raw),
-            out=str(folder / "out"),
-            dicom=str(folder / "dicom"),
-            **PARAMS.arguments("predict"),
-        )
+    predict.run(
+        model=str(folder / "model"),
+        raw=str(heads.raw),
+        out=str(folder / "out"),
+        dicom=str(folder / "dicom"),
+        **PARAMS.arguments("predict"),
+    )
     return folder, threshold
 
 

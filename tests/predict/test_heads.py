@@ -16,16 +16,14 @@ ERRORS = ["mse", "psnr", "ssim", "ms_ssim", "feature_distance", "mean_image_psnr
 
 
 @pytest.fixture(scope="module")
-def predicted(heads: Heads, tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+def predicted(heads: Heads, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predicted")
     other = PARAMS.model_copy(update={"preprocess": PARAMS.preprocess.model_copy(update={"size": 96})})  # differs from the models' size
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
-        for task in ("detect", "invert"):
-            predict.run(model=str(heads.model(task)), raw=str(heads.raw), out=str(folder / task), **other.arguments("predict"))
-        evaluate.run(
-            predictions=[str(folder / "detect"), str(folder / "invert")], out=str(folder / "evaluation"), **PARAMS.arguments("evaluate")
-        )
+    for task in ("detect", "invert"):
+        predict.run(model=str(heads.model(task)), raw=str(heads.raw), out=str(folder / task), **other.arguments("predict"))
+    evaluate.run(
+        predictions=[str(folder / "detect"), str(folder / "invert")], out=str(folder / "evaluation"), **PARAMS.arguments("evaluate")
+    )
     return folder
 
 

@@ -18,7 +18,7 @@ from components.simulate import run as simulate
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("croissant")
     content: dict[str, Any] = {
         "runtime": {"workers": 1},
@@ -26,10 +26,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> P
         "preprocess": {"size": 48, "parts": 3},
     }
     params = Params.model_validate(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
-        simulate.run(out=str(folder / "raw"), **params.arguments("simulate"))
-        preprocess.run(raw=str(folder / "raw"), out=str(folder / "shards"), **params.arguments("preprocess"))
+    simulate.run(out=str(folder / "raw"), **params.arguments("simulate"))
+    preprocess.run(raw=str(folder / "raw"), out=str(folder / "shards"), **params.arguments("preprocess"))
     return folder / "shards"
 
 

@@ -66,12 +66,11 @@ def write_cohort(raw: Path, patients: int = 30) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     write_cohort(folder / "raw")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT_VARIABLE, KEY)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
         assert main(arguments(folder)) == 0
     return folder / "shards"
 

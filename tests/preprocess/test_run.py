@@ -205,7 +205,7 @@ def test_the_shards_do_not_depend_on_processes_partial_work_or_file_times(tmp_pa
 
 
 @pytest.fixture(scope="module")
-def slow_cohort(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+def slow_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with files that are slow to decode, and the shards of an uninterrupted run on them."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "raw").mkdir()
@@ -214,7 +214,6 @@ def slow_cohort(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path)
         (folder / "raw" / f"{number}.dcm").write_bytes(content.replace(b"777", str(min(number, 170)).encode()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT_VARIABLE, KEY)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
         assert main(arguments(folder, "parts=40", out="straight")) == 0
     return folder
 

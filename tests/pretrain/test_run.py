@@ -15,24 +15,17 @@ from components.common.training import backbones
 from components.params import Params
 from components.pretrain import run as pretrain
 from components.pretrain.training import Pretraining
-from tests.conftest import MakeShards
+from tests.conftest import MakeShards, write_shards
 from tests.pretrain.commands import history
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[str, Path]:
-    """Folders of one run, filled by the first test that needs them."""
-    return {}
-
-
-@pytest.fixture
-def finished(made: dict[str, Path], make_shards: MakeShards, tiny: Params, tmp_path: Path) -> dict[str, Path]:
+def finished(tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of shards and of a run with the parameters `tiny`."""
-    if not made:
-        shards = make_shards()
-        pretrain.run(shards=[shards], out=str(tmp_path / "out"), **tiny.arguments("pretrain"))
-        made |= {"shards": Path(shards), "out": tmp_path / "out"}
-    return made
+    folder = tmp_path_factory.mktemp("finished")
+    shards = write_shards(folder / "shards")
+    pretrain.run(shards=[shards], out=str(folder / "out"), **tiny.arguments("pretrain"))
+    return {"shards": Path(shards), "out": folder / "out"}
 
 
 def test_writes_a_backbone_that_torchvision_takes(finished: dict[str, Path]) -> None:

@@ -54,16 +54,14 @@ def model(packed: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few phantoms and their shards at the size of the model."""
     folder = tmp_path_factory.mktemp("cohort")
     params = Params.model_validate(
         {"runtime": {"workers": 1}, "simulate": {"patients": 5, "size": 80}, "preprocess": {"size": folders.SIZE, "parts": 1}}
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_database}")
-        simulate.run(out=str(folder / "raw"), **params.arguments("simulate"))
-        preprocess.run(raw=str(folder / "raw"), out=str(folder / "shards"), **params.arguments("preprocess"))
+    simulate.run(out=str(folder / "raw"), **params.arguments("simulate"))
+    preprocess.run(raw=str(folder / "raw"), out=str(folder / "shards"), **params.arguments("preprocess"))
     return folder
 
 
