@@ -131,11 +131,13 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def own_mlflow(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A database that only this test writes to, in a folder with nothing else."""
-    path = shutil.copy(empty_mlflow, tmp_path_factory.mktemp("mlflow"))
+def own_mlflow(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A database that only this test writes to, in a folder with nothing else; the models that the test registers are deleted with it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    path = shutil.copy(empty_mlflow, folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-    return Path(path)
+    yield Path(path)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from components.common.runs import storage, tracking
 from components.common.training import backbones
 from components.register import packing
 
+NAME = "cxr-model"
 FINDINGS = ["Effusion", "Nodule"]
 SIZE, BITS, MEAN, STD = 48, 8, 0.45, 0.2
 Scores = npt.NDArray[np.float32]
@@ -102,9 +103,9 @@ def skip_onnx(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packing, "export_onnx", lambda network, size, path, outputs: path.write_bytes(b""))
 
 
-def versions(name: str) -> dict[str, list[str]]:
-    """Returns the aliases of a registered model by version."""
+def versions() -> dict[str, list[str]]:
+    """Returns the aliases of the registered model NAME by version."""
     client = tracking.client()
-    aliases = client.get_registered_model(name).aliases
-    found = client.search_model_versions(f"name = '{name}'")
+    aliases = client.get_registered_model(NAME).aliases
+    found = client.search_model_versions(f"name = '{NAME}'")
     return {str(v.version): sorted(alias for alias, number in aliases.items() if str(number) == str(v.version)) for v in found}

@@ -23,20 +23,16 @@ from components.params import Params
 from components.register import run as register
 from tests.heads import PARAMS, Heads
 from tests.register import folders
-from tests.register.folders import versions
+from tests.register.folders import NAME, versions
 
 Change = Callable[[dict[str, Any]], object]
 TASKS = pytest.mark.parametrize("task", ["detect", "invert"])
+pytestmark = pytest.mark.usefixtures("own_mlflow")
 
 
 @pytest.fixture(autouse=True)
 def _without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     folders.skip_onnx(monkeypatch)
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W", "-", request.node.name)
 
 
 def found_in(share: int) -> Change:
@@ -91,36 +87,36 @@ def registration_of(name: str | None, model: Path, evaluation: Path, out: Path) 
 
 
 @TASKS
-def test_better_models_become_champion_and_worse_ones_do_not(task: str, heads: Heads, tmp_path: Path, name: str) -> None:
+def test_better_models_become_champion_and_worse_ones_do_not(task: str, heads: Heads, tmp_path: Path) -> None:
     made = {kind: variant(heads, task, tmp_path / kind, change) for kind, change in VARIANTS[task].items()}
 
-    poor = registration_of(name, *made[POOR], tmp_path / "out")
+    poor = registration_of(NAME, *made[POOR], tmp_path / "out")
     assert (poor["alias"], poor["task"]) == ("challenger", task)
     assert re.search(r"no champion yet, but the lower end of the interval .* is not above 0", poor["reason"])
-    fair = registration_of(name, *made[FAIR], tmp_path / "out")
+    fair = registration_of(NAME, *made[FAIR], tmp_path / "out")
     assert (fair["version"], fair["alias"], fair["champion_before"]) == ("2", "champion", None)
-    good = registration_of(name, *made[GOOD], tmp_path / "out")
+    good = registration_of(NAME, *made[GOOD], tmp_path / "out")
     assert (good["version"], good["alias"], good["champion_before"]) == ("3", "champion", "2")
     assert 0 < good["difference"]["low"] <= good["difference"]["estimate"]
-    again = registration_of(name, *variant(heads, task, tmp_path / "again", LATER[task]), tmp_path / "out")
+    again = registration_of(NAME, *variant(heads, task, tmp_path / "again", LATER[task]), tmp_path / "out")
     assert (again["version"], again["alias"], again["champion_before"]) == ("4", "challenger", "3")
     assert "does not lie above zero" in again["reason"]
 
     both = {kind: json.loads((made[kind][1] / "metrics.json").read_text())[good["metric"]] for kind in (FAIR, GOOD)}
     assert good["difference"]["estimate"] == pytest.approx(both[GOOD] - both[FAIR], abs=1e-6)
     assert good["value"] == both[GOOD]
-    tags = tracking.client().get_model_version(name, "3").tags
+    tags = tracking.client().get_model_version(NAME, "3").tags
     assert (tags["task"], float(tags[good["metric"]])) == (task, pytest.approx(both[GOOD], rel=1e-4))
 
     params = tmp_path / "params.yaml"
-    params.write_text(f"register: {{name: {name}}}")
+    params.write_text(f"register: {{name: {NAME}}}")
     assert main(["register", "--rollback", "--params", str(params)]) == 0
-    assert versions(name)["2"] == ["champion"]
+    assert versions()["2"] == ["champion"]
     assert main(["register", "--demote", "--params", str(params)]) == 0
-    assert not any("champion" in aliases for aliases in versions(name).values())
+    assert not any("champion" in aliases for aliases in versions().values())
 
 
-def test_the_interval_agrees_with_a_bootstrap_over_patients(heads: Heads, tmp_path: Path, name: str) -> None:
+def test_the_interval_agrees_with_a_bootstrap_over_patients(heads: Heads, tmp_path: Path) -> None:
     """The interval agrees with an explicit bootstrap, over patients, of the gain in PSNR."""
     better = np.random.default_rng(0).normal(0.3, 0.2, 1000)
 
@@ -128,8 +124,8 @@ def test_the_interval_agrees_with_a_bootstrap_over_patients(heads: Heads, tmp_pa
         closer_by(0.5)(row)
         row["psnr"] += float(better[int(row["patient_id"], 16) % 1000])
 
-    registration_of(name, *variant(heads, "invert", tmp_path / "fair", closer_by(0.5)), tmp_path / "out")
-    found = registration_of(name, *variant(heads, "invert", tmp_path / "better", improve), tmp_path / "out")["difference"]
+    registration_of(NAME, *variant(heads, "invert", tmp_path / "fair", closer_by(0.5)), tmp_path / "out")
+    found = registration_of(NAME, *variant(heads, "invert", tmp_path / "better", improve), tmp_path / "out")["difference"]
     table = heads.predictions("invert")
     gain = pd.Series(better[[int(patient, 16) % 1000 for patient in table["patient_id"]]])
     sums = gain.groupby(table["patient_id"].to_numpy()).agg(["sum", "size"])
@@ -139,9 +135,9 @@ def test_the_interval_agrees_with_a_bootstrap_over_patients(heads: Heads, tmp_pa
     assert [found["low"], found["high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.05)
 
 
-def test_models_tested_on_different_data_are_not_compared(heads: Heads, tmp_path: Path, name: str) -> None:
+def test_models_tested_on_different_data_are_not_compared(heads: Heads, tmp_path: Path) -> None:
     def refused(task: str, change: Change) -> str:
-        champion = f"{name}-{len(list(tmp_path.iterdir()))}"
+        champion = f"{NAME}-{len(list(tmp_path.iterdir()))}"
         folder = tmp_path / champion
         first = registration_of(champion, *variant(heads, task, folder / "a", VARIANTS[task][FAIR]), tmp_path / "out")
         assert first["alias"] == "champion"
@@ -163,7 +159,7 @@ def test_models_tested_on_different_data_are_not_compared(heads: Heads, tmp_path
 
 
 @TASKS
-def test_names_follow_the_task_and_tasks_are_not_mixed(task: str, heads: Heads, tmp_path: Path, own_mlflow: Path) -> None:
+def test_names_follow_the_task_and_tasks_are_not_mixed(task: str, heads: Heads, tmp_path: Path) -> None:
     assert registration_of(None, heads.model(task), heads.evaluation, tmp_path / "out")["name"] == f"cxr-{task}"
     other = {"detect": "invert", "invert": "detect"}[task]
     with pytest.raises(UserError, match=rf"register\.name: cxr-{task} holds models of {task}, not of {other}; choose another name"):
@@ -171,13 +167,13 @@ def test_names_follow_the_task_and_tasks_are_not_mixed(task: str, heads: Heads, 
 
 
 @TASKS
-def test_the_card_is_complete_and_its_code_loads_the_export(task: str, heads: Heads, tmp_path: Path, name: str) -> None:
-    registration_of(name, heads.model(task), heads.evaluation, tmp_path / "out")
+def test_the_card_is_complete_and_its_code_loads_the_export(task: str, heads: Heads, tmp_path: Path) -> None:
+    registration_of(NAME, heads.model(task), heads.evaluation, tmp_path / "out")
     export = tmp_path / "out" / "model"
     card = (export / "README.md").read_text()
     metrics = json.loads((heads.evaluation / "metrics.json").read_text())
     shown = {"detect": ["RetinaNet on resnet18", "| Cardiomegaly |", "mAP@50"], "invert": ["| PSNR |", "random weights of seed 2"]}
-    for part in ("not a medical device", name, *shown[task]):
+    for part in ("not a medical device", NAME, *shown[task]):
         assert part in card, part
     number = metrics["detect_test_map_50_high" if task == "detect" else "invert_test_psnr"]
     assert f"{number:.3f}" in card
@@ -209,10 +205,10 @@ def test_models_of_an_earlier_version_are_refused_in_one_sentence(
     assert sentence in capsys.readouterr().err
 
 
-def test_the_first_of_several_models_of_a_task_is_registered(heads: Heads, tmp_path: Path, name: str) -> None:
+def test_the_first_of_several_models_of_a_task_is_registered(heads: Heads, tmp_path: Path) -> None:
     model, _ = variant(heads, "invert", tmp_path / "one", closer_by(1.0))
     evaluate.run(predictions=[str(heads.detect), str(model), str(heads.invert)], out=str(tmp_path / "both"), **PARAMS.arguments("evaluate"))
     with pytest.raises(UserError, match=r"run evaluate with .* as the first of --predictions"):
-        registration_of(name, heads.invert, tmp_path / "both", tmp_path / "out")
+        registration_of(NAME, heads.invert, tmp_path / "both", tmp_path / "out")
     evaluate.run(predictions=[str(model), str(heads.invert)], out=str(tmp_path / "first"), **PARAMS.arguments("evaluate"))
-    assert registration_of(name, model, tmp_path / "first", tmp_path / "out")["alias"] == "champion"
+    assert registration_of(NAME, model, tmp_path / "first", tmp_path / "out")["alias"] == "champion"

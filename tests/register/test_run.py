@@ -24,15 +24,10 @@ from components.params import Params
 from components.register import run as register
 from components.register.registry import Registry
 from tests.register import folders
-from tests.register.folders import versions
+from tests.register.folders import NAME, versions
 
 Register = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A model name for each test, since tests share a database."""
-    return re.sub(r"\W", "-", request.node.name)
+pytestmark = pytest.mark.usefixtures("own_mlflow")
 
 
 @pytest.fixture
@@ -41,14 +36,14 @@ def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def registered(tmp_path: Path, name: str, without_onnx: None) -> Register:
+def registered(tmp_path: Path, without_onnx: None) -> Register:
     """Returns a function that registers the network with a seed and returns registration.json."""
 
     def run(seed: int, targets: folders.Scores, min_auroc: float = 0.5, first_image: int = 0) -> dict[str, Any]:
         model, evaluation = tmp_path / f"model{seed}-{first_image}", tmp_path / f"evaluation{seed}-{first_image}"
         if not model.exists():
             folders.write_evaluation(evaluation, folders.write_model(model, seed, targets, first_image))
-        params = Params.model_validate({"register": {"name": name, "min_auroc": min_auroc, "resamples": 200}})
+        params = Params.model_validate({"register": {"name": NAME, "min_auroc": min_auroc, "resamples": 200}})
         register.run(model=str(model), evaluation=str(evaluation), out=str(tmp_path / "out"), **params.arguments("register"))
         content: dict[str, Any] = json.loads((tmp_path / "out" / "registration.json").read_text())
         return content
@@ -56,14 +51,14 @@ def registered(tmp_path: Path, name: str, without_onnx: None) -> Register:
     return run
 
 
-def test_first_good_model_is_the_champion(registered: Register, tmp_path: Path, name: str) -> None:
+def test_first_good_model_is_the_champion(registered: Register, tmp_path: Path) -> None:
     registration = registered(1, folders.targets_of(1, flip=0.1))
 
     assert (registration["version"], registration["alias"], registration["champion_before"]) == ("1", "champion", None)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics == {"version": 1, "champion": 1, "classify_test_auroc_macro": registration["value"]}
     client = tracking.client()
-    version = client.get_model_version_by_alias(name, "champion")
+    version = client.get_model_version_by_alias(NAME, "champion")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert version.run_id == record["mlflow_run_id"]
     assert version.tags["fingerprint"] == record["fingerprint"]
@@ -85,44 +80,44 @@ def test_a_registered_model_is_ten_files(registered: Register, tmp_path: Path, m
     assert set(_digests(export)) == made
 
 
-def test_the_champion_can_be_loaded(registered: Register, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_champion_can_be_loaded(registered: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registered(1, folders.targets_of(1))
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     mlflow.set_tracking_uri(tracking.uri())
-    model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     expected = pd.read_parquet(tmp_path / "model1-0" / "predictions.parquet")["score_Nodule"]
     np.testing.assert_allclose(model.predict(folders.images())["Nodule"], expected, atol=1e-4)
-    assert model.metadata.run_id == tracking.client().get_model_version_by_alias(name, "champion").run_id
-    assert "/components/" not in (Path(mlflow.artifacts.download_artifacts(f"models:/{name}@champion")) / "MLmodel").read_text()
+    assert model.metadata.run_id == tracking.client().get_model_version_by_alias(NAME, "champion").run_id
+    assert "/components/" not in (Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion")) / "MLmodel").read_text()
 
 
-def test_only_test_rows_are_attached(registered: Register, tmp_path: Path, name: str) -> None:
+def test_only_test_rows_are_attached(registered: Register, tmp_path: Path) -> None:
     registered(1, folders.targets_of(1))
-    path = Registry(name).predictions("1", tmp_path)
+    path = Registry(NAME).predictions("1", tmp_path)
     assert path
     attached = pd.read_parquet(path)
     assert set(attached["split"]) == {"test"}
     assert len(attached) == 50
 
 
-def test_below_the_floor_is_a_challenger(registered: Register, name: str) -> None:
+def test_below_the_floor_is_a_challenger(registered: Register) -> None:
     registration = registered(1, folders.targets_of(1, flip=0.3), min_auroc=0.99)
     assert registration["alias"] == "challenger"
     assert "not above min_auroc 0.99" in registration["reason"]
-    assert versions(name) == {"1": ["challenger"]}
+    assert versions() == {"1": ["challenger"]}
 
 
-def test_a_model_that_could_not_be_evaluated_is_a_challenger(tmp_path: Path, name: str, without_onnx: None) -> None:
+def test_a_model_that_could_not_be_evaluated_is_a_challenger(tmp_path: Path, without_onnx: None) -> None:
     model = folders.write_model(tmp_path / "model", 1, folders.targets_of(1))
     evaluation = folders.write_evaluation(tmp_path / "evaluation", model, classify_test_auroc_macro=None)
-    params = Params.model_validate({"register": {"name": name, "min_auroc": 0}})
+    params = Params.model_validate({"register": {"name": NAME, "min_auroc": 0}})
     register.run(model=model, evaluation=evaluation, out=str(tmp_path / "out"), **params.arguments("register"))
     assert "macro test AUROC is not known" in json.loads((tmp_path / "out" / "registration.json").read_text())["reason"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["classify_test_auroc_macro"] is None
-    assert versions(name) == {"1": ["challenger"]}
+    assert versions() == {"1": ["challenger"]}
 
 
-def test_a_better_model_replaces_the_champion_and_a_worse_one_does_not(registered: Register, tmp_path: Path, name: str) -> None:
+def test_a_better_model_replaces_the_champion_and_a_worse_one_does_not(registered: Register, tmp_path: Path) -> None:
     targets = folders.targets_of(2, flip=0.05)
     registered(1, targets, min_auroc=0)
 
@@ -136,39 +131,39 @@ def test_a_better_model_replaces_the_champion_and_a_worse_one_does_not(registere
 
     worse = registered(3, targets)
     assert (worse["version"], worse["alias"], worse["champion_before"]) == ("3", "challenger", "2")
-    assert versions(name) == {"1": [], "2": ["champion"], "3": ["challenger"]}
+    assert versions() == {"1": [], "2": ["champion"], "3": ["challenger"]}
 
 
-def test_rollback_restores_the_champion_and_demote_leaves_none(registered: Register, name: str, tmp_path: Path) -> None:
+def test_rollback_restores_the_champion_and_demote_leaves_none(registered: Register, tmp_path: Path) -> None:
     targets = folders.targets_of(2, flip=0.05)
     registered(1, targets, min_auroc=0)
     registered(2, targets)
-    assert versions(name) == {"1": [], "2": ["champion"]}
+    assert versions() == {"1": [], "2": ["champion"]}
     params = tmp_path / "params.yaml"
-    params.write_text(f"register: {{name: {name}}}")
+    params.write_text(f"register: {{name: {NAME}}}")
 
     assert main(["register", "--rollback", "--params", str(params)]) == 0
-    assert versions(name) == {"1": ["champion"], "2": ["challenger"]}
-    assert "version 2 was rolled back" in tracking.client().get_model_version(name, "1").tags["champion.reason"]
+    assert versions() == {"1": ["champion"], "2": ["challenger"]}
+    assert "version 2 was rolled back" in tracking.client().get_model_version(NAME, "1").tags["champion.reason"]
     again = registered(2, targets)  # still better than version 1, but a person has decided otherwise
     assert (again["alias"], again["reason"].split(";")[1]) == ("challenger", " only by hand does it become champion again")
 
     assert main(["register", "--params", str(params), "--demote", "--out", str(tmp_path / "demoted")]) == 0
-    assert versions(name) == {"1": ["challenger"], "2": []}
+    assert versions() == {"1": ["challenger"], "2": []}
     assert json.loads((tmp_path / "demoted" / "registration.json").read_text())["alias"] == "challenger"
 
 
 @pytest.mark.parametrize("option", ["--rollback", "--demote"])
 def test_rollback_and_demote_without_a_champion_are_refused(
-    option: str, registered: Register, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    option: str, registered: Register, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     params = tmp_path / "params.yaml"
-    params.write_text(f"register: {{name: {name}}}")
+    params.write_text(f"register: {{name: {NAME}}}")
     assert main(["register", option, "--params", str(params)]) == 2
-    assert f"{name}: has no champion" in capsys.readouterr().err
+    assert f"{NAME}: has no champion" in capsys.readouterr().err
 
 
-def test_the_card_is_complete_and_its_code_loads_the_export(registered: Register, name: str, tmp_path: Path) -> None:
+def test_the_card_is_complete_and_its_code_loads_the_export(registered: Register, tmp_path: Path) -> None:
     registered(3, folders.targets_of(2, flip=0.05), min_auroc=0)
     registered(2, folders.targets_of(2, flip=0.05))
     export = tmp_path / "out" / "model"
@@ -189,12 +184,12 @@ def test_the_card_is_complete_and_its_code_loads_the_export(registered: Register
     (model,) = front["model-index"]
     (result,) = model["results"]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert model["name"] == name and result["task"] == {"type": front["pipeline_tag"]} == {"type": "image-classification"}
+    assert model["name"] == NAME and result["task"] == {"type": front["pipeline_tag"]} == {"type": "image-classification"}
     assert result["metrics"][0] == {"type": "roc_auc", "name": "macro AUROC", "value": metrics["classify_test_auroc_macro"]}
     assert [round(each["value"] - metrics["classify_test_auroc_macro"], 6) for each in result["metrics"]] == [0, -0.05, 0.05]
 
     pyfunc, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert tracking.client().get_model_version(name, "2").source in pyfunc
+    assert tracking.client().get_model_version(NAME, "2").source in pyfunc
     code = plain + "x = torch.load('x.pt')\ntorch.save(torch.sigmoid(network.eval()(x)), 'y.pt')"
     x = torch.rand(3, 1, folders.SIZE, folders.SIZE)
     torch.save(x, export / "x.pt")
@@ -202,21 +197,21 @@ def test_the_card_is_complete_and_its_code_loads_the_export(registered: Register
     torch.testing.assert_close(torch.load(export / "y.pt"), torch.sigmoid(folders.network(2)(x)).detach())
 
 
-def test_a_version_says_how_to_make_it_again(registered: Register, name: str) -> None:
+def test_a_version_says_how_to_make_it_again(registered: Register) -> None:
     registered(1, folders.targets_of(1), min_auroc=0)
-    tags = tracking.client().get_model_version(name, "1").tags
+    tags = tracking.client().get_model_version(NAME, "1").tags
     expected = {"train.git.commit": "c0ffee", "train.params.lr": "0.001", "train.packages.torch": "2.0", "train.inputs.shards": "5ha"}
     assert expected.items() <= tags.items()
     assert {value for tag, value in tags.items() if tag.startswith("train.params.positive_rate.")} == {"0.3"}  # of a name with brackets
 
 
-def test_a_champion_that_appears_meanwhile_is_compared_with_too(registered: Register, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_that_appears_meanwhile_is_compared_with_too(registered: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = folders.targets_of(2, flip=0.05)
     registered(1, targets, min_auroc=0)
     registered(3, targets)
 
     def promote(self: Registry, version: str, folder: Path) -> Path | None:
-        tracking.client().set_registered_model_alias(name, "champion", "2")
+        tracking.client().set_registered_model_alias(NAME, "champion", "2")
         return original(self, version, folder)
 
     original = Registry.predictions
@@ -226,14 +221,14 @@ def test_a_champion_that_appears_meanwhile_is_compared_with_too(registered: Regi
     assert "champion version 2" in registration["reason"]
 
 
-def test_a_manual_promotion_is_kept_and_recorded(registered: Register, name: str) -> None:
+def test_a_manual_promotion_is_kept_and_recorded(registered: Register) -> None:
     registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)
-    tracking.client().set_registered_model_alias(name, "champion", "1")
+    tracking.client().set_registered_model_alias(NAME, "champion", "1")
     assert registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)["reason"] == "version 1 was made the champion by hand"
-    assert versions(name) == {"1": ["champion"]}
+    assert versions() == {"1": ["champion"]}
 
 
-def test_other_test_images_refuse_the_comparison(registered: Register, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_test_images_refuse_the_comparison(registered: Register, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     registered(1, folders.targets_of(1, flip=0.4), min_auroc=0)
     registration = registered(2, folders.targets_of(2), first_image=500)
@@ -241,36 +236,36 @@ def test_other_test_images_refuse_the_comparison(registered: Register, name: str
     assert registration["difference"] is None
     assert "other images (50 and 50 images, 0 in common)" in registration["reason"]
     assert registration["reason"] in caplog.text
-    assert versions(name)["1"] == ["champion"]
+    assert versions()["1"] == ["champion"]
 
 
-def test_a_champion_made_by_hand_has_nothing_to_be_compared_with(registered: Register, name: str) -> None:
+def test_a_champion_made_by_hand_has_nothing_to_be_compared_with(registered: Register) -> None:
     client = tracking.client()
-    client.create_registered_model(name)
-    client.create_model_version(name, "s3://somewhere/else")
-    client.set_registered_model_alias(name, "champion", "1")
+    client.create_registered_model(NAME)
+    client.create_model_version(NAME, "s3://somewhere/else")
+    client.set_registered_model_alias(NAME, "champion", "1")
     registration = registered(1, folders.targets_of(1))
     assert (registration["version"], registration["alias"], registration["champion_before"]) == ("2", "challenger", "1")
     assert "test_predictions.parquet" in registration["reason"]
 
 
-def test_registering_again_keeps_version_and_alias(registered: Register, name: str) -> None:
+def test_registering_again_keeps_version_and_alias(registered: Register) -> None:
     first = registered(1, folders.targets_of(1))
     again = registered(1, folders.targets_of(1))
     assert (again["reused"], again["version"], again["alias"], again["reason"]) == (True, "1", "champion", first["reason"])
-    assert versions(name) == {"1": ["champion"]}
+    assert versions() == {"1": ["champion"]}
 
 
-def test_a_lower_floor_promotes_the_same_version(registered: Register, name: str) -> None:
+def test_a_lower_floor_promotes_the_same_version(registered: Register) -> None:
     registered(1, folders.targets_of(1, flip=0.1), min_auroc=1)
-    assert versions(name) == {"1": ["challenger"]}
+    assert versions() == {"1": ["challenger"]}
     registered(1, folders.targets_of(1, flip=0.1), min_auroc=0.5)
-    assert versions(name) == {"1": ["champion"]}
+    assert versions() == {"1": ["champion"]}
 
 
 @pytest.mark.parametrize("broken", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"])
 def test_registration_can_be_repeated_after_any_interruption(
-    registered: Register, broken: str, monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path
+    registered: Register, broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise Interrupted
@@ -281,12 +276,12 @@ def test_registration_can_be_repeated_after_any_interruption(
             registered(1, folders.targets_of(1))
     registered(1, folders.targets_of(1))
 
-    assert versions(name) == {"1": ["champion"]}
+    assert versions() == {"1": ["champion"]}
     client = tracking.client()
-    run = client.get_run(client.get_model_version(name, "1").run_id)
+    run = client.get_run(client.get_model_version(NAME, "1").run_id)
     assert run.info.status == "FINISHED"
     assert len(client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")) == 1
-    logged = Path(mlflow.artifacts.download_artifacts(client.get_model_version(name, "1").source, dst_path=str(tmp_path / "logged")))
+    logged = Path(mlflow.artifacts.download_artifacts(client.get_model_version(NAME, "1").source, dst_path=str(tmp_path / "logged")))
     assert _digests(tmp_path / "out" / "model") == _digests(logged)
 
 
