@@ -28,7 +28,7 @@ def serve(database: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # other users cannot read pytest's folders
+    folder = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))  # other users cannot read pytest's folders, to which TMPDIR points
     try:
         if root:
             os.chown(folder, pwd.getpwnam(USER).pw_uid, -1)
