@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.common.formats import parquet
 from components.common.formats.atomic import replaced
-from components.common.formats.parquet import check_columns, check_nulls, damage
 
 APPEARANCE = "appearance.parquet"
 HEADER = ("photometric", "source_height", "source_width")  # columns of the shards
@@ -41,9 +41,4 @@ def parse_appearance(content: bytes, path: str) -> pa.Table:
     Raises:
         UserError: it is damaged, not a Parquet file, or lacks columns.
     """
-    made_by = "predict"
-    with damage(path, made_by), pq.ParquetFile(pa.BufferReader(content)) as file:
-        check_columns(file, SCHEMA, len(content), path, made_by)
-        table = file.read(SCHEMA.names)
-        check_nulls(table, SCHEMA, path, made_by)
-    return table
+    return parquet.parse(content, SCHEMA, path, "predict", SCHEMA.names)

@@ -25,6 +25,29 @@ def damage(path: str, made_by: str) -> Iterator[None]:
         raise UserError(f"{path}: not a Parquet file, or a damaged one ({reason}); run {made_by} again") from None
 
 
+def parse(content: bytes, schema: pa.Schema, path: str, made_by: str, columns: list[str] | None = None) -> pa.Table:
+    """Parses a Parquet file that was read into memory.
+
+    Args:
+        content: the file.
+        schema: columns that it must have.
+        path: its name for messages.
+        made_by: stage that writes such files, for messages.
+        columns: the columns to read; all by default.
+
+    Raises:
+        UserError: it is damaged, not a Parquet file, or lacks columns.
+    """
+    with damage(path, made_by), pq.ParquetFile(pa.BufferReader(content)) as file:
+        check_columns(file, schema, len(content), path, made_by)
+        # A thread of Arrow may be the last to let go of `content`. If the interpreter ends meanwhile, the process is aborted
+        # ("terminate called without an active exception", github.com/apache/arrow/issues/34314), after all its work is done.
+        table = file.read(columns, use_threads=False)
+        check_nulls(table, schema, path, made_by)
+        table.validate(full=True)
+    return table
+
+
 def check_columns(file: pq.ParquetFile, schema: pa.Schema, size: int, path: str, made_by: str) -> None:
     """Checks that a file has the columns of a schema, and not more rows than bytes (`size`), which no file of this project has.
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from components.common.formats import parquet
 from components.common.formats.atomic import replaced
-from components.common.formats.parquet import check_columns, check_nulls, damage
 from components.common.formats.shards import BOX
 
 PREDICTIONS = "predictions.parquet"
@@ -47,13 +47,7 @@ def parse_predictions(content: bytes, path: str) -> pa.Table:
     Raises:
         UserError: it is damaged, not a Parquet file, or lacks columns.
     """
-    made_by = "the stage that wrote it"
-    with damage(path, made_by), pq.ParquetFile(pa.BufferReader(content)) as file:
-        check_columns(file, _CHECKED, len(content), path, made_by)
-        table = file.read()
-        check_nulls(table, _CHECKED, path, made_by)
-        table.validate(full=True)
-    return table
+    return parquet.parse(content, _CHECKED, path, "the stage that wrote it")
 
 
 def rows_of(table: pa.Table, split: str) -> pa.Table:

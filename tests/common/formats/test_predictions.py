@@ -1,3 +1,5 @@
+import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,3 +30,19 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     predictions.write_predictions(tmp_path, [rows("val").drop_columns(["split", "task"])])
     with pytest.raises(UserError, match="p: lacks the columns split, task; run"):
         predictions.parse_predictions((tmp_path / predictions.PREDICTIONS).read_bytes(), "p")
+
+
+def test_no_thread_of_arrow_lets_go_of_the_content(tmp_path: Path) -> None:
+    """If one does while the interpreter ends, the process is aborted after its work."""
+    columns = {f"score_{number}": [0.5] for number in range(30)}
+    predictions.write_predictions(tmp_path, [rows("val", **columns)] * 100)
+    content = (tmp_path / predictions.PREDICTIONS).read_bytes()
+    threads = Counter[str]()
+
+    class Content(bytes):
+        def __del__(self) -> None:
+            threads[threading.current_thread().name] += 1
+
+    for _ in range(200):
+        predictions.parse_predictions(Content(content), "p")
+    assert threads == {threading.main_thread().name: 200}
