@@ -17,7 +17,7 @@ from components.common.errors import UserError
 from components.common.formats import appearance
 from components.common.formats.documents import RUN_RECORD
 from components.common.formats.history import HISTORY, write_history
-from components.common.formats.labels import LABELS
+from components.common.formats.labels import IMAGE, LABELS
 from components.common.formats.manifest import MANIFEST
 from components.common.formats.model import DESCRIPTION, preprocessing_of
 from components.common.formats.pages import REPORT
@@ -140,10 +140,12 @@ def _check(loaded: Source, shards: Shards, labelled: bool) -> None:
         raise UserError(f"the model was trained on these images ({where}); give a cohort from elsewhere")
     missing = network.unlabelled(shards.findings)
     if labelled and missing and len(missing) == len(network.labels):
-        have = f"labels of {', '.join(shards.findings)}" if shards.findings else "no labels"
-        raise UserError(
-            f"the cohort has {have}, the model predicts {', '.join(network.labels)}; rename the columns of {LABELS} to the model's findings"
-        )
+        names = ", ".join(network.labels)
+        if not shards.findings:
+            raise UserError(f"the cohort has no labels; add {LABELS} with the columns {IMAGE}, {names}, or choose the layout of its tables")
+        have = ", ".join(shards.findings)
+        todo = f"rename the columns of {LABELS}, or the class folders, to the model's findings"
+        raise UserError(f"the cohort has labels of {have}, the model predicts {names}; {todo}")
 
 
 def predict(loaded: Source, shards: Shards, skip: frozenset[str], features: Extractor | None) -> tuple[pa.Table, pa.Table]:

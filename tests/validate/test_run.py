@@ -98,9 +98,9 @@ def test_labels_of_other_names_are_refused_before_scoring(model: str, raw: Path,
     for findings, sentence in (
         (
             ["TB", "Silicosis"],
-            "the cohort has labels of TB, Silicosis, the model predicts Effusion, Nodule; rename the columns of labels.csv",
+            "labels of TB, Silicosis, the model predicts Effusion, Nodule; rename the columns of labels.csv, or the class folders",
         ),
-        ([], "the cohort has no labels, the model predicts Effusion, Nodule"),
+        ([], "the cohort has no labels; add labels.csv with the columns image, Effusion, Nodule"),
     ):
         path.write_text(json.dumps({**json.loads(path.read_text()), "findings": findings}))
         with pytest.raises(UserError, match=sentence):
