@@ -62,10 +62,7 @@ def read(source: str, arch: str) -> InitialWeights:
     query, key = (_below(weights, prefix) for prefix in ("encoder_q.", "encoder_k."))
     if not query:
         return InitialWeights(source, digest, _prefixed(backbones.adapt(_below(weights, "model.") or weights, arch, source)))
-    queue = weights.get("queue")
-    if queue is not None:
-        # Whatever the pointer, the oldest key comes first here.
-        queue = queue.roll(-int(weights.get("queue_ptr", torch.zeros(1))), 1)
+    queue = _queue(weights["queue"], weights.get("queue_ptr", torch.zeros(1)), source) if "queue" in weights else None
     return InitialWeights(source, digest, _encoder(query, arch, source), _encoder(key, arch, source) if key else None, queue)
 
 
@@ -112,8 +109,21 @@ def _tensors(content: bytes, source: str) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in tree.items() if isinstance(value, Tensor)}
 
 
+def _queue(queue: Tensor, pointer: Tensor, source: str) -> Tensor:
+    """Rolls a queue (dim, K), so that its oldest key, to which the pointer (1,) points, comes first."""
+    reason = backbones.fault(queue)
+    if queue.ndim != 2 or pointer.numel() != 1:
+        reason = f"is {tuple(queue.shape)} with a queue_ptr {tuple(pointer.shape)}, not (dim, K) and (1,)"
+    if reason:
+        raise UserError(f"{source}: queue {reason}; give another checkpoint, or one without a queue")
+    return queue.roll(-int(pointer), 1)
+
+
 def _encoder(weights: Mapping[str, Tensor], arch: str, source: str) -> dict[str, Tensor]:
     heads = {new + name.removeprefix(old): tensor for name, tensor in weights.items() for old, new in HEAD.items() if name.startswith(old)}
+    for name, tensor in heads.items():
+        if reason := backbones.fault(tensor):
+            raise UserError(f"{source}: {name} {reason}; give another checkpoint")
     return {**_prefixed(backbones.adapt(weights, arch, source)), **heads}
 
 

@@ -188,15 +188,51 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
         initial_weights.read(str(tmp_path / "34.pth"), "resnet18")
 
 
-def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
-    state = dict(resnet().state_dict())
-    for changed, message in (
-        ({"conv1.weight": torch.zeros(64, 4, 7, 7)}, r"conv1\.weight is \(64, 4, 7, 7\), not \(64, 1, 7, 7\)"),
-        ({"layer2.0.bn1.weight": None}, r"layer2\.0\.bn1\.weight is missing"),
-    ):
-        torch.save({name: tensor for name, tensor in {**state, **changed}.items() if tensor is not None}, tmp_path / "odd.pth")
-        with pytest.raises(UserError, match=message):
-            initial_weights.read(str(tmp_path / "odd.pth"), "resnet18")
+WEIGHT = "layer2.0.bn1.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("conv1.weight", torch.zeros(64, 4, 7, 7), r"conv1\.weight is \(64, 4, 7, 7\), not \(64, 1, 7, 7\)"),
+        (WEIGHT, None, "is missing"),
+        (WEIGHT, torch.full((128,), torch.nan), "holds NaN or infinity"),
+        (WEIGHT, torch.zeros(128, dtype=torch.complex64), "holds no floating-point numbers"),
+        (WEIGHT, torch.zeros(128, dtype=torch.int8), "holds no floating-point numbers"),
+        (WEIGHT, torch.zeros(128, device="meta"), "holds no floating-point numbers"),
+        (WEIGHT, torch.zeros(128).to_sparse(), "holds no floating-point numbers"),
+    ],
+)
+def test_missing_and_unusable_weights_are_named(tmp_path: Path, name: str, tensor: torch.Tensor | None, message: str) -> None:
+    state = {**resnet().state_dict(), name: tensor}
+    torch.save({key: value for key, value in state.items() if value is not None}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=rf"odd\.pth: .*{message}"):
+        initial_weights.read(str(tmp_path / "odd.pth"), "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("queue", torch.zeros(6), r"queue is \(6,\) with a queue_ptr \(1,\), not \(dim, K\) and \(1,\)"),
+        ("queue", torch.full((8, 6), torch.inf), "queue holds NaN or infinity"),
+        ("queue_ptr", torch.zeros(0), r"queue is \(8, 6\) with a queue_ptr \(0,\)"),
+        ("encoder_q.fc.2.bias", torch.full((8,), torch.nan), r"head\.2\.bias holds NaN"),
+    ],
+)
+def test_an_unusable_queue_or_head_is_named(tmp_path: Path, name: str, tensor: torch.Tensor, message: str) -> None:
+    state = write_published(tmp_path / "moco.pth.tar")
+    torch.save({"state_dict": {**state, f"module.{name}": tensor}}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=rf"odd\.pth: {message}"):
+        initial_weights.read(str(tmp_path / "odd.pth"), "resnet18")
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_become_float32_before_they_are_summed(tmp_path: Path, precision: torch.dtype) -> None:
+    state = {name: tensor.to(precision) if tensor.is_floating_point() else tensor for name, tensor in resnet().state_dict().items()}
+    torch.save(state, tmp_path / "other.pth")
+    found = initial_weights.read(str(tmp_path / "other.pth"), "resnet18").query
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.int64}
+    torch.testing.assert_close(found["backbone.conv1.weight"], state["conv1.weight"].float().sum(1, keepdim=True), rtol=0, atol=0)
 
 
 class Code:

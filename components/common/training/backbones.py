@@ -101,9 +101,9 @@ def adapt(weights: Mapping[str, Tensor], arch: str, name: str) -> dict[str, Tens
     """Adapts the weights of a torchvision-like ResNet to the networks of `build`; `name` is their file, for error messages.
 
     A conv1 with three input channels is summed over them, which gives the response to a grey image fed into all three; the head
-    `fc` is dropped.
+    `fc` is dropped. Weights of any precision are taken as float32.
     """
-    found = {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
+    found = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in weights.items() if not key.startswith("fc.")}
     if "conv1.weight" in found and found["conv1.weight"].shape == (64, 3, 7, 7):
         found["conv1.weight"] = found["conv1.weight"].sum(1, keepdim=True)
     if (difference := _difference(found, arch)) is None:
@@ -126,7 +126,16 @@ def _difference(weights: Mapping[str, Tensor], arch: str) -> str | None:
             return f"{key} is unexpected"
         if tensor.shape != expected[key].shape:
             return f"{key} is {tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
+        if expected[key].is_floating_point() and (reason := fault(tensor)):
+            return f"{key} {reason}"
     return None
+
+
+def fault(weights: Tensor) -> str | None:
+    """Returns why a tensor cannot be the weights of a layer, such as "holds NaN"; None if it can."""
+    if not weights.is_floating_point() or weights.is_meta or weights.layout != torch.strided:
+        return f"holds no floating-point numbers ({weights.dtype}, {weights.device}, {weights.layout})"
+    return None if weights.isfinite().all() else "holds NaN or infinity"
 
 
 def load_state(module: nn.Module, content: bytes, name: str) -> None:
