@@ -11,7 +11,9 @@ CONTROLS = ("scratch", "base")
 """Arms of a study without training."""
 Stage = Literal["layer1", "layer2", "layer3", "layer4"]
 Preset = Literal["authors", "frequent"]
-Interval = tuple[float, float]
+Shift = Annotated[float, Field(ge=-1, le=1)]
+Contrast = Annotated[float, Field(gt=-1)]
+Factor = Annotated[float, Field(gt=0)]
 
 
 class Term(Section):
@@ -52,13 +54,13 @@ class Views(Section):
     """Probability of a change of brightness and contrast."""
     intensity_together: bool = True
     """Whether brightness and contrast change in the same views; otherwise each is changed with the probability of its own."""
-    brightness: Interval = (-0.1, 0.1)
+    brightness: tuple[Shift, Shift] = (-0.1, 0.1)
     """Smallest and largest shift of brightness, as a fraction of the full range."""
-    contrast: Interval = (-0.2, 0.1)
+    contrast: tuple[Contrast, Contrast] = (-0.2, 0.1)
     """Smallest and largest relative change of contrast."""
     gain_probability: Fraction = 0.1
     """Probability of a multiplication of all pixels by one factor."""
-    gain: Interval = (0.9, 1.1)
+    gain: tuple[Factor, Factor] = (0.9, 1.1)
     """Smallest and largest factor."""
     noise_probability: Fraction = 0.0
     """Probability of additive Gaussian noise."""
@@ -172,7 +174,8 @@ class Pretrain(Section):
             self.distribution  # noqa: B018
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(f"view_changes: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            place = "".join(f"{part}: " for part in first["loc"])
+            raise ValueError(f"view_changes: {place}{first['msg'].removeprefix('Value error, ')}") from None
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,5 @@
 import math
+import re
 
 import cv2
 import numpy as np
@@ -177,6 +178,19 @@ def test_changes_replace_values_of_the_preset() -> None:
     assert moved.angle.abs().max() > math.radians(40)
     assert (moved.angle != 0).all()
     assert changed.model_copy(update={"rotation": 10.0, "geometry_probability": 0.2}) == PRESETS["authors"]
-    for wrong, named in (({"rotatoin": 5}, "rotatoin"), ({"scale": 2}, "scale"), ({"gain": [1.1, 0.9]}, "gain")):
-        with pytest.raises(ValueError, match=rf"view_changes.*{named}"):
-            Pretrain(view_changes=wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rotatoin": 5}, "rotatoin: "),
+        ({"scale": 2}, "scale: Input should be less than 1"),
+        ({"gain": [1.1, 0.9]}, "gain: 1.1 is above 0.9; give the smaller number first"),
+        ({"gain": [-5, 1]}, "gain: 0: Input should be greater than 0"),  # would invert images
+        ({"contrast": [-9, 0]}, "contrast: 0: Input should be greater than -1"),
+        ({"brightness": [0, 2]}, "brightness: 1: Input should be less than or equal to 1"),
+    ],
+)
+def test_a_change_that_no_view_can_have_is_refused(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"Value error, view_changes: {re.escape(sentence)}"):
+        Pretrain(view_changes=change)
