@@ -5,29 +5,40 @@ Those of `evaluate` itself, which the heads read too, are in components/common/r
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from components.common.runs.params import Positive, Section, Seed
 from components.heads import ANY_HEAD, HEADS
 from components.pretrain.params import Arm
 
 
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuses repeated values, whose outputs would have the same folder."""
+    if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{repeated[0]} is there twice; name each value once")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), Distinct]
+
+
 class Study(Section):
     """The paper's claims: which arms are compared under which conditions (study/dvc.yaml, pipelines/study.py)."""
 
-    arms: tuple[Arm, ...] = ("scratch", "base", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse")
+    arms: Annotated[tuple[Arm, ...], Distinct] = ("scratch", "base", "moco", "ifa", "ifa-cosine", "ifa-layer4", "aligned", "mse")
     """Values of pretrain.preset. Each arm but scratch continues the base of its seed for pretrain.epochs."""
     base_epochs: Positive = 200
     """Passes over the train split by which MoCo makes the base of each seed, from random weights."""
     reference: str = "moco"
     """The arm that the others are compared with."""
-    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 1.0)
+    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Distinct] = (0.01, 0.05, 0.1, 0.25, 1.0)
     """Values of classify.label_fraction, for the claim about few labels."""
     imbalanced: str = "Lung Opacity"
     """Finding whose positives are made rare by classify.positive_rate, for the claim about rare positives."""
-    positive_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.02, 0.05, 0.1)
+    positive_rates: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Distinct] = (0.02, 0.05, 0.1)
     """Fractions of positives of that finding."""
-    seeds: tuple[Seed, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Each seed repeats the whole study, pretraining included."""
 
     @model_validator(mode="after")
@@ -42,11 +53,11 @@ class Sweep(Section):
 
     stage: str = "classify"
     """The head."""
-    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1), Distinct]] = Field(
         default={"lr": (0.0003, 0.001, 0.003), "weight_decay": (0.01, 0.1)}
     )
     """Values by parameter of the head; each combination is trained."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     """Each combination is trained once per seed, and judged by the mean."""
     metric: Annotated[str, Field(pattern="^val_")] = "val_auroc_macro"
     """Number of the validation split in metrics.json of the models; higher must be better. detect has val_map_50, invert val_psnr."""

@@ -6,6 +6,7 @@ pretrained), a condition (such as the fraction of labels) and a seed. Arms are c
 same test patients; the interval of a difference has the chance of both, of the patients and of the seeds.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ LEVEL = 0.05  # of significance, of all comparisons of a claim together
 ENOUGH_SEEDS = 3
 UNKNOWN = float("nan")
 NOT_SHOWN = "is not shown on this cohort: no difference beyond chance"
+
+log = logging.getLogger(__name__)
 
 
 class Claim(NamedTuple):
@@ -129,14 +132,22 @@ def answers_of(models: dict[Cell, Evaluation], study: Study, evaluate: Evaluate)
         evaluate: confidence level of the intervals.
 
     Raises:
-        UserError: an arm lacks a seed that the reference has, or its models cannot be compared.
+        UserError: an arm lacks a seed that the reference has, its models cannot be compared, or none is of an arm of the study.
     """
+    if others := sorted({cell.arm for cell in models} - set(study.arms)):
+        log.warning("study: the cells of %s are left out, since study.arms does not name them", ", ".join(others))
+        models = {cell: model for cell, model in models.items() if cell.arm in study.arms}
+    if not models:
+        raise UserError(f"study: none of the cells is of an arm of study.arms ({', '.join(study.arms)}); name their arms there")
     by_claim = {claim: {cell: model for cell, model in models.items() if cell.claim == claim} for claim in CLAIMS}
     return [_answer(claim, cells, study, evaluate) for claim, cells in by_claim.items() if cells]
 
 
 def _answer(claim: str, models: dict[Cell, Evaluation], study: Study, evaluate: Evaluate) -> Answer:
     metric = CLAIMS[claim].metric.format(finding=_finding(models.values()))
+    for cell, model in models.items():
+        if metric not in model.headline():
+            raise UserError(f"study: the cell {'/'.join(cell)} has no {metric}; run it as a cell of {claim} again, or delete it")
     conditions = tuple(sorted({cell.condition for cell in models}, key=_order))
     arms = tuple(arm for arm in study.arms if any(cell.arm == arm for cell in models))
     level = LEVEL / max((len(arms) - 1) * len(conditions), 1)
@@ -211,7 +222,7 @@ def _compared(
 def _finding(models: Iterable[Evaluation]) -> str:
     """Finding whose positives are made rare."""
     names = {name for model in models for name in model.model.record.get("params", {}).get("positive_rate", {})}
-    return " and ".join(sorted(names))
+    return " and ".join(sorted(names)) or "no finding"
 
 
 def _order(condition: str) -> tuple[float, str]:

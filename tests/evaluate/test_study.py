@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from components.classify import evaluation as classification
 from components.classify.evaluation import Classification
 from components.common.errors import UserError
+from components.evaluate.params import Study
 from components.evaluate.predictions import read_predictions
 from components.evaluate.run import study
 from components.evaluate.study import Cell, find_cells
@@ -160,6 +161,45 @@ def test_an_arm_without_its_reference_is_named(cells: str, tmp_path: Path, param
     make_predictions("cells/scarcity/0.05/ifa/3")
     with pytest.raises(UserError, match=r"condition 0\.05, arm ifa: seed 3"):
         finish(cells, tmp_path, params)
+
+
+def test_a_cell_of_an_arm_outside_the_study_is_left_out(
+    cells: str, tmp_path: Path, params: Params, make_predictions: MakePredictions, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = finish(cells, tmp_path, params)
+    make_predictions("cells/scarcity/0.5/mine/0")
+    assert finish(cells, tmp_path, params) == expected
+    assert "the cells of mine are left out, since study.arms does not name them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ("scarcity/0.1/mine/0", r"none of the cells is of an arm of study\.arms \(moco, ifa, "),
+        ("imbalance/0.1/moco/0", r"the cell imbalance/0\.1/moco/0 has no AUROC, no finding; run it as a cell of imbalance again"),
+        ("detection/all/moco/0", r"the cell detection/all/moco/0 has no mAP@50; run it as a cell of detection again"),
+    ],
+)
+def test_a_cell_of_another_kind_is_named(
+    cell: str, sentence: str, tmp_path: Path, params: Params, make_predictions: MakePredictions
+) -> None:
+    make_predictions(f"cells/{cell}")
+    with pytest.raises(UserError, match=f"^study: {sentence}"):
+        finish(str(tmp_path / "cells"), tmp_path, params)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"seeds": []}, "at least 1 item"),
+        ({"seeds": [0, 1, 0]}, "0 is there twice; name each value once"),
+        ({"arms": ["moco", "moco"]}, "moco is there twice"),
+        ({"fractions": [0.1, 0.10]}, "0.1 is there twice"),
+    ],
+)
+def test_values_that_would_share_a_folder_are_refused(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Study.model_validate(values)
 
 
 def test_models_of_other_test_images_are_refused(tmp_path: Path, params: Params, make_predictions: MakePredictions) -> None:
