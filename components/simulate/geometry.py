@@ -70,6 +70,12 @@ class Arc:
 
     def draw(self, along: Map, across: Map, softness: float = 0.012) -> Map:
         """Density in [0, 1] at points with the given coordinates, arrays of one shape."""
+        near = (along > self.start - 3 * softness) & (along < self.end + 3 * softness)  # elsewhere it is 0
+        density = np.zeros(along.shape)
+        density[near] = self._density(along[near], across[near], softness)
+        return density
+
+    def _density(self, along: Map, across: Map, softness: float) -> Map:
         s = along - self.start
         slope = self.slope + 2 * self.curve * s
         distance = np.abs(across - self.offset - s * (self.slope + self.curve * s)) / np.sqrt(1 + slope * slope)
