@@ -194,7 +194,7 @@ WEIGHT = "layer2.0.bn1.weight"
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("conv1.weight", torch.zeros(64, 4, 7, 7), r"conv1\.weight is \(64, 4, 7, 7\), not \(64, 1, 7, 7\)"),
+        ("conv1.weight", torch.zeros(64, 4, 7, 7), r"is \(64, 4, 7, 7\), not \(64, 1, 7, 7\)"),
         (WEIGHT, None, "is missing"),
         (WEIGHT, torch.full((128,), torch.nan), "holds NaN or infinity"),
         (WEIGHT, torch.zeros(128, dtype=torch.complex64), "holds no floating-point numbers"),
@@ -206,7 +206,7 @@ WEIGHT = "layer2.0.bn1.weight"
 def test_missing_and_unusable_weights_are_named(tmp_path: Path, name: str, tensor: torch.Tensor | None, message: str) -> None:
     state = {**resnet().state_dict(), name: tensor}
     torch.save({key: value for key, value in state.items() if value is not None}, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match=rf"odd\.pth: .*{message}"):
+    with pytest.raises(UserError, match=rf"odd\.pth: .*{re.escape(name)} {message}"):
         initial_weights.read(str(tmp_path / "odd.pth"), "resnet18")
 
 
